@@ -1,0 +1,169 @@
+"""What a caller asks of the engine and what it gets back: plain frozen data, no arrays, no threads.
+
+Everything is validated once, here, before a token is computed: an `Engine` never sees a value out of
+bounds. `ValueError` messages name the value, the bound and the field, and a server may show them as they are.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 64
+MAX_STOP_TOKENS = 8
+
+
+class Finish(enum.StrEnum):
+    """Why a request ended; the values are OpenAI's `finish_reason` where it has one."""
+
+    STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
+    LENGTH = "length"  # max_tokens, or the model's context, is used up
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn and when to stop; the names, defaults and order of operations are vLLM's.
+
+    Penalties act first, then `logit_bias`, then temperature, `min_p`, `top_k` and `top_p`. Log-probabilities are
+    those of the model itself: before penalties, bias and temperature.
+
+    Attributes:
+        max_tokens: most tokens to generate; None means as many as the context holds. 0 scores the prompt only.
+        temperature: 0 is greedy.
+        top_k: 0 keeps all tokens. Tokens tied with the k-th are kept.
+        seed: the same seed, prompt and parameters give the same text, whatever else the engine is doing.
+        logprobs: how many alternatives to report a generated token; None for no log-probabilities.
+        prompt_logprobs: the same for the prompt's own tokens.
+        stop: strings that end the text; they are not part of it.
+        min_tokens: no end-of-sequence or stop token before so many generated tokens.
+    """
+
+    max_tokens: int | None = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _bounded("temperature", self.temperature, 0.0, 100.0)
+        _bounded("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _bounded("min_p", self.min_p, 0.0, 1.0)
+        _bounded("top_k", self.top_k, 0, 2**31 - 1)
+        _bounded("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _bounded("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _bounded("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _bounded("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens is not None:
+            _bounded("max_tokens", self.max_tokens, 0, 2**31 - 1)
+            if self.min_tokens > self.max_tokens:
+                raise ValueError(f"min_tokens={self.min_tokens} is larger than max_tokens={self.max_tokens}")
+        if self.seed is not None:
+            _bounded("seed", self.seed, -(2**63), 2**64 - 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                _bounded(name, value, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise ValueError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_LENGTH:
+                raise ValueError(
+                    f"each stop string needs 1 to {MAX_STOP_LENGTH} characters; one has {len(text)}"
+                )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise ValueError(f"stop_token_ids holds {len(self.stop_token_ids)}; at most {MAX_STOP_TOKENS}")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise ValueError(f"logit_bias holds {len(self.logit_bias)} tokens; at most {MAX_LOGIT_BIAS}")
+        for token, bias in self.logit_bias.items():
+            _bounded(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """One token's log-probability and the most likely alternatives at its place, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """One step of a request's output, in order. The last one of a request carries `finish`.
+
+    Attributes:
+        text: new text, always whole characters; may be empty while a character or a stop string is undecided.
+        tokens: the new token ids (a stop token is counted here but has no text).
+        logprobs: one for each of `tokens` if asked for.
+        prompt_logprobs: on the first delta if asked for: one for each prompt token; the first is None.
+        cached_tokens: prompt tokens that came from the store instead of being computed.
+        finish: set on the last delta only.
+        stop_reason: the stop string or token id that ended the text, None for end-of-sequence.
+        error: a sentence for the user when `finish` is `Finish.ERROR`.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    cached_tokens: int = 0
+    finish: Finish | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A finished request, as `Engine.generate` returns it: the deltas of one request joined."""
+
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    finish: Finish
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    cached_tokens: int = 0
+
+
+class ContextLengthExceededError(ValueError):
+    """The prompt and what it asks to generate do not fit the model's context."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, max_model_len: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, together "
+            f"{prompt_tokens + max_tokens}; this model's context is {max_model_len} tokens. "
+            f"Shorten the prompt or lower max_tokens"
+        )
+        self.prompt_tokens, self.max_tokens, self.max_model_len = prompt_tokens, max_tokens, max_model_len
+
+
+class QueueFullError(RuntimeError):
+    """Every slot and every place in the queue is taken; try again later."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine's thread has ended; the process should exit."""
+
+
+def _bounded(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raises ValueError unless `low <= value <= high` (`low < value` with `open_low`); NaN is refused."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} is not a finite number")
+    if value > high or value < low or (open_low and value == low):
+        raise ValueError(f"{name}={value} is outside {'(' if open_low else '['}{low}, {high}]")
