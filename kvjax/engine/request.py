@@ -103,6 +103,23 @@ class TokenLogprob:
 
 
 @dataclasses.dataclass(frozen=True)
+class Timing:
+    """When a request passed each door, in seconds of `time.monotonic()`, and how its prompt was met.
+
+    Attributes:
+        view_fraction: bytes of KV the device kept for the request over the bytes of its full KV.
+        prefix: prompt tokens by where their KV came from, `"computed"` or the name of a store's tier.
+    """
+
+    arrived: float
+    scheduled: float
+    first_token: float
+    finished: float
+    view_fraction: float = 1.0
+    prefix: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Delta:
     """One step of a request's output, in order. The last one of a request carries `finish`.
 
@@ -114,6 +131,7 @@ class Delta:
         cached_tokens: prompt tokens that came from the store instead of being computed.
         finish: set on the last delta only.
         stop_reason: the stop string or token id that ended the text, None for end-of-sequence.
+        timing: set with `finish`, unless the request never left the queue.
         error: a sentence for the user when `finish` is `Finish.ERROR`.
     """
 
@@ -124,6 +142,7 @@ class Delta:
     cached_tokens: int = 0
     finish: Finish | None = None
     stop_reason: str | int | None = None
+    timing: Timing | None = None
     error: str | None = None
 
 
