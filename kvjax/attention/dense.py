@@ -1,0 +1,125 @@
+"""Exact attention over a cache, block by block: work and temporaries grow with what is read, not with its room.
+
+Both functions run an online softmax over blocks of keys and stop at the last block that holds a visible key, so
+a cache may be allocated far larger than the sequence in it, and no [T, T] array ever exists.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+BLOCK = 512
+# A finite "minus infinity": a row that has seen no key yet must not turn into NaN. What such a row gathers is
+# multiplied by exp(MASKED - score) = 0 at its first visible key.
+MASKED = -1e30
+
+_Carry = tuple[Array, Array, Array]  # running maximum [*R], running sum [*R], weighted values [*R, D]; float32
+
+
+def prefill_attention(
+    q: Float[Array, "P H D"],
+    k: Float[Array, "K T D"],
+    v: Float[Array, "K T D"],
+    start: Int[Array, ""],
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[Array, "P H D"]:
+    """Attends one piece of a prompt to all keys up to itself; the piece's own keys are already in `k`, `v`.
+
+    Args:
+        q: queries of positions `start` to `start + P - 1`, rotated.
+        k: keys of positions 0 to T - 1; blocks that begin beyond the piece are not read.
+        scale: multiplies q.k before the softmax.
+        window: position p sees keys in (p - window, p]; None sees all.
+    """
+    piece, heads, head_dim = q.shape
+    kv_heads, tokens, _ = k.shape
+    group = heads // kv_heads
+    block = min(BLOCK, tokens)
+    # [K, G*P, D]: the queries of all heads of one kv head are the rows of one matrix product
+    rows = q.reshape(piece, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
+    rows = rows.reshape(kv_heads, group * piece, head_dim)
+    asking = (start + jnp.tile(jnp.arange(piece), group))[:, None]
+
+    def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
+        begin, fresh = _block(index, block, tokens)
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, begin, block, axis=1) for x in (k, v))
+        visible = fresh & _sees(asking, begin + jnp.arange(block), window)
+        scores = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
+        weights, carry = _rescale(carry, jnp.where(visible, scores, MASKED))
+        new = jnp.einsum("kmt,ktd->kmd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
+        return carry[0], carry[1], carry[2] + new
+
+    first = 0 if window is None else jnp.maximum(start - window + 1, 0) // block
+    last = (start + piece + block - 1) // block
+    _, total, out = jax.lax.fori_loop(first, last, body, _empty((kv_heads, group * piece), head_dim))
+    out = (out / total[..., None]).reshape(kv_heads, group, piece, head_dim).transpose(2, 0, 1, 3)
+    return out.reshape(piece, heads, head_dim).astype(q.dtype)
+
+
+def decode_attention(
+    q: Float[Array, "B H D"],
+    k: Float[Array, "B K C D"],
+    v: Float[Array, "B K C D"],
+    positions: Int[Array, "B K C"],
+    asking: Int[Array, "B"],
+    entries: Int[Array, "B"],
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[Array, "B H D"]:
+    """Attends one token a slot to the entries of its view; the token's own key is already among them.
+
+    Args:
+        positions: the token position each entry was computed at; negative where the view is empty.
+        asking: the position of the token that asks.
+        entries: how many leading entries of a slot may be filled, 0 for a slot that is not decoding (its output
+            is meaningless). Blocks beyond the largest of them are not read.
+        scale: multiplies q.k before the softmax.
+        window: as in `prefill_attention`.
+    """
+    slots, heads, head_dim = q.shape
+    kv_heads, capacity = k.shape[1:3]
+    block = min(BLOCK, capacity)
+    rows = q.reshape(slots, kv_heads, heads // kv_heads, head_dim)
+
+    def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
+        begin, fresh = _block(index, block, capacity)
+        keys, values, places = (
+            jax.lax.dynamic_slice_in_dim(x, begin, block, axis=2) for x in (k, v, positions)
+        )
+        visible = fresh & (places >= 0) & _sees(asking[:, None, None], places, window)
+        scores = jnp.einsum("bkgd,bkcd->bkgc", rows, keys, preferred_element_type=jnp.float32) * scale
+        weights, carry = _rescale(carry, jnp.where(visible[:, :, None], scores, MASKED))
+        new = jnp.einsum("bkgc,bkcd->bkgd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
+        return carry[0], carry[1], carry[2] + new
+
+    last = (jnp.max(entries) + block - 1) // block
+    _, total, out = jax.lax.fori_loop(0, last, body, _empty(rows.shape[:-1], head_dim))
+    # a step in which no slot decodes reads no block: its total is 0
+    return (out / jnp.maximum(total, 1e-30)[..., None]).reshape(slots, heads, head_dim).astype(q.dtype)
+
+
+def _block(index: Int[Array, ""], block: int, tokens: int) -> tuple[Int[Array, ""], Bool[Array, "block"]]:
+    """Where block `index` begins, and which of its keys no earlier block held (the last block may step back)."""
+    begin = jnp.minimum(index * block, tokens - block)
+    return begin, begin + jnp.arange(block) >= index * block
+
+
+def _sees(asking: Int[Array, "*Q"], keys: Int[Array, "*T"], window: int | None) -> Bool[Array, "*R"]:
+    causal = keys <= asking
+    return causal if window is None else causal & (keys > asking - window)
+
+
+def _empty(rows: tuple[int, ...], head_dim: int) -> _Carry:
+    return jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, head_dim))
+
+
+def _rescale(carry: _Carry, scores: Float[Array, "*R block"]) -> tuple[Float[Array, "*R block"], _Carry]:
+    """Weights of a block under the new running maximum, and the carry scaled to it (its values not yet added)."""
+    maximum, total, out = carry
+    new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - new_maximum[..., None])
+    shrink = jnp.exp(maximum - new_maximum)
+    return weights, (new_maximum, total * shrink + jnp.sum(weights, axis=-1), out * shrink[..., None])

@@ -1,0 +1,94 @@
+"""The KV caches on the device. Each array is declared once; allocation, size and sharding derive from that.
+
+A `Workspace` holds the full K and V of one layer while its group is prefilled; a `View` holds what each slot
+keeps of a layer for decoding. Both are donated to every step and updated in place: they are never copied.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+TENSOR = "tensor"  # the mesh axis over which kv heads are split
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array of a cache: its shape, its dtype, the mesh axis of each dimension, and its first value."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+    fill: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
+
+    def sharding(self, mesh: Mesh) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*self.axes))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """Full K and V of one layer for one request, during prefill. Leaves are arrays, or specs of them."""
+
+    k: Any  # [K, T, D]
+    v: Any  # [K, T, D]
+
+    @classmethod
+    def declare(cls, *, kv_heads: int, tokens: int, head_dim: int, dtype: Any) -> "Workspace":
+        spec = ArraySpec((kv_heads, tokens, head_dim), dtype, (TENSOR, None, None))
+        return cls(spec, spec)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What each slot keeps of one layer. Leaves are arrays, or specs of them.
+
+    A new entry goes to index `used % C`. A full view never wraps; that of a sliding layer is a ring that
+    forgets what its window has left behind. Attention reads entries by `positions`, never by their order.
+    """
+
+    k: Any  # [B, K, C, D], rotated for the position it was computed at
+    v: Any  # [B, K, C, D]
+    positions: Any  # [B, K, C] int32: the token position of each entry, -1 where empty
+    used: Any  # [B] int32: entries ever written to the slot
+
+    @classmethod
+    def declare(cls, *, slots: int, kv_heads: int, capacity: int, head_dim: int, dtype: Any) -> "View":
+        heads = ArraySpec((slots, kv_heads, capacity, head_dim), dtype, (None, TENSOR, None, None))
+        positions = ArraySpec(heads.shape[:3], jnp.int32, (None, TENSOR, None), fill=-1)
+        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)))
+
+
+def _is_spec(leaf: object) -> bool:
+    return isinstance(leaf, ArraySpec)
+
+
+def allocate(specs: Any, mesh: Mesh | None = None) -> Any:
+    """Arrays for a pytree of specs, each filled with its first value on the device it will live on."""
+
+    def fill(spec: ArraySpec) -> jax.Array:
+        device = None if mesh is None else spec.sharding(mesh)
+        return jnp.full(spec.shape, spec.fill, spec.dtype, device=device)
+
+    return jax.tree.map(fill, specs, is_leaf=_is_spec)
+
+
+def constrain(arrays: Any, specs: Any, mesh: Mesh | None) -> Any:
+    """Holds arrays inside a jitted step to the sharding they were allocated with, so that donation keeps them."""
+    if mesh is None:
+        return arrays
+    shardings = jax.tree.map(lambda spec: spec.sharding(mesh), specs, is_leaf=_is_spec)
+    return jax.tree.map(jax.lax.with_sharding_constraint, arrays, shardings)
+
+
+def nbytes(specs: Any) -> int:
+    """Bytes of all arrays of a pytree of specs, over all devices."""
+    return sum(spec.nbytes for spec in jax.tree.leaves(specs, is_leaf=_is_spec))
