@@ -1,0 +1,232 @@
+"""Reads and writes what the config.json files of all families have in common.
+
+Both spellings of rope are read: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling`
+(older). A field that changes the arithmetic and is not implemented is refused by name, never passed over.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from kvjax.models.config import Activation, DecoderConfig, LayerConfig
+from kvjax.models.family import HFConfig
+from kvjax.models.rope import Linear, Llama3, LongRope, RopeConfig, Yarn
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+_SCALINGS = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope, "su": LongRope}
+
+# fields of config.json that change the arithmetic, and the values under which they do not
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (None, False),
+    "is_causal": (None, True),
+    "is_encoder_decoder": (None, False),
+    "mlp_bias": (None, False),
+    "lm_head_bias": (None, False),
+    "attention_chunk_size": (None,),
+    "no_rope_layers": (None, []),
+    "no_rope_layer_interval": (None, 0),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "num_kv_shared_layers": (None, 0),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "logits_scaling": (None, 1),
+    "logit_scale": (None, 1),
+}
+
+
+def need(hf: HFConfig, name: str) -> Any:
+    """A field that has no default. Raises ValueError if it is not there."""
+    if hf.get(name) is None:
+        raise ValueError(f"config.json of a {hf.get('model_type')!r} model has no {name!r}")
+    return hf[name]
+
+
+def refuse(hf: HFConfig, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError for a field of `neutral` with any but its neutral values."""
+    for name, values in neutral.items():
+        if hf.get(name) not in values:
+            raise ValueError(f"config.json sets {name!r} to {hf[name]!r}; only {values[-1]!r} is implemented")
+
+
+def ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """Token ids that a config gives as one, as several or not at all."""
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
+    """The rope fields in today's spelling, whichever `hf` uses; `theta` is the family's default."""
+    parameters = dict(hf.get("rope_parameters") or {}) | dict(hf.get("rope_scaling") or {})
+    parameters.setdefault("rope_theta", hf.get("rope_theta") or theta)
+    for name in ("partial_rotary_factor", "original_max_position_embeddings"):
+        if hf.get(name) is not None:
+            parameters[name] = hf[name]
+    return parameters
+
+
+def rope(
+    parameters: Mapping[str, Any], *, head_dim: int, max_position: int, max_model_len: int | None = None
+) -> RopeConfig:
+    """A `RopeConfig` from rope fields in today's spelling.
+
+    Raises ValueError for a type or a field that is not implemented.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    kind = given.pop("rope_type", given.pop("type", "default"))
+    given.pop("type", None)
+    theta = float(given.pop("rope_theta"))
+    dim = int(head_dim * given.pop("partial_rotary_factor", 1.0))
+    original = given.get("original_max_position_embeddings", max_position)
+    if kind == "dynamic":
+        raise ValueError(
+            "rope_type 'dynamic' changes every frequency as a text grows, which makes cached keys wrong; "
+            "use a static type: linear, llama3, yarn or longrope"
+        )
+    if kind == "default":
+        given.pop("original_max_position_embeddings", None)
+        scaling_type, fields = None, set()
+    elif kind in _SCALINGS:
+        scaling_type = _SCALINGS[kind]
+        fields = {field.name for field in dataclasses.fields(scaling_type)} - {"use_long"}
+    else:
+        raise ValueError(f"rope_type {kind!r} is not implemented; these are: default, {', '.join(_SCALINGS)}")
+    if kind == "linear":
+        given.pop("original_max_position_embeddings", None)
+    unknown = sorted(set(given) - fields)
+    if unknown:
+        raise ValueError(f"rope_type {kind!r} with {', '.join(unknown)} is not implemented")
+    if scaling_type is None:
+        return RopeConfig(dim, theta)
+    if "original_max_position_embeddings" in fields:
+        given["original_max_position_embeddings"] = original
+    if scaling_type in (Yarn, LongRope):
+        given.setdefault("factor", max_position / original)
+    if scaling_type is LongRope:
+        given["use_long"] = (max_model_len or max_position) > original
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    try:
+        return RopeConfig(dim, theta, scaling_type(**values))
+    except TypeError as error:
+        raise ValueError(f"rope_type {kind!r} is incomplete: {error}") from None
+
+
+def rope_to_hf(config: RopeConfig, head_dim: int) -> dict[str, Any]:
+    """The inverse of `rope`."""
+    partial = {} if config.dim == head_dim else {"partial_rotary_factor": config.dim / head_dim}
+    if config.scaling is None:
+        return {"rope_type": "default", "rope_theta": config.theta, **partial}
+    name = next(name for name, kind in _SCALINGS.items() if isinstance(config.scaling, kind))
+    fields = {
+        k: v for k, v in dataclasses.asdict(config.scaling).items() if v is not None and k != "use_long"
+    }
+    return {"rope_type": name, "rope_theta": config.theta, **partial, **fields}
+
+
+def windows(hf: HFConfig, default: tuple[int | None, ...], window: int | None) -> tuple[int | None, ...]:
+    """The sliding window of each layer: by `layer_types` if the config has them, else `default`.
+
+    Raises ValueError for a kind of layer that is not implemented.
+    """
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        return default
+    if len(kinds) != len(default):
+        raise ValueError(f"config.json has {len(kinds)} layer_types for {len(default)} layers")
+    known = {"full_attention": None, "sliding_attention": window}
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"layer type {kind!r} is not implemented; these are: {', '.join(known)}")
+        if kind == "sliding_attention" and window is None:
+            raise ValueError("layer_types has sliding_attention, but sliding_window is not set or not in use")
+    return tuple(known[kind] for kind in kinds)
+
+
+def decoder_config(
+    hf: HFConfig,
+    family: str,
+    max_model_len: int | None,
+    *,
+    window: tuple[int | None, ...] | None = None,
+    ropes: tuple[RopeConfig, ...] | None = None,
+    **changes: Any,
+) -> DecoderConfig:
+    """A `DecoderConfig` from the fields every family has; `changes` are what the family does its own way.
+
+    `window` and `ropes` are of each layer; without them layers are global and share the rope fields of `hf`.
+    """
+    refuse(hf, _NEUTRAL)
+    width, heads = need(hf, "hidden_size"), need(hf, "num_attention_heads")
+    if hf.get("head_dim") is None and width % heads:
+        raise ValueError(
+            f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads}); set head_dim"
+        )
+    head_dim = hf.get("head_dim") or width // heads
+    max_position = need(hf, "max_position_embeddings")
+    depth = need(hf, "num_hidden_layers")
+    ropes = (
+        ropes
+        or (
+            rope(
+                rope_parameters(hf), head_dim=head_dim, max_position=max_position, max_model_len=max_model_len
+            ),
+        )
+        * depth
+    )
+    # a window that no text outgrows is none: the layer is as global as the others
+    longest = max(max_position, max_model_len or 0)
+    window = tuple(None if w is None or w >= longest else w for w in window or (None,) * depth)
+    activation = hf.get("hidden_act") or hf.get("hidden_activation") or "silu"
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"activation {activation!r} is not implemented; these are: {', '.join(_ACTIVATIONS)}"
+        )
+    fields: dict[str, Any] = {
+        "family": family,
+        "vocab_size": need(hf, "vocab_size"),
+        "width": width,
+        "mlp_width": need(hf, "intermediate_size"),
+        "num_heads": heads,
+        "num_kv_heads": hf.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+        "layers": tuple(LayerConfig(rope=r, window=w) for r, w in zip(ropes, window, strict=True)),
+        "query_scale": head_dim**-0.5,
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "max_position": max_position,
+        "activation": _ACTIVATIONS[activation],
+        "tied": bool(hf.get("tie_word_embeddings", False)),
+        "bos_token_id": hf.get("bos_token_id"),
+        "eos_token_ids": ids(hf.get("eos_token_id")),
+    }
+    return DecoderConfig(**(fields | changes))
+
+
+def to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The fields every family has; the inverse of `decoder_config`."""
+    activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
+    eos = config.eos_token_ids
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": activation,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope_to_hf(config.layers[0].rope, config.head_dim),
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
+    }
