@@ -1,0 +1,76 @@
+# Everything runs in .venv, which scripts/install.sh makes and keeps up to date.
+# ARGS goes to the program (make serve ARGS="--port 9000"); PYTHON and UV say where those are.
+
+DEVICE ?= cpu
+ARGS ?=
+BIN := .venv/bin
+INPUTS := pyproject.toml constraints.txt scripts/install.sh
+
+EXTRA_cpu :=
+EXTRA_cuda := cuda
+EXTRA_tpu := tpu
+ifeq ($(filter $(DEVICE),cpu cuda tpu),)
+$(error DEVICE=$(DEVICE) is not known: cpu, cuda or tpu)
+endif
+
+# Each recipe is one shell that has `phase NAME COMMAND`, which prints the seconds the command took.
+.ONESHELL:
+.SHELLFLAGS := -ec
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help serve test nightly lint format bench constraints
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+serve: .venv/installed-$(DEVICE) ## Install, then serve on DEVICE=cpu (default), cuda or tpu
+	@exec $(BIN)/python -m kvjax.serve $(ARGS)
+
+test: .venv/installed-test ## Run the tests that take seconds
+	@. scripts/phase.sh
+	failed=0
+	phase "tests" $(BIN)/python -m pytest -m "not slow and not clients" --durations=25 \
+		--ignore=tests/distributed $(ARGS) || failed=$$?
+	phase "tests, 8 dev." $(BIN)/python -m pytest -m "not slow and not clients" --durations=5 \
+		tests/distributed || failed=$$?
+	exit $$failed
+
+nightly: .venv/installed-nightly ## Run every test: slow ones, third-party clients, compiling for other devices
+	@. scripts/phase.sh
+	export HYPOTHESIS_PROFILE=nightly
+	failed=0
+	phase "tests" $(BIN)/python -m pytest --durations=50 --ignore=tests/distributed $(ARGS) || failed=$$?
+	phase "tests, 8 dev." $(BIN)/python -m pytest --durations=5 tests/distributed || failed=$$?
+	exit $$failed
+
+lint: .venv/installed-dev ## Check style, format and types
+	@. scripts/phase.sh
+	failed=0
+	phase "ruff check" $(BIN)/ruff check || failed=1
+	phase "ruff format" $(BIN)/ruff format --check || failed=1
+	phase "pyright" $(BIN)/pyright || failed=1
+	exit $$failed
+
+format: .venv/installed-dev ## Format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix --exit-zero
+	$(BIN)/ruff format
+
+bench: .venv/installed-$(DEVICE) ## Print the measurements that the documents quote
+	@exec $(BIN)/python -m benchmarks.foundation $(ARGS)
+
+constraints: .venv/installed-dev ## Move constraints.txt to the newest versions (jax stays at JAX=0.11.2)
+	@. scripts/phase.sh
+	phase "constraints" sh scripts/constraints.sh
+	git --no-pager diff --stat -- constraints.txt
+
+.venv/installed-cpu .venv/installed-cuda .venv/installed-tpu: .venv/installed-%: $(INPUTS)
+	@sh scripts/install.sh $(EXTRA_$*) && touch $@
+
+.venv/installed-dev: $(INPUTS)
+	@sh scripts/install.sh dev && touch $@
+
+.venv/installed-test: $(INPUTS)
+	@sh scripts/install.sh dev,parity && touch $@ .venv/installed-dev
+
+.venv/installed-nightly: $(INPUTS)
+	@sh scripts/install.sh dev,parity,clients,aot && touch $@ .venv/installed-test .venv/installed-dev
