@@ -142,7 +142,9 @@ def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array,
     return Sample(token, chosen[:, 0], *jax.lax.cond(top, best, nothing))
 
 
-def _adjust(logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"]) -> Float[Array, "B V"]:
+def _adjust(
+    logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"]
+) -> Float[Array, "B V"]:
     rows = jnp.arange(logits.shape[0])[:, None]
     logits = logits.at[rows, state.bias_ids].add(state.bias, mode="drop")
     too_early = jnp.where(generated < state.min_tokens, -jnp.inf, 0.0)[:, None]

@@ -1,0 +1,57 @@
+"""How an engine is laid out: frozen, validated once, derived values as properties."""
+
+import dataclasses
+
+CHUNK = 256  # tokens: the unit of hashing, storing and hitting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes that are static to every compiled step.
+
+    Attributes:
+        max_model_len: most tokens of one sequence, prompt and generated; None takes the model's own context.
+        max_num_seqs: slots, that is sequences decoding or prefilling at the same time. Every decode step computes
+            all of them, whoever is there: an answer never depends on who else is being served.
+        max_num_queued_reqs: how many more requests may wait.
+        prefill_piece: tokens pushed through a layer group at a time, a multiple of 256; None chooses by device.
+        decode_steps: most decode steps a dispatch, that is between two looks at the queue.
+        seed: where the seeds of requests without one start.
+        dtype: of weights and KV: "float32", "bfloat16" or "float16"; None is float32 on CPU and bfloat16 elsewhere.
+        tensor_parallel_size: devices over which heads are split.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 4
+    max_num_queued_reqs: int = 256
+    prefill_piece: int | None = None
+    decode_steps: int = 4
+    seed: int = 0
+    dtype: str | None = None
+    kv_cache_dtype: str | None = None
+    tensor_parallel_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_num_queued_reqs < 0:
+            raise ValueError(f"max_num_queued_reqs={self.max_num_queued_reqs} must not be negative")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError(f"max_model_len={self.max_model_len}: a sequence has at least 2 tokens")
+        if self.prefill_piece is not None and (self.prefill_piece < CHUNK or self.prefill_piece % CHUNK):
+            raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {CHUNK}")
+        for name in ("dtype", "kv_cache_dtype"):
+            if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: choose float32, bfloat16 or float16, or leave it out"
+                )
+
+
+def buckets(piece: int, max_model_len: int) -> tuple[int, ...]:
+    """Workspace lengths in tokens: powers of two times the piece; the last one holds `max_model_len`."""
+    needed = -(-max_model_len // piece) * piece
+    lengths = [piece]
+    while lengths[-1] < needed:
+        lengths.append(min(2 * lengths[-1], needed))
+    return tuple(lengths)

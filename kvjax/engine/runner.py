@@ -1,0 +1,226 @@
+"""Runs the compiled steps on one model: owns every array on the device, and knows slots but no requests.
+
+All calls return at once (JAX dispatches asynchronously); whoever reads a result waits for it. Not safe for use
+from several threads: the engine's thread owns the runner.
+"""
+
+import dataclasses
+import logging
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from kvjax import cache
+from kvjax.budget import BudgetProfile
+from kvjax.cache import View, Workspace
+from kvjax.engine import steps
+from kvjax.engine.config import EngineConfig, buckets
+from kvjax.engine.request import SamplingParams
+from kvjax.engine.sampling import Sample, SamplerState
+from kvjax.models import Decoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class Prefill:
+    """A prompt on its way through the layers: group after group, and piece after piece inside a group.
+
+    Attributes:
+        tokens: the prompt, padded to its bucket; `length` is without padding.
+        hidden: hidden states of all positions [T, E] before layer group `group`.
+        piece: the next piece of that group.
+    """
+
+    tokens: np.ndarray
+    length: int
+    slot: int
+    hidden: jax.Array
+    pieces: int
+    group: int = 0
+    piece: int = 0
+
+
+class Runner:
+    """One model, its views and its compiled steps.
+
+    Args:
+        model: weights placed where they stay (sharded over `mesh`'s axis "tensor" if there is one).
+        config: sizes; `max_model_len`, `prefill_piece` and the dtypes must be set.
+        profile: what each layer keeps of a sequence.
+    """
+
+    def __init__(
+        self, model: Decoder, config: EngineConfig, profile: BudgetProfile, mesh: Mesh | None = None
+    ) -> None:
+        assert config.max_model_len is not None
+        assert config.prefill_piece is not None
+        self.model_config = model.config
+        self.config = config
+        self.profile = profile
+        self.mesh = mesh
+        self.vocab_size = model.config.vocab_size
+        self.buckets = buckets(config.prefill_piece, config.max_model_len)
+        self._split(model)
+        self.groups = profile.groups(self._kinds)
+        self._view_specs = tuple(self._declare_view(budget.capacity) for budget in profile.layers)
+        self._state_specs = steps.DecodeState.declare(config.max_num_seqs, self.vocab_size)
+        self.views: tuple[View, ...] = cache.allocate(self._view_specs, mesh)
+        self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
+        self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
+
+    def _split(self, model: Decoder) -> None:
+        """Takes the model apart: one part a layer, equal for layers of a kind, and one for what is around them."""
+        kinds, leaves = [], []
+        for layer, config in zip(model.layers, model.config.layers, strict=True):
+            part, arrays = steps.Part.split(layer)
+            kinds.append(steps.LayerKind(part, config.window, model.config.query_scale, self.mesh))
+            leaves.append(arrays)
+        known = {kind: kind for kind in kinds}  # equal kinds become one object: compared at every call
+        self._kinds = tuple(known[kind] for kind in kinds)
+        self._layer_leaves = tuple(leaves)
+        trunk = nnx.merge(*nnx.split(model))  # the same arrays in another module
+        trunk.layers = nnx.List([])
+        self._trunk, self._trunk_leaves = steps.Part.split(trunk)
+
+    def _declare_view(self, capacity: int) -> View:
+        return View.declare(
+            slots=self.config.max_num_seqs,
+            kv_heads=self.model_config.num_kv_heads,
+            capacity=capacity,
+            head_dim=self.model_config.head_dim,
+            dtype=jnp.dtype(self.config.kv_cache_dtype or self.config.dtype),
+        )
+
+    def _declare_workspace(self, tokens: int) -> Workspace:
+        return Workspace.declare(
+            kv_heads=self.model_config.num_kv_heads,
+            tokens=tokens,
+            head_dim=self.model_config.head_dim,
+            dtype=jnp.dtype(self.config.kv_cache_dtype or self.config.dtype),
+        )
+
+    def _workspace(self, tokens: int) -> list[list[Workspace]]:
+        """Two workspaces of this length, used by the groups in turn; only those of the last length are kept."""
+        if self._workspaces[0] != tokens:
+            self._workspaces = (0, [])  # free the old ones first
+            specs = [self._declare_workspace(tokens)] * max(len(group) for group in self.groups)
+            pair = [cache.allocate(specs, self.mesh) for _ in self.groups[:2]]
+            self._workspaces = (tokens, pair)
+        return self._workspaces[1]
+
+    def begin(self, tokens: np.ndarray, slot: int) -> Prefill:
+        """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`."""
+        piece = self.config.prefill_piece
+        bucket = next(length for length in self.buckets if length >= len(tokens))
+        padded = np.zeros(bucket, np.int32)
+        padded[: len(tokens)] = tokens
+        hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
+        return Prefill(padded, len(tokens), slot, hidden, pieces=-(-len(tokens) // piece))
+
+    def advance(self, prefill: Prefill) -> bool:
+        """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
+
+        Returns:
+            Whether all groups are done; then `finish` draws the first token.
+        """
+        workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
+        size = self.config.prefill_piece
+        start = np.int32(prefill.piece * size)
+        group = self.groups[prefill.group]
+        for place, layer in enumerate(group):
+            prefill.hidden, workspace[place] = steps.prefill_layer(
+                self._kinds[layer], size, self._layer_leaves[layer], prefill.hidden, workspace[place], start
+            )
+        prefill.piece += 1
+        if prefill.piece < prefill.pieces:
+            return False
+        slot, length = np.int32(prefill.slot), np.int32(prefill.length)
+        views = list(self.views)
+        for place, layer in enumerate(group):
+            views[layer] = steps.install(self.mesh, views[layer], workspace[place], slot, length)
+            self.views = tuple(views)
+        prefill.piece, prefill.group = 0, prefill.group + 1
+        return prefill.group == len(self.groups)
+
+    def finish(self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int) -> Sample:
+        """Draws the first token of a finished prefill and sets its slot decoding.
+
+        Args:
+            endings: tokens that end the text, at most `MAX_ENDINGS`.
+            limit: how many tokens the slot may generate.
+
+        Returns:
+            The token, with a leading dimension of 1.
+        """
+        row = SamplerState.of(params, prefill.tokens[: prefill.length], endings, seed, self.vocab_size)
+        last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1))
+        drawn, self.state = steps.first_token(
+            self._trunk, self._trunk_leaves, self.state, last,
+            np.int32(prefill.slot), np.int32(prefill.length), np.int32(limit), row,
+        )  # fmt: skip
+        return drawn
+
+    def score(self, prefill: Prefill, piece: int) -> Sample:
+        """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * P + i + 1`."""
+        size = self.config.prefill_piece
+        start = piece * size
+        targets = np.zeros(size, np.int32)
+        following = prefill.tokens[start + 1 : start + 1 + size]
+        targets[: len(following)] = following
+        x = steps.rows(size, prefill.hidden, np.int32(start))
+        return steps.score(self._trunk, self._trunk_leaves, x, targets)
+
+    def decode(self, alive: np.ndarray, count: int) -> steps.Steps:
+        """Dispatches up to `count` decode steps; slots that are not `alive` [B] stop for good."""
+        out, self.views, self.state = steps.decode(
+            self._trunk, self._kinds, self.config.decode_steps, self._trunk_leaves, self._layer_leaves,
+            self.views, self.state, alive, np.int32(count),
+        )  # fmt: skip
+        return out
+
+    def warm_up(self) -> dict[str, float]:
+        """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each."""
+        seconds = {}
+        params = SamplingParams()
+        for bucket in self.buckets:
+            began = time.monotonic()
+            prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
+            prefill.pieces = 1  # one piece meets every shape
+            while not self.advance(prefill):
+                pass
+            jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))
+            jax.block_until_ready(self.score(prefill, 0))
+            seconds[f"prefill {bucket:,}"] = time.monotonic() - began
+        began = time.monotonic()
+        nobody = np.zeros(self.config.max_num_seqs, np.bool_)
+        jax.block_until_ready(self.decode(nobody, self.config.decode_steps).emitted)
+        seconds[f"decode, {self.config.max_num_seqs} slots"] = time.monotonic() - began
+        return seconds
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on all devices by purpose, from the declared shapes; the workspaces are those of the longest prompt."""
+        longest = self.buckets[-1]
+        workspace = [self._declare_workspace(longest)] * max(len(group) for group in self.groups)
+        weights = sum(leaf.nbytes for leaf in self._trunk_leaves)
+        weights += sum(leaf.nbytes for leaves in self._layer_leaves for leaf in leaves)
+        width = self.model_config.width * self._trunk_leaves[0].dtype.itemsize
+        return {
+            "weights": weights,
+            "views": cache.nbytes(self._view_specs),
+            "decode state": cache.nbytes(self._state_specs),
+            "workspaces": cache.nbytes(workspace) * len(self.groups[:2]),
+            "hidden states": longest * width,
+        }
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the arrays on the device contradict each other. Waits for the device."""
+        used = np.stack([np.asarray(view.used) for view in self.views])
+        positions = np.asarray(self.state.position)
+        active = np.asarray(self.state.active)
+        assert (used[:, active] == positions[active]).all(), (used, positions)
+        assert (np.asarray(self.state.generated)[active] < np.asarray(self.state.limit)[active]).all()

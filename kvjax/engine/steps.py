@@ -1,0 +1,309 @@
+"""The compiled steps: pure functions from arrays to arrays. They know no requests, no queue and no host state.
+
+Caches and hidden states are donated and updated in place. A prefill step is one layer over one piece, so that one
+compiled body serves every layer of its kind; a decode dispatch is a loop of whole-model steps over all slots.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from kvjax.attention import decode_attention, prefill_attention
+from kvjax.cache import ArraySpec, View, Workspace, constrain
+from kvjax.engine.sampling import Sample, SamplerState, report, sample
+from kvjax.models import Decoder
+from kvjax.models.decoder import Layer
+
+SCORED_ROWS = 64  # prompt positions whose logits exist at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Part[M: nnx.Module]:
+    """The static half of a module; its arrays travel as flat leaves. Equal for layers of the same kind."""
+
+    graphdef: Any
+    treedef: Any
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:  # static arguments are hashed at every call, and a graph is large
+        return hash((self.graphdef, self.treedef))
+
+    @classmethod
+    def split(cls, module: M) -> tuple["Part[M]", tuple[Array, ...]]:
+        graphdef, state = nnx.split(module)
+        leaves, treedef = jax.tree.flatten(state)
+        return cls(graphdef, treedef), tuple(leaves)
+
+    def merge(self, leaves: tuple[Array, ...]) -> M:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """All that the compiled body of a layer depends on."""
+
+    part: Part[Layer]
+    window: int | None
+    scale: float
+    mesh: Mesh | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Where each slot stands. Leaves are arrays, or specs of them.
+
+    Attributes:
+        token: the last token drawn, not yet in the cache; `position` is its position.
+        generated: tokens drawn so far; `limit` is where the slot stops by itself.
+        active: the slot is decoding.
+    """
+
+    token: Any  # [B] int32
+    position: Any  # [B] int32
+    generated: Any  # [B] int32
+    limit: Any  # [B] int32
+    active: Any  # [B] bool
+    sampler: SamplerState
+
+    @classmethod
+    def declare(cls, slots: int, vocab_size: int) -> "DecodeState":
+        number = ArraySpec((slots,), jnp.int32, (None,))
+        active = ArraySpec((slots,), jnp.bool_, (None,))
+        return cls(number, number, number, number, active, SamplerState.declare(slots, vocab_size))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What a decode dispatch produced: row i is step i, and `emitted` says which slots drew a token in it."""
+
+    emitted: Any  # [N, B] bool
+    sample: Sample  # [N, B, ...]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(part: Part[Decoder], leaves: tuple[Array, ...], tokens: Int[Array, "T"]) -> Float[Array, "T E"]:
+    """Hidden states before the first layer."""
+    return part.merge(leaves).embed(tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def prefill_layer(
+    kind: LayerKind,
+    piece: int,
+    leaves: tuple[Array, ...],
+    hidden: Float[Array, "T E"],
+    workspace: Workspace,
+    start: Int[Array, ""],
+) -> tuple[Float[Array, "T E"], Workspace]:
+    """Pushes positions `start` to `start + piece - 1` through one layer; its K and V enter the workspace."""
+    specs = _workspace_specs(workspace)
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        nonlocal workspace
+        k, v = (x.transpose(1, 0, 2) for x in (k, v))  # [P, K, D] to [K, P, D]
+        workspace = Workspace(
+            jax.lax.dynamic_update_slice_in_dim(workspace.k, k.astype(workspace.k.dtype), start, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
+        )
+        return prefill_attention(
+            q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window
+        )
+
+    x = jax.lax.dynamic_slice_in_dim(hidden, start, piece)
+    x = kind.part.merge(leaves)(x, start + jnp.arange(piece), attend)
+    hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
+    return hidden, constrain(workspace, specs, kind.mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def install(
+    mesh: Mesh | None, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]
+) -> View:
+    """Writes what a view keeps of a finished workspace to a slot: entry j is the last position that is j mod C.
+
+    For a full view that is every position in order, for a sliding layer the last C of them as its ring has them.
+    """
+    slots, kv_heads, capacity, head_dim = view.k.shape
+    entries = min(capacity, workspace.k.shape[1])
+    kept = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
+    positions = jnp.full((capacity,), -1, jnp.int32).at[:entries].set(jnp.maximum(kept, -1))
+
+    def write(target: Array, source: Array) -> Array:
+        rows = jnp.take(source, jnp.maximum(kept, 0), axis=1)  # [K, entries, D]
+        return jax.lax.dynamic_update_slice(target, rows[None], (slot, 0, 0, 0))
+
+    specs = View.declare(
+        slots=slots, kv_heads=kv_heads, capacity=capacity, head_dim=head_dim, dtype=view.k.dtype
+    )
+    new = View(
+        write(view.k, workspace.k),
+        write(view.v, workspace.v),
+        view.positions.at[slot].set(positions),
+        view.used.at[slot].set(length),
+    )
+    return constrain(new, specs, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rows(count: int, hidden: Float[Array, "T E"], start: Int[Array, ""]) -> Float[Array, "N E"]:
+    """`count` rows of the hidden states from `start` on."""
+    return jax.lax.dynamic_slice_in_dim(hidden, start, count)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(
+    part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"], targets: Int[Array, "P"]
+) -> Sample:
+    """The log-probability of each target after the hidden state at its place, and the most likely tokens."""
+    decoder = part.merge(leaves)
+
+    def chunk(pair: tuple[Array, Array]) -> Sample:
+        return report(decoder.head(pair[0]), pair[1], jnp.bool_(True))
+
+    chunks = (x.reshape(-1, SCORED_ROWS, x.shape[-1]), targets.reshape(-1, SCORED_ROWS))
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(chunk, chunks))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def first_token(
+    part: Part[Decoder],
+    leaves: tuple[Array, ...],
+    state: DecodeState,
+    last: Float[Array, "1 E"],
+    slot: Int[Array, ""],
+    length: Int[Array, ""],
+    limit: Int[Array, ""],
+    sampler: SamplerState,
+) -> tuple[Sample, DecodeState]:
+    """Draws the first token after a prompt of `length` tokens, and sets the slot decoding from there."""
+    sampler = jax.tree.map(lambda x: x[None], sampler)
+    drawn, sampler = sample(
+        part.merge(leaves).head(last), sampler, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.bool_)
+    )
+    ended = jnp.any(drawn.token[:, None] == sampler.endings, axis=-1) | (limit <= 1)
+    one = jnp.ones(1, jnp.int32)
+    row = DecodeState(drawn.token, length * one, one, limit * one, ~ended, sampler)
+    return drawn, jax.tree.map(lambda all_slots, new: all_slots.at[slot].set(new[0]), state, row)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(5, 6))
+def decode(
+    part: Part[Decoder],
+    kinds: tuple[LayerKind, ...],
+    most: int,
+    leaves: tuple[Array, ...],
+    layer_leaves: tuple[tuple[Array, ...], ...],
+    views: tuple[View, ...],
+    state: DecodeState,
+    alive: Bool[Array, "B"],
+    steps: Int[Array, ""],
+) -> tuple[Steps, tuple[View, ...], DecodeState]:
+    """Up to `steps` (at most `most`) decode steps over all slots; ends early when no slot is active.
+
+    `alive` is the host's word: a slot that is not alive stops for good.
+    """
+    decoder = part.merge(leaves)
+    state = dataclasses.replace(state, active=state.active & alive)
+    out = jax.eval_shape(lambda s: _step(decoder, kinds, layer_leaves, views, s)[0], state)
+    out = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), out)
+
+    def unfinished(carry: Any) -> Bool[Array, ""]:
+        index, _, state, _ = carry
+        return (index < steps) & jnp.any(state.active)
+
+    def body(carry: Any) -> Any:
+        index, views, state, out = carry
+        new, views, state = _step(decoder, kinds, layer_leaves, views, state)
+        return index + 1, views, state, jax.tree.map(lambda all_steps, x: all_steps.at[index].set(x), out, new)
+
+    _, views, state, out = jax.lax.while_loop(unfinished, body, (jnp.int32(0), views, state, out))
+    return out, views, state
+
+
+def _step(
+    decoder: Decoder,
+    kinds: tuple[LayerKind, ...],
+    layer_leaves: tuple[tuple[Array, ...], ...],
+    views: tuple[View, ...],
+    state: DecodeState,
+) -> tuple[Steps, tuple[View, ...], DecodeState]:
+    x = decoder.embed(state.token)
+    new_views = []
+    for kind, leaves, view in zip(kinds, layer_leaves, views, strict=True):
+        x, view = _decode_layer(kind, leaves, view, x, state.position, state.active)
+        new_views.append(view)
+    drawn, sampler = sample(decoder.head(x), state.sampler, state.generated, state.active)
+    advance = state.active.astype(jnp.int32)
+    generated = state.generated + advance
+    ended = jnp.any(drawn.token[:, None] == sampler.endings, axis=-1) | (generated >= state.limit)
+    new = DecodeState(
+        token=jnp.where(state.active, drawn.token, state.token),
+        position=state.position + advance,
+        generated=generated,
+        limit=state.limit,
+        active=state.active & ~ended,
+        sampler=sampler,
+    )
+    return Steps(state.active, drawn), tuple(new_views), new
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_layer(
+    kind: LayerKind,
+    leaves: tuple[Array, ...],
+    view: View,
+    x: Float[Array, "B E"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+) -> tuple[Float[Array, "B E"], View]:
+    """One layer of a decode step. Jitted inside the step so that layers of a kind are traced once."""
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        nonlocal view
+        view = append(view, k, v, position, active)
+        entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
+        return decode_attention(
+            q, view.k, view.v, view.positions, position, entries, scale=kind.scale, window=kind.window
+        )
+
+    x = kind.part.merge(leaves)(x, position, attend)
+    return x, view
+
+
+def append(
+    view: View,
+    k: Float[Array, "B K D"],
+    v: Float[Array, "B K D"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+) -> View:
+    """Adds one entry to each active slot. Other slots are left untouched: one may be receiving a new prompt."""
+    slots, _, capacity, _ = view.k.shape
+    slot = jnp.arange(slots)
+    index = jnp.where(active, view.used % capacity, capacity)  # out of bounds is dropped
+
+    def write(target: Array, value: Array) -> Array:
+        return target.at[slot, :, index].set(value.astype(target.dtype), mode="drop")
+
+    places = jnp.broadcast_to(position[:, None], view.positions.shape[:2])
+    return View(
+        write(view.k, k), write(view.v, v), write(view.positions, places), view.used + active.astype(jnp.int32)
+    )
+
+
+def _workspace_specs(workspace: Workspace) -> Workspace:
+    kv_heads, tokens, head_dim = workspace.k.shape
+    return Workspace.declare(
+        kv_heads=kv_heads, tokens=tokens, head_dim=head_dim, dtype=workspace.k.dtype
+    )
