@@ -1,9 +1,16 @@
 """The families that can be loaded."""
 
 from kvjax.models.family import Family
+from kvjax.models.gemma3 import GEMMA3, GEMMA3_MULTIMODAL
 from kvjax.models.llama import LLAMA
+from kvjax.models.mistral import MISTRAL
+from kvjax.models.phi3 import PHI3
+from kvjax.models.qwen2 import QWEN2
+from kvjax.models.qwen3 import QWEN3
 
-FAMILIES = {family.model_type: family for family in (LLAMA,)}
+FAMILIES = {
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA3_MULTIMODAL, PHI3)
+}
 
 
 def find(model_type: str | None) -> Family:

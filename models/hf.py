@@ -5,7 +5,7 @@ Both spellings of rope are read: `rope_parameters` (transformers 5) and `rope_th
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvjax.models.config import Activation, DecoderConfig, LayerConfig
@@ -19,7 +19,14 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-_SCALINGS = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope, "su": LongRope}
+_SCALINGS: dict[str, type[Any]] = {
+    "linear": Linear,
+    "llama3": Llama3,
+    "yarn": Yarn,
+    "longrope": LongRope,
+}
+
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 # fields of config.json that change the arithmetic, and the values under which they do not
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -64,6 +71,16 @@ def ids(value: int | list[int] | None) -> tuple[int, ...]:
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
 
+def head_dim(hf: HFConfig) -> int:
+    """Dimensions of a head, which a config gives or implies."""
+    width, heads = need(hf, "hidden_size"), need(hf, "num_attention_heads")
+    if hf.get("head_dim") is None and width % heads:
+        raise ValueError(
+            f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads}); set head_dim"
+        )
+    return hf.get("head_dim") or width // heads
+
+
 def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
     """The rope fields in today's spelling, whichever `hf` uses; `theta` is the family's default."""
     parameters = dict(hf.get("rope_parameters") or {}) | dict(hf.get("rope_scaling") or {})
@@ -75,47 +92,46 @@ def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
 
 
 def rope(
-    parameters: Mapping[str, Any], *, head_dim: int, max_position: int, max_model_len: int | None = None
+    hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str, Any] | None = None
 ) -> RopeConfig:
-    """A `RopeConfig` from rope fields in today's spelling.
+    """The position encoding of a config; `parameters` are rope fields in today's spelling, else those of
+    `hf`.
 
     Raises ValueError for a type or a field that is not implemented.
     """
-    given = {name: value for name, value in parameters.items() if value is not None}
-    kind = given.pop("rope_type", given.pop("type", "default"))
-    given.pop("type", None)
+    max_position = need(hf, "max_position_embeddings")
+    parameters = rope_parameters(hf) if parameters is None else parameters
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in parameters.items()
+        if value is not None
+    }
+    old_spelling = given.pop("type", "default")
+    kind = given.pop("rope_type", old_spelling)
     theta = float(given.pop("rope_theta"))
-    dim = int(head_dim * given.pop("partial_rotary_factor", 1.0))
-    original = given.get("original_max_position_embeddings", max_position)
+    dim = int(head_dim(hf) * given.pop("partial_rotary_factor", 1.0))
+    original = given.pop("original_max_position_embeddings", max_position)
     if kind == "dynamic":
         raise ValueError(
             "rope_type 'dynamic' changes every frequency as a text grows, which makes cached keys wrong; "
             "use a static type: linear, llama3, yarn or longrope"
         )
-    if kind == "default":
-        given.pop("original_max_position_embeddings", None)
-        scaling_type, fields = None, set()
-    elif kind in _SCALINGS:
-        scaling_type = _SCALINGS[kind]
-        fields = {field.name for field in dataclasses.fields(scaling_type)} - {"use_long"}
-    else:
+    if kind != "default" and kind not in _SCALINGS:
         raise ValueError(f"rope_type {kind!r} is not implemented; these are: default, {', '.join(_SCALINGS)}")
-    if kind == "linear":
-        given.pop("original_max_position_embeddings", None)
-    unknown = sorted(set(given) - fields)
-    if unknown:
+    scaling = _SCALINGS.get(kind)
+    fields = {field.name for field in dataclasses.fields(scaling)} - {"use_long"} if scaling else set()
+    if unknown := sorted(set(given) - fields):
         raise ValueError(f"rope_type {kind!r} with {', '.join(unknown)} is not implemented")
-    if scaling_type is None:
+    if scaling is None:
         return RopeConfig(dim, theta)
     if "original_max_position_embeddings" in fields:
         given["original_max_position_embeddings"] = original
-    if scaling_type in (Yarn, LongRope):
+    if scaling in (Yarn, LongRope):
         given.setdefault("factor", max_position / original)
-    if scaling_type is LongRope:
+    if scaling is LongRope:
         given["use_long"] = (max_model_len or max_position) > original
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
-        return RopeConfig(dim, theta, scaling_type(**values))
+        return RopeConfig(dim, theta, scaling(**given))
     except TypeError as error:
         raise ValueError(f"rope_type {kind!r} is incomplete: {error}") from None
 
@@ -132,76 +148,59 @@ def rope_to_hf(config: RopeConfig, head_dim: int) -> dict[str, Any]:
     return {"rope_type": name, "rope_theta": config.theta, **partial, **fields}
 
 
-def windows(hf: HFConfig, default: tuple[int | None, ...], window: int | None) -> tuple[int | None, ...]:
-    """The sliding window of each layer: by `layer_types` if the config has them, else `default`.
+def window(hf: HFConfig, size: int | None, max_model_len: int | None) -> int | None:
+    """A sliding window of `size` tokens, or None if no text outgrows it: the layer is then as global as
+    any.
+    """
+    longest = max(need(hf, "max_position_embeddings"), max_model_len or 0)
+    return None if size is None or size >= longest else size
+
+
+def windows(hf: HFConfig, kinds: Sequence[str], size: int | None) -> tuple[int | None, ...]:
+    """The window of each layer: of kinds `layer_types` if the config has it, else `kinds`.
 
     Raises ValueError for a kind of layer that is not implemented.
     """
-    kinds = hf.get("layer_types")
-    if kinds is None:
-        return default
-    if len(kinds) != len(default):
-        raise ValueError(f"config.json has {len(kinds)} layer_types for {len(default)} layers")
-    known = {"full_attention": None, "sliding_attention": window}
+    depth = len(kinds)
+    kinds = hf.get("layer_types") or kinds
+    if len(kinds) != depth:
+        raise ValueError(f"config.json has {len(kinds)} layer_types for {depth} layers")
     for kind in kinds:
-        if kind not in known:
-            raise ValueError(f"layer type {kind!r} is not implemented; these are: {', '.join(known)}")
-        if kind == "sliding_attention" and window is None:
-            raise ValueError("layer_types has sliding_attention, but sliding_window is not set or not in use")
-    return tuple(known[kind] for kind in kinds)
+        if kind not in (FULL, SLIDING):
+            raise ValueError(f"layer type {kind!r} is not implemented; these are: {FULL}, {SLIDING}")
+    return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
-def decoder_config(
-    hf: HFConfig,
-    family: str,
-    max_model_len: int | None,
-    *,
-    window: tuple[int | None, ...] | None = None,
-    ropes: tuple[RopeConfig, ...] | None = None,
-    **changes: Any,
-) -> DecoderConfig:
-    """A `DecoderConfig` from the fields every family has; `changes` are what the family does its own way.
+def layer_types(config: DecoderConfig) -> dict[str, Any]:
+    """The fields that say which layers slide, for families where they may differ."""
+    sizes = {layer.window for layer in config.layers} - {None}
+    return {
+        "sliding_window": next(iter(sizes), None),
+        "layer_types": [FULL if layer.window is None else SLIDING for layer in config.layers],
+    }
 
-    `window` and `ropes` are of each layer; without them layers are global and share the rope fields of `hf`.
-    """
+
+def decoder_config(hf: HFConfig, family: str, layers: Iterable[LayerConfig], **changes: Any) -> DecoderConfig:
+    """A `DecoderConfig` from the fields every family has; `changes` are what the family does its own way."""
     refuse(hf, _NEUTRAL)
-    width, heads = need(hf, "hidden_size"), need(hf, "num_attention_heads")
-    if hf.get("head_dim") is None and width % heads:
-        raise ValueError(
-            f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads}); set head_dim"
-        )
-    head_dim = hf.get("head_dim") or width // heads
-    max_position = need(hf, "max_position_embeddings")
-    depth = need(hf, "num_hidden_layers")
-    ropes = (
-        ropes
-        or (
-            rope(
-                rope_parameters(hf), head_dim=head_dim, max_position=max_position, max_model_len=max_model_len
-            ),
-        )
-        * depth
-    )
-    # a window that no text outgrows is none: the layer is as global as the others
-    longest = max(max_position, max_model_len or 0)
-    window = tuple(None if w is None or w >= longest else w for w in window or (None,) * depth)
-    activation = hf.get("hidden_act") or hf.get("hidden_activation") or "silu"
+    activation = hf.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
         raise ValueError(
             f"activation {activation!r} is not implemented; these are: {', '.join(_ACTIVATIONS)}"
         )
+    heads = need(hf, "num_attention_heads")
     fields: dict[str, Any] = {
         "family": family,
         "vocab_size": need(hf, "vocab_size"),
-        "width": width,
+        "width": need(hf, "hidden_size"),
         "mlp_width": need(hf, "intermediate_size"),
         "num_heads": heads,
         "num_kv_heads": hf.get("num_key_value_heads") or heads,
-        "head_dim": head_dim,
-        "layers": tuple(LayerConfig(rope=r, window=w) for r, w in zip(ropes, window, strict=True)),
-        "query_scale": head_dim**-0.5,
+        "head_dim": head_dim(hf),
+        "layers": tuple(layers),
+        "query_scale": head_dim(hf) ** -0.5,
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "max_position": max_position,
+        "max_position": need(hf, "max_position_embeddings"),
         "activation": _ACTIVATIONS[activation],
         "tied": bool(hf.get("tie_word_embeddings", False)),
         "bos_token_id": hf.get("bos_token_id"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kvjax.models import hf as common
-from kvjax.models.config import DecoderConfig
+from kvjax.models.config import DecoderConfig, LayerConfig
 from kvjax.models.family import Family, HFConfig
 
 KEYS: dict[str, str | tuple[str, ...]] = {
@@ -27,10 +27,10 @@ KEYS: dict[str, str | tuple[str, ...]] = {
 
 
 def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
-    bias = bool(hf.get("attention_bias"))
-    depth = common.need(hf, "num_hidden_layers")
-    window = common.windows(hf, (None,) * depth, None)
-    return common.decoder_config(hf, "llama", max_model_len, window=window, qkv_bias=bias, output_bias=bias)
+    depth, bias = common.need(hf, "num_hidden_layers"), bool(hf.get("attention_bias"))
+    common.refuse(hf, {"layer_types": (None, [common.FULL] * depth)})
+    layers = [LayerConfig(common.rope(hf, max_model_len))] * depth
+    return common.decoder_config(hf, "llama", layers, qkv_bias=bias, output_bias=bias)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
