@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from kvjax.models.causal import causal
 from kvjax.models.config import DecoderConfig, LayerConfig
-from kvjax.models.layers import MLP, Attend, Attention, RMSNorm, contract
+from kvjax.models.contract import contract
+from kvjax.models.layers import MLP, Attend, Attention, RMSNorm
 from kvjax.models.parameters import Embedding, Normal, declare
 
 
@@ -71,7 +72,7 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "*B E"]) -> Float[Array, "*B V"]:
         """Float32 logits of hidden states after the last layer: final norm, then the output matrix."""
         table = self.embedding if self.config.tied else self.unembedding
-        return contract(self.norm(x), table[...], dtype=jnp.float32)
+        return contract(self.norm(x), table[...], 1, jnp.float32)
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """The parts of a decoder layer. They know no cache, no mask and no batch: `attend` is handed to them.
 
-Weights keep Hugging Face's orientation, outputs first, and products contract the last axes: no transpose when
-loading, and faster than inputs first on XLA's CPU backend for two rows and more.
+Weights keep Hugging Face's orientation, outputs first: nothing is transposed when loading, and products over
+the last axes are faster than inputs first on XLA's CPU backend for two rows and more.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.models.config import DecoderConfig, LayerConfig
+from kvjax.models.contract import contract
 from kvjax.models.parameters import Constant, Normal, declare
 from kvjax.models.rope import rotate, rotation
 
@@ -25,16 +26,6 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-
-
-def contract(x: Array, weight: Array, axes: int = 1, dtype: jax.typing.DTypeLike | None = None) -> Array:
-    """x [*B, *inputs] times weight [*outputs, *inputs] over the last `axes` axes: [*B, *outputs].
-
-    Sums in float32 and returns `dtype` (x's own if None).
-    """
-    over = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(weight.ndim - axes, weight.ndim)))
-    product = jax.lax.dot_general(x, weight, (over, ((), ())), preferred_element_type=jnp.float32)
-    return product.astype(dtype or x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -60,6 +51,11 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, layer: LayerConfig, dtype: jax.typing.DTypeLike) -> None:
         width, heads, kv_heads, dim = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         self.rope = layer.rope
+        self.qkv_biased, self.output_biased, self.qk_norm = (
+            config.qkv_bias,
+            config.output_bias,
+            config.qk_norm,
+        )
         self.query = declare(Normal(width), dtype, heads=heads, head_dim=dim, width=width)
         self.key = declare(Normal(width), dtype, kv_heads=kv_heads, head_dim=dim, width=width)
         self.value = declare(Normal(width), dtype, kv_heads=kv_heads, head_dim=dim, width=width)
@@ -73,24 +69,19 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config, dtype, axis="head_dim")
             self.key_norm = RMSNorm(config.head_dim, config, dtype, axis="head_dim")
-        self.qkv_bias, self.has_output_bias, self.qk_norm = (
-            config.qkv_bias,
-            config.output_bias,
-            config.qk_norm,
-        )
 
     def __call__(
         self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend
     ) -> Float[Array, "*B E"]:
         q, k, v = (contract(x, weight[...]) for weight in (self.query, self.key, self.value))
-        if self.qkv_bias:
+        if self.qkv_biased:
             q, k, v = q + self.query_bias[...], k + self.key_bias[...], v + self.value_bias[...]
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         cos, sin = rotation(self.rope, positions)
         attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        out = contract(attended, self.output[...], axes=2, dtype=x.dtype)
-        return out + self.output_bias[...] if self.has_output_bias else out
+        out = contract(attended, self.output[...], 2)
+        return out + self.output_bias[...] if self.output_biased else out
 
 
 class MLP(nnx.Module):
