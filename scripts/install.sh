@@ -66,6 +66,8 @@ find_python() {
     done
     "$uv" python install 3.12 &&
         python=$("$uv" python find --system --no-python-downloads 3.12) && is_312 "$python" && return
+    python=$("$uv" python find --system --no-python-downloads '>=3.12' 2>/dev/null) &&
+        echo "install: no Python 3.12 to be had, using $("$python" --version)" && return
     fail "no Python 3.12 here, and uv could not download one." \
         "Install it (a distribution's package, pyenv, conda), or give its path: make PYTHON=/path/to/python3.12"
 }
