@@ -1,0 +1,106 @@
+"""The ASGI application around one engine.
+
+Gate (id, log, last resort) ─► Guard (key) ─► BodyLimit ─► routes ─► engine
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import kvjax
+from kvjax.serve.body import BodyLimit
+from kvjax.serve.chat import chat_routes
+from kvjax.serve.completions import completion_routes
+from kvjax.serve.errors import on_http_exception, on_validation_error
+from kvjax.serve.gate import Gate
+from kvjax.serve.limits import Limits
+from kvjax.serve.metrics import Metrics
+from kvjax.serve.monitor import Monitor
+from kvjax.serve.probes import probe_routes
+from kvjax.serve.protocol import Engine
+from kvjax.serve.security import OPEN_PATHS, Guard, Keyring
+from kvjax.serve.service import Service
+from kvjax.serve.tokens import token_routes
+
+
+def create_app(
+    engine: Engine,
+    *,
+    names: Sequence[str] = (),
+    api_keys: Sequence[str] = (),
+    max_queued: int = 256,
+    limits: Limits | None = None,
+    page: str | None = None,
+) -> FastAPI:
+    """The application; the engine may still be loading.
+
+    `names` are what requests may call the model, its own name if empty. Without `api_keys` nobody needs one.
+    """
+    served = tuple(dict.fromkeys(names)) or (engine.model_name,)
+    limits = limits or Limits()
+    service = Service(
+        engine=engine,
+        names=served,
+        keyring=Keyring.of(api_keys),
+        limits=limits,
+        max_queued=max_queued,
+        metrics=Metrics(engine, served[0]),
+        monitor=Monitor(engine, served[0]),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sampling = asyncio.create_task(service.monitor.run())
+        yield
+        sampling.cancel()
+        await asyncio.gather(sampling, return_exceptions=True)
+
+    app = FastAPI(
+        title="kvjax",
+        version=kvjax.__version__,
+        description="An OpenAI-compatible server. Unknown fields of a request are accepted and ignored.",
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.include_router(completion_routes(service))
+    app.include_router(chat_routes(service))
+    app.include_router(token_routes(service))
+    app.include_router(probe_routes(service, page))
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    # the last one added is the outermost
+    app.add_middleware(BodyLimit, limit=limits.body_bytes)
+    app.add_middleware(Guard, keyring=service.keyring)
+    app.add_middleware(Gate, metrics=service.metrics)
+    document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(document(), locked=bool(service.keyring.digests))
+        return app.openapi_schema
+
+    app.openapi = openapi
+    return app
+
+
+def complete(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
+    """Corrects FastAPI's document: a validation error is 400 here, and most paths want a key if one is set."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    if locked:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path in OPEN_PATHS:
+                operation["responses"].pop("401", None)
+            elif locked:
+                operation["security"] = [{"key": []}]
+    return document

@@ -1,0 +1,223 @@
+"""Flags, environment and file to one `ServeConfig`: command line > `KVJAX_*` > `--config` file > default.
+
+Imports nothing heavy: `--help`, `--version` and mistakes are answered in a blink.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import kvjax
+from kvjax.serve.config import DTYPES, LOG_LEVELS, ServeConfig
+
+# As vLLM reads them: 32k is 32,000 and 32K is 32,768.
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def size(text: str) -> int:
+    """`32768`, `32k` (32,000), `32K` (32,768) or `1.5m` as a number. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text.replace(",", "").replace("_", ""))
+    if match is None:
+        raise ValueError("not a size: write 32768, 32k (32,000) or 32K (32,768)")
+    number, suffix = match.groups()
+    value = float(number) * _SCALES[suffix]
+    if not value.is_integer():
+        raise ValueError("not a whole number of tokens")
+    return int(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field of ServeConfig as a flag, a variable and a key. `parse` raises ValueError with a reason."""
+
+    field: str
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+    many: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "KVJAX_" + self.field.upper()
+
+
+GROUPS: Mapping[str, Sequence[Option]] = {
+    "model": (
+        Option("served_model_name", str, "NAME", "what requests may call it; the first is shown", many=True),
+        Option("dtype", str, "|".join(DTYPES), "of weights; auto is float32 on CPU, else bfloat16"),
+        Option("kv_cache_dtype", str, "|".join(DTYPES), "of the KV cache; auto is that of the weights"),
+        Option("chat_template", str, "FILE", "a Jinja chat template, instead of the model's own"),
+        Option("seed", int, "N", "where the seeds of requests without one start"),
+    ),
+    "size": (
+        Option(
+            "max_model_len", size, "TOKENS", "tokens of one conversation (32k, 32K); default: the model's"
+        ),
+        Option("max_num_seqs", int, "N", "requests that run at once"),
+        Option("max_num_queued_reqs", int, "N", "requests that may wait; more are refused with 503"),
+        Option("tensor_parallel_size", int, "N", "devices to split heads over"),
+        Option("gpu_memory_utilization", float, "SHARE", "share of the device's memory to take, as 0.9"),
+    ),
+    "server": (
+        Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),
+        Option("port", int, "PORT", "port to listen on; 0 takes a free one"),
+        Option(
+            "api_key", str, "KEY", "a key that opens the server (other users see it: prefer a file)", True
+        ),
+        Option("shutdown_timeout", float, "SECONDS", "time for running requests after SIGTERM"),
+        Option("log_level", str, "|".join(LOG_LEVELS), "how much to log"),
+    ),
+}
+OPTIONS = {option.field: option for group in GROUPS.values() for option in group}
+FILES = {
+    "api_key_file": "keys that open the server, one a line, # for comments",
+    "config": "flags by name, as `max-model-len: 32k`",
+}
+
+
+class ConfigError(ValueError):
+    """A setting that is wrong; the message says where it came from."""
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServeConfig:
+    """The configuration of one server. Ends the process with status 2 and a sentence if anything is wrong."""
+    parser = build_parser()
+    given = vars(parser.parse_args(arguments))
+    try:
+        return merge(given, environment)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConfig:
+    """Joins the parsed command line with the environment and the file. Raises ConfigError or ValueError."""
+    names = ("model", *OPTIONS, "api_key_file")
+    variables = {
+        name: environment["KVJAX_" + name.upper()] for name in names if "KVJAX_" + name.upper() in environment
+    }
+    path = given.get("config") or environment.get("KVJAX_CONFIG")
+    settings: dict[str, Any] = {}
+    for source, values in (
+        (path or "", read_config(path) if path else {}),
+        ("the environment", variables),
+        ("the command line", given),
+    ):
+        for name, value in values.items():
+            if name in OPTIONS:
+                settings[name] = _parsed(OPTIONS[name], value, source)
+            elif name != "config":
+                settings[name] = str(value)
+    key_file = settings.pop("api_key_file", None)
+    if key_file:
+        settings["api_key"] = (*settings.get("api_key", ()), *read_keys(key_file))
+    if settings.get("chat_template"):
+        settings["chat_template"] = _read(settings["chat_template"], "chat_template")
+    return ServeConfig(**settings)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kvjax.serve",
+        description="Serve a model to OpenAI clients.",
+        epilog="Every flag is also a variable (KVJAX_MAX_MODEL_LEN) and a key of the --config file. "
+        "The command line wins over the environment, and that over the file.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory or a hub id; left out: the small model that ships with kvjax",
+    )
+    parser.add_argument("--version", action="version", version=f"kvjax {kvjax.__version__}")
+    parser.add_argument("--config", metavar="FILE.yaml", help=FILES["config"])
+    defaults = {field.name: field.default for field in dataclasses.fields(ServeConfig)}
+    for title, options in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            default = defaults[option.field]
+            shown = "" if option.many or default is None else f" (default: {default})"
+            group.add_argument(
+                option.flag,
+                dest=option.field,
+                metavar=option.metavar,
+                help=option.help + shown,
+                nargs="+" if option.many else None,
+                action="extend" if option.many else "store",
+            )
+        if title == "server":
+            group.add_argument("--api-key-file", metavar="FILE", help=FILES["api_key_file"])
+    return parser
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A YAML file of flags, with dashes or underscores. Raises ConfigError for a name that is no flag."""
+    import yaml  # only who asks for a file waits for it
+
+    try:
+        content = yaml.safe_load(_read(path, "config"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config={path!r} is not YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"config={path!r} holds a {type(content).__name__}; write `flag: value` lines")
+    known = ("model", *OPTIONS, "api_key_file")
+    values: dict[str, Any] = {}
+    for key, value in (content or {}).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            raise ConfigError(f"config={path!r} has {key!r}, which is no flag{hint}")
+        if name in values:
+            raise ConfigError(f"config={path!r} has {name!r} twice")
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def read_keys(path: str) -> tuple[str, ...]:
+    """The keys of a file, one a line. Raises ConfigError if it holds none."""
+    lines = (line.strip() for line in _read(path, "api_key_file").splitlines())
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"api_key_file={path!r} holds no key: write one a line")
+    return keys
+
+
+def _parsed(option: Option, value: Any, source: str) -> Any:
+    if option.many:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_parsed(dataclasses.replace(option, many=False), each, source) for each in values)
+    if isinstance(value, list | dict | bool):
+        _wrong(option, value, source, f"one value is wanted, not a {type(value).__name__}")
+    try:
+        return option.parse(str(value))
+    except ValueError as error:
+        reason = str(error) if option.parse is size else f"not {_KINDS.get(option.parse, 'a text')}"
+        _wrong(option, value, source, reason)
+
+
+_KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
+
+
+def _wrong(option: Option, value: Any, source: str, reason: str) -> NoReturn:
+    shown = "" if option.field == "api_key" else f"={value!r}"
+    raise ConfigError(f"{option.flag}{shown} from {source}: {reason}")
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        return pathlib.Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{what}={path!r} cannot be read: {reason}") from error

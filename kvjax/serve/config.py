@@ -1,0 +1,83 @@
+"""How a server is set up: one frozen value, checked once, before a model is touched or jax is imported."""
+
+import dataclasses
+import ipaddress
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Attributes, each with a flag of its name (`kvjax-serve --help`):
+
+    model: a directory, a hub id, or "" for the small model that ships with kvjax.
+    served_model_name: what requests may call the model; the first is shown. Empty takes it from `model`.
+    api_key: keys that open the server; none at all leaves it open, which only a loopback host may be.
+    max_model_len: tokens of one conversation; None takes the model's own context.
+    gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
+    shutdown_timeout: seconds that running requests get to finish after SIGTERM.
+    """
+
+    model: str = ""
+    served_model_name: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    max_model_len: int | None = None
+    max_num_seqs: int = 4
+    max_num_queued_reqs: int = 256
+    tensor_parallel_size: int = 1
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float | None = None
+    seed: int = 0
+    chat_template: str | None = None
+    shutdown_timeout: float = 30.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, 65535)
+        _within("max_num_seqs", self.max_num_seqs, 1, 4096)
+        _within("max_num_queued_reqs", self.max_num_queued_reqs, 0, 1_000_000)
+        _within("tensor_parallel_size", self.tensor_parallel_size, 1, 4096)
+        _within("seed", self.seed, -(2**63), 2**63 - 1)
+        _within("shutdown_timeout", self.shutdown_timeout, 0, 86400)
+        if self.max_model_len is not None:
+            _within("max_model_len", self.max_model_len, 2, 2**31 - 1)
+        if self.gpu_memory_utilization is not None:
+            _within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
+        for name, value, allowed in (
+            ("dtype", self.dtype, DTYPES),
+            ("kv_cache_dtype", self.kv_cache_dtype, DTYPES),
+            ("log_level", self.log_level, LOG_LEVELS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        for name in self.served_model_name:
+            if not name.strip():
+                raise ValueError("served_model_name holds an empty name")
+        for key in self.api_key:
+            # the only header a key fits in cannot hold anything else
+            if not (key and key.isascii() and key.isprintable() and " " not in key):
+                raise ValueError("an api_key must be printable ASCII without spaces, and not empty")
+        if not self.api_key and not is_loopback(self.host):
+            raise ValueError(
+                f"host={self.host!r} can be reached from other machines and no API key is set: anyone could "
+                f"use the model. Set --api-key or --api-key-file, or stay on --host 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`. A name other than localhost might be anything."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise ValueError(f"{name}={value} is outside [{low}, {high}]")

@@ -1,0 +1,154 @@
+"""Errors as OpenAI shapes them: `{"error": {"message", "type", "param", "code"}}`, whatever went wrong.
+
+A message names the value, the bound and the way out. Clients retry every 5xx, so bad input is always a 4xx.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from kvjax.engine.request import ContextLengthExceededError, EngineDeadError, QueueFullError
+
+RETRY_AFTER_SECONDS = 2
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: `code` for programs, `message` for people. A context overflow adds three counts."""
+
+    model_config = ConfigDict(extra="allow")
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An answer with `status`, raised from anywhere below the routes. `extra` joins the error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+        self.message, self.param, self.code, self.extra = message, param, code, dict(extra or {})
+
+    def body(self) -> dict[str, Any]:
+        detail = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": detail | self.extra}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status_code, self.headers)
+
+
+def unavailable(message: str, code: str, *, retry_after: int = RETRY_AFTER_SECONDS) -> ApiError:
+    """503: nothing is wrong with the request, try again after `retry_after` seconds."""
+    return ApiError(503, message, code=code, headers={"Retry-After": str(retry_after)})
+
+
+def from_engine(error: Exception, *, param: str | None = None) -> ApiError:
+    """The answer to an exception of the engine's or its types'; one that is none of these is raised again."""
+    match error:
+        case ApiError():
+            return error
+        case ContextLengthExceededError():
+            counts = ("prompt_tokens", "max_tokens", "max_model_len")
+            extra = {name: getattr(error, name) for name in counts}
+            return ApiError(400, str(error), param=param, code="context_length_exceeded", extra=extra)
+        case QueueFullError():
+            message = str(error) or "every slot and every place in the queue is taken"
+            return unavailable(f"{message}. Retry after {RETRY_AFTER_SECONDS} s", "overloaded")
+        case EngineDeadError():
+            return unavailable("the engine has stopped; the server is about to exit", "engine_dead")
+        case ValueError():
+            return ApiError(400, str(error), param=param)
+        case _:
+            raise error
+
+
+def internal_error(request_id: str) -> ApiError:
+    """500, without a word about the cause: that goes to the log under `request_id`."""
+    return ApiError(
+        500, f"internal error; the server's log has it under request id {request_id}", code="internal_error"
+    )
+
+
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own errors (404, 405) and ours, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, ApiError):
+        path, method = request.url.path, request.method
+        said = {
+            404: f"there is no {method} {path[:200]}; GET /openapi.json lists what there is",
+            405: f"{path[:200]} does not answer {method}",
+        }
+        code = HTTPStatus(error.status_code).name.lower()
+        message = said.get(error.status_code, str(error.detail))
+        error = ApiError(error.status_code, message, code=code, headers=error.headers)
+    request.state.note = f"{error.kind} {error.code or ''}".rstrip()
+    return error.response()
+
+
+async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    """A body that does not fit its model: 400 with the path of the first field that is wrong."""
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return await on_http_exception(request, ApiError(400, "the body is not JSON", code="invalid_json"))
+    if first["type"] == "together":
+        param, message = first["ctx"]["field"], first["msg"]
+    else:
+        param = field_path(first["loc"], error.body, missing=first["type"] == "missing")
+        message = f"{param}: {first['msg']}" if param else f"the body: {first['msg']}"
+    return await on_http_exception(request, ApiError(400, message, param=param))
+
+
+def field_path(location: Sequence[str | int], body: object, *, missing: bool) -> str | None:
+    """`messages[0].content` of a validator's location, without the names of the types it tried on the way."""
+    path, here = "", body
+    for step in location[1:]:
+        if isinstance(step, int) and isinstance(here, list) and step < len(here):
+            path, here = f"{path}[{step}]", here[step]
+        elif isinstance(here, dict) and (step in here or (missing and step == location[-1])):
+            path, here = f"{path}.{step}" if path else str(step), here.get(step)
+    return path[:200] or None
+
+
+_MEANINGS = {
+    400: "The request is wrong; `error.param` names the field",
+    401: "No API key, or one that is not known",
+    404: "No such model or path",
+    413: "The body is larger than the server reads",
+    415: "The body is not `application/json`",
+    500: "The server failed; its log has the request id",
+    503: "Not ready, overloaded or draining: retry after `Retry-After` seconds",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error answers of a route, for its entry in the OpenAPI document."""
+    return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
+
+
+POST_ERRORS = documented(400, 401, 404, 413, 415, 500, 503)
+GET_ERRORS = documented(401, 500)

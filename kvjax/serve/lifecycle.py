@@ -1,0 +1,246 @@
+"""A server's life: port, model, engine, requests, drain, exit.
+
+    main thread:   uvicorn's event loop; signals arrive here
+    start thread:  engine.start(), then prints the report
+    drain thread:  engine.drain(), started by the first signal
+    engine thread: the engine's own; if it dies, the watcher ends the process
+
+Exit status: 0 after a drain, 1 if the engine failed, 2 for what the operator got wrong; a second signal ends
+the process at once with 128 + its number.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import FrameType
+
+import uvicorn
+
+from kvjax.serve.app import create_app
+from kvjax.serve.checkpoint import ModelNotFoundError, find_model, served_names
+from kvjax.serve.config import ServeConfig
+from kvjax.serve.limits import Limits
+from kvjax.serve.probes import read_page
+from kvjax.serve.protocol import Engine
+
+logger = logging.getLogger("kvjax.serve")
+
+LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once the engine is empty
+WATCH_SECONDS = 0.2
+
+
+class StartError(RuntimeError):
+    """The server cannot start; the message is for the operator."""
+
+
+def run(
+    config: ServeConfig,
+    build: Callable[[ServeConfig], tuple[Engine, tuple[str, ...]]] | None = None,
+    *,
+    limits: Limits | None = None,
+) -> int:
+    """Serves until a signal or a failure; returns the exit status. `build` makes the engine and its names."""
+    configure_logging(config.log_level)
+    try:
+        listener = bind(config.host, config.port)
+        engine, names = (build or build_engine)(config)
+    except (StartError, ModelNotFoundError) as error:
+        print(f"kvjax: {error}", file=sys.stderr)
+        return 2
+    app = create_app(
+        engine,
+        names=config.served_model_name or names,
+        api_keys=config.api_key,
+        max_queued=config.max_num_queued_reqs,
+        limits=limits,
+        page=read_page(),
+    )
+    server = Server(app_config(app), engine, config.shutdown_timeout)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("listening on http://%s:%d (%s)", shown, port, "key wanted" if config.api_key else "no key")
+    try:
+        server.run([listener])
+    except StartError as error:
+        print(f"kvjax: {error}", file=sys.stderr)
+        return 2
+    return server.finish()
+
+
+def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
+    """The engine of `config`, not started yet. Raises StartError or ModelNotFoundError."""
+    path = find_model(config.model)
+    if config.gpu_memory_utilization is not None:
+        # read when jax's backend starts; the two names must not be set together
+        os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = f"{config.gpu_memory_utilization:.4f}"
+    from kvjax.engine import Engine, EngineConfig
+
+    names = config.served_model_name or served_names(config.model, path)
+    try:
+        engine = Engine.from_pretrained(
+            path,
+            EngineConfig(
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                max_num_queued_reqs=config.max_num_queued_reqs,
+                tensor_parallel_size=config.tensor_parallel_size,
+                dtype=None if config.dtype == "auto" else config.dtype,
+                kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+                seed=config.seed,
+            ),
+            chat_template=config.chat_template,
+        )
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise StartError(f"{config.model or names[0]}: {error}") from error
+    return engine, names
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is known before the model loads. Raises StartError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"host {host!r} is no address of this machine: {error.strerror}") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # connections of the server before this one may still linger
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        way_out = {
+            "EADDRINUSE": "another process has it; choose another with --port, or 0 for a free one",
+            "EACCES": "only root may use it; choose one above 1023 with --port",
+        }.get(_errno_name(error), "choose another --host or --port")
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}; {way_out}") from error
+    return listener
+
+
+def app_config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType]
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # the gate logs one line a request
+        server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep idle connections, so it is they who close
+        timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal drains the engine first, while probes and refusals are still answered."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, shutdown_timeout: float) -> None:
+        super().__init__(config)
+        self._engine, self._shutdown_timeout = engine, shutdown_timeout
+        self._draining = False
+        self._failure: BaseException | None = None
+        self._starter = threading.Thread(target=self._start, name="kvjax-start", daemon=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise StartError(f"cannot listen: {error.strerror}; choose another --port") from error
+        self._starter.start()
+
+    async def main_loop(self) -> None:
+        async with self._watched():
+            await super().main_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain, then exit with 0. Second: exit now."""
+        if self._draining:
+            print(f"kvjax: second {signal.Signals(sig).name}, leaving now", file=sys.stderr, flush=True)
+            os._exit(128 + sig)
+        self._draining = True
+        threading.Thread(target=self._drain, args=(sig,), name="kvjax-drain", daemon=True).start()
+
+    def finish(self) -> int:
+        """What remains once the port is closed. The exit status; does not return while threads are stuck."""
+        failure = self._failure or self._engine.failure
+        if self._starter.is_alive():
+            # it compiles, which nothing can interrupt, and Python would wait for it or crash on it
+            logging.shutdown()
+            os._exit(1 if failure else 0)
+        self._engine.close()
+        if failure is not None:
+            logger.critical("the engine failed: %s", _sentence(failure))
+            return 1
+        logger.info("stopped")
+        return 0
+
+    def _start(self) -> None:
+        try:
+            began = time.monotonic()
+            self._engine.start()
+            for line in report_lines(self._engine.startup_report()):
+                logger.info("%s", line)
+            logger.info("ready after %.1f s", time.monotonic() - began)
+        except BaseException as error:
+            logger.debug("start failed", exc_info=True)
+            self._failure = error
+
+    def _drain(self, sig: int) -> None:
+        name, running = signal.Signals(sig).name, self._engine.stats().running
+        try:
+            if self._engine.phase == "ready":
+                logger.info("%s: draining %d requests, at most %g s", name, running, self._shutdown_timeout)
+                self._engine.drain(self._shutdown_timeout)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.should_exit = True
+
+    @contextlib.asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        async def watch() -> None:
+            while self._failure is None and self._engine.failure is None:
+                await asyncio.sleep(WATCH_SECONDS)
+            self.should_exit = True
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+
+def configure_logging(level: str) -> None:
+    """Lines as `12:00:00 INFO kvjax.serve: ...` on stderr; other libraries' chatter from warnings on."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("kvjax").setLevel(level.upper())
+
+
+def report_lines(report: str | Sequence[tuple[str, str]]) -> list[str]:
+    """The start-up report as lines, names aligned."""
+    if isinstance(report, str):
+        return report.splitlines()
+    width = max((len(name) for name, _ in report), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in report]
+
+
+def _errno_name(error: OSError) -> str:
+    import errno
+
+    return errno.errorcode.get(error.errno or 0, "")
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,21 @@
+"""Bounds of what one request may ask and how long a silent stream stays silent."""
+
+import dataclasses
+
+MAX_CHOICES = 8
+MAX_PROMPTS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the server adjusts nowhere but in tests.
+
+    Attributes:
+        body_bytes: the largest body read.
+        keep_alive_seconds: a stream that is silent for so long sends a comment, so that no proxy closes it.
+        unknown_names: how many unknown field names are warned about before the server stops.
+    """
+
+    body_bytes: int = 16 * 2**20
+    keep_alive_seconds: float = 10.0
+    unknown_names: int = 100

@@ -1,0 +1,93 @@
+"""The recent past of a server, sampled once a second: what the page draws. Holds numbers only."""
+
+import asyncio
+import collections
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import kvjax
+from kvjax.serve.protocol import Engine
+
+HISTORY = 120
+RATE_WINDOW = 6  # samples: five seconds and the one now
+RECENT_REQUESTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One second: `generated` is the engine's counter at `time`, seconds of `time.monotonic()`."""
+
+    time: float
+    generated: int
+    running: int
+    waiting: int
+
+
+class Monitor:
+    """Samples the engine in `run` and answers `state` at any time."""
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self._engine, self._model = engine, model_name
+        self._started = time.monotonic()
+        self._samples: collections.deque[Sample] = collections.deque(maxlen=HISTORY + 1)
+        self._first_tokens: collections.deque[float] = collections.deque(maxlen=RECENT_REQUESTS)
+
+    async def run(self, interval: float = 1.0) -> None:
+        """Samples until cancelled."""
+        while True:
+            self._samples.append(self._sample())
+            await asyncio.sleep(interval)
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token after so long."""
+        self._first_tokens.append(seconds)
+
+    def state(self) -> dict[str, Any]:
+        """The engine now and over the last two minutes, as JSON."""
+        engine, stats = self._engine, self._engine.stats()
+        samples = [*self._samples, self._sample()]
+        ready = engine.phase in ("ready", "draining")
+        return {
+            "phase": engine.phase,
+            "model": self._model,
+            "version": kvjax.__version__,
+            "max_model_len": engine.max_model_len if ready else None,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "slots": [
+                {"state": slot.state, "tokens": slot.tokens, "progress": round(slot.progress, 3)}
+                for slot in stats.slots
+            ],
+            "waiting": stats.waiting,
+            "running": stats.running,
+            "generated_tokens": stats.generated_tokens,
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "tokens_per_second": _rate(samples[-RATE_WINDOW:][0], samples[-1]),
+            "ttft_ms": {"p50": self._first_token_ms(0.50), "p95": self._first_token_ms(0.95)},
+            "requests": {"finished": stats.finished, "cancelled": stats.cancelled, "failed": stats.failed},
+            "compiles_after_warmup": stats.compiles_after_warmup,
+            "history": [
+                {"tokens_per_second": _rate(a, b), "running": b.running, "waiting": b.waiting}
+                for a, b in zip(self._samples, list(self._samples)[1:], strict=False)
+            ],
+        }
+
+    def _sample(self) -> Sample:
+        stats = self._engine.stats()
+        return Sample(time.monotonic(), stats.generated_tokens, stats.running, stats.waiting)
+
+    def _first_token_ms(self, quantile: float) -> float | None:
+        """The quantile of recent requests in milliseconds, None before the first."""
+        if not self._first_tokens:
+            return None
+        if len(self._first_tokens) == 1:
+            return round(1000 * self._first_tokens[0], 1)
+        cuts = statistics.quantiles(self._first_tokens, n=100, method="inclusive")
+        return round(1000 * cuts[round(100 * quantile) - 1], 1)
+
+
+def _rate(before: Sample, after: Sample) -> float:
+    seconds = after.time - before.time
+    return round((after.generated - before.generated) / seconds, 1) if seconds > 0 else 0.0

@@ -1,0 +1,107 @@
+"""What the server asks of an engine. It is written against these faces, so a test can serve a fake one.
+
+Methods are called from the event loop's thread unless they say otherwise; only `start` and `drain` block.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from kvjax.engine.request import Delta, SamplingParams
+from kvjax.engine.stats import EngineStats
+
+type Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. `encode` and `apply_chat_template` are slow: worker threads call them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation; `jinja2.TemplateError` or `ValueError` if the template refuses it."""
+        ...
+
+    def token_text(self, id: int) -> str:
+        """One token as text; holds U+FFFD where it ends inside a character."""
+        ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+
+class Reservation(Protocol):
+    """Places in the engine for a request's streams. Each `stream` takes one; leaving frees the rest."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+
+class Engine(Protocol):
+    """One model that generates. `stats` and `phase` answer in every phase, the rest once it is ready."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def phase(self) -> str: ...
+
+    @property
+    def failure(self) -> BaseException | None: ...
+
+    def start(self) -> None:
+        """Loads, compiles and warms up. Blocks, so it runs in a thread."""
+        ...
+
+    def startup_report(self) -> str | Sequence[tuple[str, str]]: ...
+
+    def reserve(self, count: int = 1) -> Reservation:
+        """Raises `QueueFullError` at once when slots and queue have no `count` places left."""
+        ...
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        reservation: Any = None,
+        cache_salt: str = "",
+        request_id: str = "",
+    ) -> AsyncGenerator[Delta, None]:
+        """Raises `ContextLengthExceededError` or `ValueError` before the first delta. `aclose` cancels."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def drain(self, timeout: float) -> None:
+        """Refuses new requests, finishes those that run, cancels the rest after `timeout` seconds. Blocks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+type Json = Mapping[str, Any]

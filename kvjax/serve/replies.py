@@ -1,0 +1,221 @@
+"""Answers, for the OpenAPI document. Routes build plain dictionaries, which is cheaper for a stream of small
+events; the tests hold every answer against these models.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kvjax.serve.errors import POST_ERRORS, ErrorReply, documented
+
+
+class Exact(BaseModel):
+    """Exactly the fields it declares."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class PromptTokensDetails(Exact):
+    cached_tokens: int
+
+
+class Usage(Exact):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobColumns(Exact):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+type FinishReason = Literal["stop", "length"]
+
+
+class CompletionChoice(Exact):
+    index: int
+    text: str
+    logprobs: CompletionLogprobColumns | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class Completion(Exact):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(Exact):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(Exact):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Exact):
+    content: list[ChatLogprob]
+    refusal: None
+
+
+class AssistantMessage(Exact):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Exact):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+
+
+class ChatCompletion(Exact):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(Exact):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Exact):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class ChatCompletionChunk(Exact):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(Exact):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+
+
+class ModelList(Exact):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokenized(Exact):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(Exact):
+    prompt: str
+
+
+class Alive(Exact):
+    status: Literal["alive"]
+
+
+class Health(Exact):
+    status: Literal["ok"]
+    phase: Literal["ready"]
+
+
+class NotReady(ErrorReply):
+    """`phase` is what the engine is doing: loading, compiling, draining, stopped or failed."""
+
+    phase: str
+
+
+class Version(Exact):
+    version: str
+
+
+class SlotState(Exact):
+    state: Literal["free", "prefill", "decode"]
+    tokens: int
+    progress: float
+
+
+class FirstTokenMilliseconds(Exact):
+    p50: float | None
+    p95: float | None
+
+
+class RequestCounts(Exact):
+    finished: int
+    cancelled: int
+    failed: int
+
+
+class Second(Exact):
+    tokens_per_second: float
+    running: int
+    waiting: int
+
+
+class State(Exact):
+    """What the page shows; `history` has one entry a second, the oldest first."""
+
+    phase: str
+    model: str
+    version: str
+    max_model_len: int | None
+    uptime_s: float
+    slots: list[SlotState]
+    waiting: int
+    running: int
+    generated_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    tokens_per_second: float
+    ttft_ms: FirstTokenMilliseconds
+    requests: RequestCounts
+    compiles_after_warmup: int
+    history: list[Second]
+
+
+def streamed(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Answers of a route that answers whole or as events, each event a `chunk`."""
+    events = {
+        "schema": {"type": "string", "description": f"`data: {chunk.__name__}` events, then `data: [DONE]`"}
+    }
+    return {200: {"model": model, "content": {"text/event-stream": events}}, **POST_ERRORS}
+
+
+NOT_READY: dict[int | str, dict[str, Any]] = {503: documented(503)[503] | {"model": NotReady}}

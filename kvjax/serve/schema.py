@@ -1,0 +1,337 @@
+"""Request bodies, strict about types and bounds and tolerant of fields nobody knows. The OpenAPI document is
+made of these models, so every bound that can be said in a schema is said here and not in a route.
+
+What would change the answer and is not there is refused by name; it is never silently ignored.
+"""
+
+import hashlib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from kvjax.engine.request import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS,
+    SamplingParams,
+)
+from kvjax.serve.errors import ApiError
+from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
+
+INT32_MAX = 2**31 - 1
+
+
+def _integral(value: object) -> object:
+    """In JSON 16.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def together(field: str, reason: str) -> PydanticCustomError:
+    """The error of a field that is wrong only beside another one."""
+    return PydanticCustomError("together", "{reason}", {"field": field, "reason": f"{field}: {reason}"})
+
+
+def unsupported(way_out: str, allowed: tuple[object, ...] = (None,)) -> BeforeValidator:
+    """Refuses every value but `allowed`, with a sentence instead of a type error."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        if value not in allowed:
+            shown = {"name": info.field_name or "", "way_out": way_out}
+            raise PydanticCustomError("unsupported", "{name} is not supported here: {way_out}", shown)
+        return value
+
+    return BeforeValidator(check)
+
+
+Nothing = Annotated[None, unsupported("leave it out")]
+NoConstraint = Annotated[None, unsupported("this server does not constrain what is generated; leave it out")]
+TextOnly = Annotated[Literal["text"], unsupported("only 'text' is", ("text",))]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+Integral = BeforeValidator(_integral)
+LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Integral]
+ChoiceCount = Annotated[int, Field(ge=1, le=MAX_CHOICES), Integral]
+Natural = Annotated[int, Field(ge=0, le=INT32_MAX), Integral]
+Positive = Annotated[int, Field(ge=1, le=INT32_MAX), Integral]
+TopK = Annotated[int, Field(ge=-1, le=INT32_MAX), Integral]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]
+
+
+class Body(BaseModel):
+    """Strict types; unknown fields are kept, to be warned about."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+    def unknown(self) -> list[str]:
+        return list(self.model_extra or {})
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(None, description="Send a last event with the usage of the request.")
+    continuous_usage_stats: bool | None = Field(None, description="Send the usage so far with every event.")
+
+
+class GenerationRequest(Body):
+    """What completions and chat have in common. The names and defaults are OpenAI's, then vLLM's."""
+
+    model: str | None = Field(None, description="A served name; the first one if left out.")
+    n: ChoiceCount | None = Field(None, description="Choices for each prompt.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    seed: Seed | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: TopK | None = Field(None, description="0 or -1 keeps all tokens.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_LOGIT_BIAS),
+        ]
+        | None
+    ) = Field(None, description="Token id to what is added to its logit.")
+    ignore_eos: bool | None = None
+    min_tokens: Natural | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="Requests share cached prefixes only with those of the same salt."
+    )
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+
+    prompt_logprobs: Nothing = None
+    truncate_prompt_tokens: Annotated[
+        None, unsupported("prompts are never clipped; shorten it before sending")
+    ] = None
+    use_beam_search: Annotated[Literal[False] | None, unsupported("sample instead", (None, False))] = None
+    guided_json: NoConstraint = None
+    guided_regex: NoConstraint = None
+    guided_choice: NoConstraint = None
+    guided_grammar: NoConstraint = None
+    structured_outputs: NoConstraint = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise together("stream_options", "only with stream=true")
+        return self
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    def max_generated(self) -> int | None:
+        """Most tokens to generate, None for as many as fit."""
+        raise NotImplementedError
+
+    def generated_logprobs(self) -> int | None:
+        """Alternatives to report for each generated token, None for no log-probabilities."""
+        raise NotImplementedError
+
+    def sampling(self, index: int, *, prompt_logprobs: int | None = None) -> SamplingParams:
+        """Parameters of a prompt's `index`-th choice. Raises ApiError (400) for what they refuse together."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "min_tokens": self.min_tokens,
+        }
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        try:
+            return SamplingParams(
+                **{name: value for name, value in given.items() if value is not None},
+                max_tokens=self.max_generated(),
+                top_k=max(self.top_k or 0, 0),
+                logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+                seed=choice_seed(self.seed, index),
+                stop=stop,
+                stop_token_ids=tuple(self.stop_token_ids or ()),
+                ignore_eos=bool(self.ignore_eos),
+                logprobs=self.generated_logprobs(),
+                prompt_logprobs=prompt_logprobs,
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error
+
+
+def choice_seed(seed: int | None, index: int) -> int | None:
+    """The seed of a prompt's `index`-th choice: the request's own for the first, then a hash of both."""
+    if seed is None or index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _prompt_form(value: object) -> str | None:
+    """Which of the four forms a prompt has, by its first item; an empty list is none of them."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list) or not value:
+        return None
+    if isinstance(value[0], str):
+        return "texts"
+    return "token lists" if isinstance(value[0], list) else "tokens"
+
+
+PromptText = Annotated[str, Field(min_length=1)]
+PromptTokens = Annotated[list[TokenId], Field(min_length=1), FailFast()]
+Prompt = Annotated[
+    Annotated[PromptText, Tag("text")]
+    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS), FailFast(), Tag("texts")]
+    | Annotated[PromptTokens, Tag("tokens")]
+    | Annotated[
+        list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS), FailFast(), Tag("token lists")
+    ],
+    Discriminator(
+        _prompt_form,
+        custom_error_type="prompt",
+        custom_error_message="a prompt is a string, a list of strings, a list of token ids or a list of "
+        "lists of token ids, and none of them is empty",
+    ),
+]
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Prompt
+    max_tokens: Natural | None = Field(None, description="16 if left out; 0 only scores the prompt.")
+    echo: bool | None = Field(None, description="Begin the text, and the log-probabilities, with the prompt.")
+    logprobs: LogprobCount | None = Field(None, description="Alternatives to report for each token.")
+    best_of: ChoiceCount | None = Field(None, description="Nothing else than `n`.")
+    add_special_tokens: bool | None = Field(None, description="As the tokenizer does: true if left out.")
+    suffix: Annotated[Literal[""] | None, unsupported("this server does not fill in", (None, ""))] = None
+    prompt_embeds: Nothing = None
+    response_format: NoConstraint = None
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> Self:
+        if self.best_of is not None and self.best_of != self.choices:
+            raise together("best_of", f"{self.best_of} is not n ({self.choices}); completions are not ranked")
+        return self
+
+    def max_generated(self) -> int:
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    def generated_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class TextPart(Body):
+    type: Annotated[
+        Literal["text"], unsupported("this server reads text; send parts of type 'text'", ("text",))
+    ]
+    text: str
+
+
+class Message(Body):
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant"],
+        unsupported(
+            "choose system, developer, user or assistant", ("system", "developer", "user", "assistant")
+        ),
+    ]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = None
+    tool_calls: Annotated[
+        Annotated[list[Any], Field(max_length=0)] | None,
+        unsupported("this server does not call tools", (None, [])),
+    ] = None
+    function_call: Annotated[None, unsupported("this server does not call tools")] = None
+    audio: Annotated[None, unsupported("this server reads text")] = None
+
+    def for_template(self) -> dict[str, Any]:
+        """What a chat template sees: text parts joined by line ends."""
+        content = self.content
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
+
+
+class ResponseFormat(Body):
+    type: Annotated[
+        Literal["text"], unsupported("this server does not constrain what is generated", ("text",))
+    ]
+
+
+class ChatCompletionRequest(GenerationRequest):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Positive | None = Field(None, description="As many as fit if left out.")
+    max_tokens: Positive | None = Field(None, description="The older name of max_completion_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: LogprobCount | None = Field(None, description="Only with `logprobs`.")
+    add_generation_prompt: bool | None = Field(None, description="True if left out.")
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = Field(None, description='Only with `tool_choice: "none"`.')
+    tool_choice: Annotated[
+        Literal["none", "auto"] | None,
+        unsupported("this server does not call tools; send tool_choice='none'", (None, "none", "auto")),
+    ] = None
+    functions: Annotated[None, unsupported("this server does not call tools")] = None
+    function_call: Annotated[
+        Literal["none", "auto"] | None,
+        unsupported("this server does not call tools", (None, "none", "auto")),
+    ] = None
+    modalities: list[TextOnly] | None = None
+    audio: Annotated[None, unsupported("this server writes text")] = None
+    chat_template: Annotated[None, unsupported("the operator chooses it: --chat-template")] = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise together("top_logprobs", "only with logprobs=true")
+        if self.tools and self.tool_choice != "none":
+            raise together("tools", "this server does not call tools; leave out or send tool_choice='none'")
+        return self
+
+    def unknown(self) -> list[str]:
+        nested = {f"messages[].{name}" for message in self.messages for name in message.unknown()}
+        return [*super().unknown(), *sorted(nested)]
+
+    def max_generated(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def generated_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TokenizeRequest(Body):
+    """Either `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = Field(None, description="For a prompt: true if left out.")
+    add_generation_prompt: bool | None = Field(None, description="For messages: true if left out.")
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise together("prompt", "send either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], FailFast()]

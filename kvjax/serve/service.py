@@ -1,0 +1,106 @@
+"""What the routes share: the engine, the names it answers to, and who may have how much of it."""
+
+import dataclasses
+import logging
+
+from starlette.requests import Request
+
+from kvjax.engine.request import ContextLengthExceededError, EngineDeadError, QueueFullError
+from kvjax.serve.errors import ApiError, from_engine, unavailable
+from kvjax.serve.limits import Limits
+from kvjax.serve.metrics import Metrics
+from kvjax.serve.monitor import Monitor
+from kvjax.serve.protocol import Engine, Reservation
+from kvjax.serve.schema import GenerationRequest
+from kvjax.serve.security import Keyring
+
+logger = logging.getLogger("kvjax.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """Made once a server.
+
+    Attributes:
+        names: model names that requests may use; the first is the one shown.
+        max_queued: how many requests may wait for a slot.
+        warned: unknown field names that were already warned about.
+    """
+
+    engine: Engine
+    names: tuple[str, ...]
+    keyring: Keyring
+    limits: Limits
+    max_queued: int
+    metrics: Metrics
+    monitor: Monitor
+    warned: set[str] = dataclasses.field(default_factory=set)
+
+    def require_ready(self) -> None:
+        """Raises ApiError (503) unless the engine takes requests."""
+        phase = self.engine.phase
+        if phase in ("loading", "compiling"):
+            raise unavailable(f"the model is {phase}; GET /health turns 200 when it is ready", "not_ready")
+        if phase != "ready":
+            code = "draining" if phase == "draining" else "engine_dead"
+            raise unavailable(f"the server is shutting down (the engine is {phase})", code)
+
+    def model(self, name: str | None) -> str:
+        """The name to answer with; raises ApiError (404) for one that is not served."""
+        if name is None:
+            return self.names[0]
+        if name not in self.names:
+            served = ", ".join(repr(each) for each in self.names)
+            raise ApiError(
+                404,
+                f"the model {name[:200]!r} does not exist here; this server has {served}",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def admit(self, count: int) -> Reservation:
+        """Places for `count` streams, to be entered. Raises ApiError: 503 if full, 400 if it never fits."""
+        slots = len(self.engine.stats().slots)
+        if slots and count > slots + self.max_queued:
+            raise ApiError(
+                400,
+                f"the request asks for {count} completions; this server holds {slots + self.max_queued} "
+                f"({slots} slots and {self.max_queued} waiting). Send it in parts",
+                param="prompt",
+                code="too_many_completions",
+            )
+        try:
+            return self.engine.reserve(count)
+        except (QueueFullError, EngineDeadError) as error:
+            self.require_ready()  # draining is not overload
+            raise from_engine(error) from error
+
+    def check_context(self, prompt: int, max_tokens: int | None, *, param: str) -> None:
+        """Raises ApiError (400) unless the prompt and what it asks for fit. Nothing is ever clipped."""
+        asked = 1 if max_tokens is None else max_tokens
+        if prompt + asked > self.engine.max_model_len:
+            raise from_engine(
+                ContextLengthExceededError(prompt, asked, self.engine.max_model_len), param=param
+            )
+
+    def check_tokens(self, ids: list[int], *, param: str) -> None:
+        """Raises ApiError (400) for a token id outside the vocabulary."""
+        size = self.engine.vocab_size
+        if ids and max(ids) >= size:
+            raise ApiError(400, f"{param}: token id {max(ids)} is outside [0, {size - 1}]", param=param)
+
+    def check_bias(self, body: GenerationRequest) -> None:
+        """Raises ApiError (400) for a `logit_bias` or stop token outside the vocabulary."""
+        self.check_tokens([int(token) for token in body.logit_bias or ()], param="logit_bias")
+        self.check_tokens(body.stop_token_ids or [], param="stop_token_ids")
+
+    def salt(self, request: Request, requested: str | None) -> str:
+        return self.keyring.salt(request.state.key, requested or "")
+
+    def warn_unknown(self, names: list[str]) -> None:
+        """One warning for each unknown field name, ever: clients send the same ones with every request."""
+        for name in names:
+            if name not in self.warned and len(self.warned) < self.limits.unknown_names:
+                self.warned.add(name)
+                logger.warning("ignoring a request field this server does not know: %.60r", name)
