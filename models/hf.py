@@ -226,6 +226,7 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope_to_hf(config.layers[0].rope, config.head_dim),
         "tie_word_embeddings": config.tied,
+        "pad_token_id": None,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
     }

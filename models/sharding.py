@@ -10,6 +10,7 @@ import math
 import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from kvjax.models.config import DecoderConfig
 from kvjax.models.decoder import Decoder
@@ -54,7 +55,7 @@ def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh | jax.sharding.Abs
             )
 
 
-def shardings(decoder: Decoder, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> nnx.State:
+def shardings(decoder: Decoder, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> PyTree[NamedSharding]:
     """The sharding of every array: a pytree like `nnx.state(decoder, nnx.Param)` with `NamedSharding` leaves.
 
     `decoder` may be abstract. Raises ValueError if the mesh does not fit the model.
