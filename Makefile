@@ -4,6 +4,10 @@
 DEVICE ?= cpu
 ARGS ?=
 BIN := .venv/bin
+# Apart from .venv, because it holds plugins for devices that are not here, which JAX would try to start.
+NIGHTLY := .venv-nightly
+NIGHTLY_EXTRAS := dev,parity,clients,aot
+QUICK := not slow and not clients and not aot
 INPUTS := pyproject.toml constraints.txt scripts/install.sh
 
 EXTRA_cpu :=
@@ -29,18 +33,18 @@ serve: .venv/installed-$(DEVICE) ## Install, then serve on DEVICE=cpu (default),
 test: .venv/installed-test ## Run the tests that take seconds
 	@. scripts/phase.sh
 	failed=0
-	phase "tests" $(BIN)/python -m pytest -m "not slow and not clients" --durations=25 \
+	phase "tests" $(BIN)/python -m pytest -m "$(QUICK)" --durations=25 \
 		--ignore=tests/distributed $(ARGS) || failed=$$?
-	phase "tests, 8 dev." $(BIN)/python -m pytest -m "not slow and not clients" --durations=5 \
+	phase "tests, 8 dev." $(BIN)/python -m pytest -m "$(QUICK)" --durations=5 \
 		tests/distributed || failed=$$?
 	exit $$failed
 
-nightly: .venv/installed-nightly ## Run every test: slow ones, third-party clients, compiling for other devices
+nightly: $(NIGHTLY)/installed ## Run every test: slow ones, third-party clients, compiling for other devices
 	@. scripts/phase.sh
 	export HYPOTHESIS_PROFILE=nightly
 	failed=0
-	phase "tests" $(BIN)/python -m pytest --durations=50 --ignore=tests/distributed $(ARGS) || failed=$$?
-	phase "tests, 8 dev." $(BIN)/python -m pytest --durations=5 tests/distributed || failed=$$?
+	phase "tests" $(NIGHTLY)/bin/python -m pytest --durations=50 --ignore=tests/distributed $(ARGS) || failed=$$?
+	phase "tests, 8 dev." $(NIGHTLY)/bin/python -m pytest --durations=5 tests/distributed || failed=$$?
 	exit $$failed
 
 lint: .venv/installed-dev ## Check style, format and types
@@ -72,5 +76,5 @@ constraints: .venv/installed-dev ## Move constraints.txt to the newest versions 
 .venv/installed-test: $(INPUTS)
 	@sh scripts/install.sh dev,parity && touch $@ .venv/installed-dev
 
-.venv/installed-nightly: $(INPUTS)
-	@sh scripts/install.sh dev,parity,clients,aot && touch $@ .venv/installed-test .venv/installed-dev
+$(NIGHTLY)/installed: $(INPUTS)
+	@VENV=$(NIGHTLY) sh scripts/install.sh $(NIGHTLY_EXTRAS) && touch $@

@@ -1,5 +1,5 @@
 #!/bin/sh
-# install.sh [EXTRA[,EXTRA...]]: make .venv hold kvjax (editable) and the extras, at the versions of
+# install.sh [EXTRA[,EXTRA...]]: make .venv (or VENV) hold kvjax (editable) and the extras, at the versions of
 # constraints.txt. Needs a package index and any Python 3 that has pip or venv. Nothing outside the
 # repository is changed, except that uv may add a Python 3.12 to its own folder when there is none.
 #
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 . scripts/phase.sh
 
 extras=${1:-}
-venv=.venv
+venv=${VENV:-.venv}
 brought=.cache/uv # where uv goes when the machine has none
 log=.cache/uv.log
 
