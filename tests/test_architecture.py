@@ -4,7 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
+
+from kvjax.models.rope import rotate
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,3 +120,11 @@ def test_nothing_imports_serve_and_store_knows_bytes_only():
 )
 def test_imports_are_seen(source, package, parts):
     assert [part for _, part in imported_parts(source, package)] == parts
+
+
+def test_shapes_are_checked_while_tests_run():
+    """Without the import hook of conftest.py every shape in a signature would be a comment."""
+    turned, narrow = jnp.zeros((5, 2, 8)), jnp.zeros((5, 1, 4))
+    rotate(turned, narrow, narrow)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        rotate(turned, narrow, narrow[:3])
