@@ -19,6 +19,6 @@ phase() {
     phase_took=$(($(hundredths) - phase_begun))
     phase_outcome=
     [ "$phase_code" -eq 0 ] || phase_outcome="  failed ($phase_code)"
-    printf '==> %-14s %5d.%02d s%s\n' "$phase_name" $((phase_took / 100)) $((phase_took % 100)) "$phase_outcome"
+    printf '==> %-20s %5d.%02d s%s\n' "$phase_name" $((phase_took / 100)) $((phase_took % 100)) "$phase_outcome"
     return "$phase_code"
 }
