@@ -180,7 +180,9 @@ class EngineDeadError(RuntimeError):
     """The engine's thread has ended; the process should exit."""
 
 
-def _bounded(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+def _bounded(
+    name: str, value: int | float, low: int | float, high: int | float, *, open_low: bool = False
+) -> None:
     """Raises ValueError unless `low <= value <= high` (`low < value` with `open_low`); NaN is refused."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} is not a finite number")

@@ -90,7 +90,7 @@ def create_app(
 
 
 def complete(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
-    """Corrects FastAPI's document: a validation error is 400 here, and most paths want a key if one is set."""
+    """Corrects FastAPI's document: a validation error is 400, and most paths want a key if one is set."""
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -71,7 +71,11 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),
         Option("port", int, "PORT", "port to listen on; 0 takes a free one"),
         Option(
-            "api_key", str, "KEY", "a key that opens the server (other users see it: prefer a file)", True
+            "api_key",
+            str,
+            "KEY",
+            "a key that opens the server; may repeat (`ps` shows it: prefer a file)",
+            True,
         ),
         Option("shutdown_timeout", float, "SECONDS", "time for running requests after SIGTERM"),
         Option("log_level", str, "|".join(LOG_LEVELS), "how much to log"),
@@ -105,6 +109,8 @@ def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
         name: environment["KVJAX_" + name.upper()] for name in names if "KVJAX_" + name.upper() in environment
     }
     path = given.get("config") or environment.get("KVJAX_CONFIG")
+    if len(given.get("served_model_name", ())) > 1 and "model" not in given:
+        raise ConfigError("--served-model-name takes all names after it: write MODEL before the flags")
     settings: dict[str, Any] = {}
     for source, values in (
         (path or "", read_config(path) if path else {}),
@@ -127,6 +133,7 @@ def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kvjax.serve",
+        usage="%(prog)s [MODEL] [flags]",
         description="Serve a model to OpenAI clients.",
         epilog="Every flag is also a variable (KVJAX_MAX_MODEL_LEN) and a key of the --config file. "
         "The command line wins over the environment, and that over the file.",
@@ -152,8 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
                 dest=option.field,
                 metavar=option.metavar,
                 help=option.help + shown,
-                nargs="+" if option.many else None,
-                action="extend" if option.many else "store",
+                # names as vLLM takes them; keys one a flag, or they would swallow MODEL
+                nargs="+" if option.field == "served_model_name" else None,
+                action={"served_model_name": "extend", "api_key": "append"}.get(option.field, "store"),
             )
         if title == "server":
             group.add_argument("--api-key-file", metavar="FILE", help=FILES["api_key_file"])

@@ -33,7 +33,7 @@ class ServeConfig:
     gpu_memory_utilization: float | None = None
     seed: int = 0
     chat_template: str | None = None
-    shutdown_timeout: float = 30.0
+    shutdown_timeout: int | float = 30.0
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -78,6 +78,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def _within(name: str, value: int | float, low: int | float, high: int | float) -> None:
     if not low <= value <= high:  # also refuses NaN
         raise ValueError(f"{name}={value} is outside [{low}, {high}]")

@@ -109,29 +109,39 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    """A body that does not fit its model: 400 with the path of the first field that is wrong."""
+    """A body that does not fit its model: 400 with the path of the field that is wrong."""
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    first = problems[0]
-    if first["type"] == "json_invalid":
-        return await on_http_exception(request, ApiError(400, "the body is not JSON", code="invalid_json"))
-    if first["type"] == "together":
-        param, message = first["ctx"]["field"], first["msg"]
-    else:
-        param = field_path(first["loc"], error.body, missing=first["type"] == "missing")
-        message = f"{param}: {first['msg']}" if param else f"the body: {first['msg']}"
+    param, message = explain(error.errors(), error.body)
     return await on_http_exception(request, ApiError(400, message, param=param))
 
 
-def field_path(location: Sequence[str | int], body: object, *, missing: bool) -> str | None:
-    """`messages[0].content` of a validator's location, without the names of the types it tried on the way."""
-    path, here = "", body
+def explain(problems: Sequence[Any], body: object) -> tuple[str | None, str]:
+    """The field and the sentence of the most telling of a validator's errors.
+
+    Where a field may have several types there is one error for each that was tried. The one that got deepest
+    is that of the type the user meant, and a bound says more than a type.
+    """
+    best: tuple[tuple[int, bool], str | None, str] | None = None
+    for problem in problems:
+        if problem["type"] == "together":
+            return problem["ctx"]["field"], problem["msg"]
+        path, depth = field_path(problem["loc"], body, missing=problem["type"] == "missing")
+        rank = (depth, not problem["type"].endswith("_type"))
+        if best is None or rank > best[0]:
+            best = (rank, path, f"{path or 'the body'}: {problem['msg']}")
+    assert best is not None
+    return best[1], best[2]
+
+
+def field_path(location: Sequence[str | int], body: object, *, missing: bool) -> tuple[str | None, int]:
+    """`messages[0].content` of a validator's location, without the types it tried, and its depth."""
+    path, here, depth = "", body, 0
     for step in location[1:]:
         if isinstance(step, int) and isinstance(here, list) and step < len(here):
-            path, here = f"{path}[{step}]", here[step]
+            path, here, depth = f"{path}[{step}]", here[step], depth + 1
         elif isinstance(here, dict) and (step in here or (missing and step == location[-1])):
-            path, here = f"{path}.{step}" if path else str(step), here.get(step)
-    return path[:200] or None
+            path, here, depth = f"{path}.{step}" if path else str(step), here.get(step), depth + 1
+    return path[:200] or None, depth
 
 
 _MEANINGS = {

@@ -144,7 +144,7 @@ def app_config(app: object) -> uvicorn.Config:
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains the engine first, while probes and refusals are still answered."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, shutdown_timeout: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, shutdown_timeout: int | float) -> None:
         super().__init__(config)
         self._engine, self._shutdown_timeout = engine, shutdown_timeout
         self._draining = False

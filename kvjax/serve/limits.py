@@ -17,5 +17,5 @@ class Limits:
     """
 
     body_bytes: int = 16 * 2**20
-    keep_alive_seconds: float = 10.0
+    keep_alive_seconds: int | float = 10.0
     unknown_names: int = 100

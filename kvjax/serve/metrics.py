@@ -88,7 +88,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, meaning: str, buckets: tuple[int | float, ...]) -> Histogram:
         family = Histogram(f"kvjax:{name}", meaning, ("model_name",), buckets=buckets, registry=self.registry)
         return family.labels(self._model)
 

@@ -3,16 +3,15 @@
 Methods are called from the event loop's thread unless they say otherwise; only `start` and `drain` block.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 from kvjax.engine.request import Delta, SamplingParams
 from kvjax.engine.stats import EngineStats
 
-type Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
 
-
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back. `encode` and `apply_chat_template` are slow: worker threads call them."""
 
@@ -42,16 +41,18 @@ class Tokenizer(Protocol):
     def token_bytes(self, id: int) -> bytes: ...
 
 
+@runtime_checkable
 class Reservation(Protocol):
     """Places in the engine for a request's streams. Each `stream` takes one; leaving frees the rest."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Reservation": ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None: ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One model that generates. `stats` and `phase` answer in every phase, the rest once it is ready."""
 
@@ -68,7 +69,9 @@ class Engine(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def phase(self) -> str: ...
+    def phase(self) -> str:
+        """loading, compiling, ready, draining, stopped or failed."""
+        ...
 
     @property
     def failure(self) -> BaseException | None: ...
@@ -102,6 +105,3 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-type Json = Mapping[str, Any]

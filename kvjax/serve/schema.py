@@ -5,17 +5,15 @@ What would change the answer and is not there is refused by name; it is never si
 """
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
-    FailFast,
     Field,
     Tag,
-    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -47,10 +45,9 @@ def together(field: str, reason: str) -> PydanticCustomError:
 def unsupported(way_out: str, allowed: tuple[object, ...] = (None,)) -> BeforeValidator:
     """Refuses every value but `allowed`, with a sentence instead of a type error."""
 
-    def check(value: object, info: ValidationInfo) -> object:
+    def check(value: object) -> object:
         if value not in allowed:
-            shown = {"name": info.field_name or "", "way_out": way_out}
-            raise PydanticCustomError("unsupported", "{name} is not supported here: {way_out}", shown)
+            raise PydanticCustomError("unsupported", "not supported here: {way_out}", {"way_out": way_out})
         return value
 
     return BeforeValidator(check)
@@ -131,7 +128,7 @@ class GenerationRequest(Body):
     structured_outputs: NoConstraint = None
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> Self:
+    def _check_stream_options(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             raise together("stream_options", "only with stream=true")
         return self
@@ -197,13 +194,13 @@ def _prompt_form(value: object) -> str | None:
 
 
 PromptText = Annotated[str, Field(min_length=1)]
-PromptTokens = Annotated[list[TokenId], Field(min_length=1), FailFast()]
+PromptTokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Prompt = Annotated[
     Annotated[PromptText, Tag("text")]
-    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS), FailFast(), Tag("texts")]
+    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
     | Annotated[PromptTokens, Tag("tokens")]
     | Annotated[
-        list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS), FailFast(), Tag("token lists")
+        list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("token lists")
     ],
     Discriminator(
         _prompt_form,
@@ -226,7 +223,7 @@ class CompletionRequest(GenerationRequest):
     response_format: NoConstraint = None
 
     @model_validator(mode="after")
-    def _check_best_of(self) -> Self:
+    def _check_best_of(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != self.choices:
             raise together("best_of", f"{self.best_of} is not n ({self.choices}); completions are not ranked")
         return self
@@ -297,7 +294,7 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template: Annotated[None, unsupported("the operator chooses it: --chat-template")] = None
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_together(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise together("top_logprobs", "only with logprobs=true")
         if self.tools and self.tool_choice != "none":
@@ -326,7 +323,7 @@ class TokenizeRequest(Body):
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
-    def _check_one(self) -> Self:
+    def _check_one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise together("prompt", "send either prompt or messages")
         return self
@@ -334,4 +331,4 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: Annotated[list[TokenId], FailFast()]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Self
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,7 +24,7 @@ class Keyring:
     digests: tuple[bytes, ...] = ()
 
     @classmethod
-    def of(cls, keys: Iterable[str]) -> Self:
+    def of(cls, keys: Iterable[str]) -> "Keyring":
         return cls(tuple(hashlib.sha256(key.encode()).digest() for key in dict.fromkeys(keys)))
 
     def find(self, presented: bytes) -> bytes | None:

@@ -74,7 +74,7 @@ class EventChannel:
             self._last = time.monotonic()
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def beat(self, interval: float) -> None:
+    async def beat(self, interval: int | float) -> None:
         """Writes a comment whenever `interval` seconds passed in silence; runs until cancelled."""
         while True:
             silent = time.monotonic() - self._last
@@ -96,7 +96,7 @@ class EventStream(Response):
         self,
         produce: Callable[[EventChannel], Awaitable[None]],
         *,
-        keep_alive: float,
+        keep_alive: int | float,
         resources: contextlib.ExitStack,
     ) -> None:
         # proxies such as nginx would otherwise gather the events
