@@ -1,7 +1,7 @@
 """Trains the tokenizer that ships: a byte-level BPE, small, in the HF format.
 
-Bytes are the alphabet, so any UTF-8 text survives a round trip. Digits stand alone, so a number is copied digit
-by digit; the nouns of the generated tasks are single tokens, so a context of few tokens holds many needles.
+Bytes are the alphabet, so any UTF-8 text survives a round trip. Digits stand alone, so a number is copied
+digit by digit; the nouns of the generated tasks are single tokens, so few tokens hold many needles.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ EOS, PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
 )
 
 # Letters with one leading blank or mark; one digit with an optional blank; marks; line ends; other blanks.
-SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -48,11 +46,13 @@ CHAT_TEMPLATE = """\
 
 # A noun counts this often in the merges' statistics: enough to be merged whole, whatever the corpus holds.
 WORD_WEIGHT = 6000
-OTHER_WEIGHT = 1000
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int, word_weight: int = WORD_WEIGHT) -> Tokenizer:
     """A tokenizer of exactly `vocabulary` tokens, from `texts` and the words of the generated tasks.
+
+    Args:
+        word_weight: how often each noun is counted, besides the texts; other words a sixth of it.
 
     Raises:
         ValueError: the texts are too few to fill the vocabulary.
@@ -74,9 +74,11 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
 
     def everything() -> Iterator[str]:
         yield from texts
-        yield "".join(f" {noun}" for noun in NOUNS) * WORD_WEIGHT
+        yield "".join(f" {noun}" for noun in NOUNS) * word_weight
+        asking = "What is are the code codes for and\nWhere does go goes to\nThe\nCopy"
+        yield (asking + "\n") * word_weight
         others = (*ADJECTIVES, *VERBS, *PLACES, *" ".join(NOISE).replace(".", "").split())
-        yield "".join(f" {word}" for word in others) * OTHER_WEIGHT
+        yield "".join(f" {word}" for word in others) * (word_weight // 6)
 
     tokenizer.train_from_iterator(everything(), trainer)
     if tokenizer.get_vocab_size() != vocabulary:
@@ -115,8 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     size = sum(map(len, texts))
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
     whole = sum(len(tokenizer.encode(f" {noun}").ids) == 1 for noun in NOUNS)
-    print(f"{args.vocabulary} tokens; {len(texts)} files, {size / 1e6:.1f} MB of Python in {tokens / 1e6:.1f}M tokens")
-    print(f"{size / tokens:.2f} bytes a token; {whole} of {len(NOUNS)} nouns are one token; wrote {args.out}")
+    print(f"{args.vocabulary} tokens; {len(texts)} files, {size / 1e6:.1f} MB of Python")
+    print(
+        f"that is {tokens / 1e6:.1f}M tokens of {size / tokens:.2f} bytes; {whole} of {len(NOUNS)} nouns are one"
+    )
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""Needles in a haystack: facts hidden in filler, then a question about some of them.
+
+One class makes RULER's eight tasks: what the filler is, what keys and values look like, how many of each.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from kvjax.eval.tasks_sample import CountTokens, Sample, largest_fit
+from kvjax.eval.tasks_surface import Kind, Surface
+from kvjax.eval.tasks_words import NOUNS, noise, sentences
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A context and what it says: `facts` maps each key to its values in order of appearance."""
+
+    context: str
+    facts: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class NeedleTask:
+    """A needle task of any length.
+
+    Attributes:
+        surface: how sentences are worded.
+        filler: 'noise' (five sentences over and over), 'text' (random English) or 'needles' (other facts).
+        key, value: what keys and values look like.
+        keys, values, queries: facts planted, values of the asked key, keys asked for.
+    """
+
+    name: str
+    surface: Surface
+    filler: Literal["noise", "text", "needles"] = "noise"
+    key: Kind = "word"
+    value: Kind = "number"
+    keys: int = 1
+    values: int = 1
+    queries: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.queries <= self.keys:
+            raise ValueError(f"queries must be 1..keys={self.keys}, got {self.queries}")
+        if self.values < 1 or (self.values > 1 and self.keys > 1):
+            raise ValueError(f"{self.values} values of {self.keys} keys: several values take exactly one key")
+
+    def sample(self, *, length: int, seed: int, count: CountTokens) -> Sample:
+        """A test case whose prompt and answer take at most `length` tokens, and nearly that.
+
+        The same name, length, seed and tokenizer give the same sample on any machine.
+
+        Raises:
+            ValueError: `length` does not even hold the planted facts and the question.
+        """
+        rng = random.Random(f"{self.name}/{length}/{seed}")
+        facts = self.draw_facts(rng)
+        question = self.surface.ask(self._asked(facts, rng), self.value)
+        tail = question.question + question.answer_prefix + question.reply
+        haystack = self.hide(facts, length - count(tail), rng, count)
+        return Sample(
+            haystack.context,
+            question.question,
+            question.answer_prefix,
+            question.answers,
+            self.surface.niah_max_new_tokens,
+        )
+
+    def draw_facts(self, rng: random.Random) -> dict[str, tuple[str, ...]]:
+        """The planted facts: `keys` distinct keys, the first with `values` values."""
+        facts: dict[str, tuple[str, ...]] = {}
+        while len(facts) < self.keys:
+            facts[self.surface.draw(self.key, rng)] = tuple(
+                self.surface.draw(self.value, rng) for _ in range(self.values)
+            )
+        return facts
+
+    def _asked(self, facts: dict[str, tuple[str, ...]], rng: random.Random) -> dict[str, tuple[str, ...]]:
+        return {key: facts[key] for key in rng.sample(list(facts), self.queries)}
+
+    def hide(
+        self, facts: dict[str, tuple[str, ...]], length: int, rng: random.Random, count: CountTokens
+    ) -> Haystack:
+        """Hides the facts at random depths in as much filler as `length` tokens hold."""
+        needles: list[tuple[float, str]] = []
+        for key, values in facts.items():  # values of one key appear in the order of the answer
+            depths = sorted(rng.random() for _ in values)
+            texts = [self.surface.needle(key, value, self.value) for value in values]
+            needles += zip(depths, texts, strict=True)
+        upper = max(length // 4, 1)
+        filler = self._filler(upper, facts, rng)
+
+        def context(size: int) -> str:
+            placed = [((index + 0.5) / max(size, 1), text) for index, text in enumerate(filler[:size])]
+            text = " ".join(text for _, text in sorted(placed + needles, key=lambda item: item[0]))
+            return self.surface.context(text, values=len(needles), kind=self.value)
+
+        size = largest_fit(lambda size: count(context(size)) <= length, upper=len(filler))
+        return Haystack(context(size), facts)
+
+    def _filler(self, size: int, facts: dict[str, tuple[str, ...]], rng: random.Random) -> list[str]:
+        if self.filler == "noise":
+            return noise(size)
+        if self.filler == "text":
+            return sentences(size, rng)
+        # Distinct keys; a surface whose keys are single nouns runs out of them, and noise takes the rest.
+        room = len(NOUNS) - len(facts) if self.key == "word" and self.surface.name == "mini" else size
+        others: dict[str, str] = {}
+        while len(others) < min(size, room):
+            key = self.surface.draw(self.key, rng)
+            if key not in facts and key not in others:
+                others[key] = self.surface.needle(key, self.surface.draw(self.value, rng), self.value)
+        return list(others.values()) + noise(size - len(others))
+
+
+def needle_tasks(surface: Surface) -> tuple[NeedleTask, ...]:
+    """RULER's eight needle tasks in the wording of `surface`."""
+
+    def task(
+        name: str,
+        filler: Literal["noise", "text", "needles"],
+        key: Kind = "word",
+        value: Kind = "number",
+        **counts: int,
+    ) -> NeedleTask:
+        return NeedleTask(f"{surface.name}/niah_{name}", surface, filler, key, value, **counts)
+
+    return (
+        task("single_1", "noise"),
+        task("single_2", "text"),
+        task("single_3", "text", value="id"),
+        task("multikey_1", "text", keys=4),
+        task("multikey_2", "needles"),
+        task("multikey_3", "needles", key="id", value="id"),
+        task("multivalue", "text", values=4),
+        task("multiquery", "text", keys=4, queries=4),
+    )

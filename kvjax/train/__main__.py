@@ -1,0 +1,32 @@
+"""`python -m kvjax.train --config configs/train/cpu.yaml`: trains, resumes, exports."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+
+from kvjax.train.config import read_config
+from kvjax.train.trainer import Trainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains the model of a YAML config and writes it, in the Hugging Face format, next to its tokenizer."""
+    parser = argparse.ArgumentParser(prog="python -m kvjax.train", description=main.__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(argv)
+    config = read_config(args.config)
+    config.runs.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config)
+    device = jax.devices()[0]
+    print(f"{trainer.parameters / 1e6:.2f}M parameters, {config.model.dtype}, on {device.device_kind}")
+    print("scores are tokens/replies: the share predicted, one by one and whole")
+    start = time.perf_counter()
+    state = trainer.run()
+    print(f"trained in {time.perf_counter() - start:.0f} s; wrote {trainer.export(state)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The documents the model learns from: token ids, and which of them count in the loss.
+
+Only predictable tokens count: second copies, values asked for, replies; in Python text every token. Each
+function takes its own random generator, so a document depends on nothing but a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int, Integer
+from tokenizers import Tokenizer
+
+from kvjax.eval.tasks_needle import NeedleTask
+from kvjax.eval.tasks_sample import Question
+from kvjax.eval.tasks_surface import MINI, Kind
+from kvjax.eval.tasks_variables import VariableTask
+from kvjax.eval.tasks_words import NOUNS
+from kvjax.train.tokenizer import ASSISTANT, END, EOS, SPECIAL, USER
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids and the loss mask: `mask[t]` says that predicting `tokens[t]` counts."""
+
+    tokens: Int[np.ndarray, T]
+    mask: Bool[np.ndarray, T]
+
+
+@dataclass
+class Writer:
+    """Collects text or ids, each with its say in the loss."""
+
+    tokenizer: Tokenizer
+    tokens: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+
+    def text(self, text: str, counts: bool) -> None:
+        self.ids(self.tokenizer.encode(text).ids, counts)
+
+    def ids(self, ids: list[int], counts: bool) -> None:
+        self.tokens += ids
+        self.mask += [counts] * len(ids)
+
+    def document(self, length: int) -> Document:
+        """What was written, cut or padded to `length`; padding never counts."""
+        missing = max(0, length - len(self.tokens))
+        pad = SPECIAL.index("<|pad|>")
+        return Document(
+            np.array((self.tokens + [pad] * missing)[:length], np.int32),
+            np.array((self.mask + [False] * missing)[:length], bool),
+        )
+
+
+class Documents:
+    """Draws documents of every kind with one tokenizer and one corpus."""
+
+    def __init__(self, tokenizer: Tokenizer, corpus: Integer[np.ndarray, N]) -> None:
+        """`corpus`: the ids of the Python text; may be empty if no mix asks for it."""
+        self.tokenizer = tokenizer
+        self.corpus = corpus
+        self.nouns = [tokenizer.encode(f" {noun}").ids[0] for noun in NOUNS]
+        self.digits = [tokenizer.encode(f" {digit}").ids[0] for digit in range(10)]
+        self.words = self.nouns + 2 * (
+            self.digits + [tokenizer.encode(str(digit)).ids[0] for digit in range(10)]
+        )
+        self.ordinary = range(len(SPECIAL), tokenizer.get_vocab_size())
+        self._kinds: dict[str, Callable[[int, random.Random], Document]] = {
+            "repeats": self.repeats,
+            "recall": self.recall,
+            "needles": self.needles,
+            "variables": self.variables,
+            "python": self.python,
+        }
+
+    def draw(self, mix: dict[str, float], length: int, rng: random.Random) -> Document:
+        """A document of `length` tokens of a kind drawn by the weights of `mix`."""
+        kind = rng.choices(list(mix), list(mix.values()))[0]
+        return self._kinds[kind](length, rng)
+
+    def of_kind(self, kind: str, length: int, rng: random.Random) -> Document:
+        """A document of `length` tokens of one kind."""
+        return self._kinds[kind](length, rng)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.tokenizer.encode(text).ids)
+
+    def repeats(self, length: int, rng: random.Random) -> Document:
+        """A random segment over and over; from the second copy on it counts."""
+        size = round(8 * (length / 16) ** rng.random())
+        pools = (self.words, self.ordinary, rng.sample(self.ordinary, 48))
+        pool = rng.choices(pools, (6, 2, 2))[0]
+        segment = rng.choices(pool, k=size)
+        writer = Writer(self.tokenizer)
+        writer.ids(segment, False)
+        while len(writer.tokens) < length:
+            writer.ids(segment, True)
+        return writer.document(length)
+
+    def recall(self, length: int, rng: random.Random) -> Document:
+        """Pairs of tokens in random order, then the same pairs in another order; second values count."""
+        pairs = min(rng.randint(4, length // 4), len(self.nouns))
+        keys = rng.sample(self.nouns, pairs)
+        values = rng.choices(rng.choice((self.nouns, self.nouns, self.digits)), k=pairs)
+        written = list(zip(keys, values, strict=True))
+        writer = Writer(self.tokenizer)
+        for key, value in written:
+            writer.ids([key, value], False)
+        while len(writer.tokens) < length:
+            for key, value in rng.sample(written, pairs):
+                writer.ids([key], False)
+                writer.ids([value], True)
+        return writer.document(length)
+
+    def needles(self, length: int, rng: random.Random) -> Document:
+        """A haystack and questions about it, as plain text or as a chat; replies count."""
+        filler: Literal["noise", "text", "needles"] = rng.choice(("noise", "text", "needles"))
+        shape = rng.choices(("keys", "values", "queries"), (8, 1, 1))[0]
+        long = int(shape == "keys" and length >= 128)  # ids take room
+        key: Kind = rng.choices(("word", "id"), (8, long))[0]
+        value: Kind = rng.choices(("number", "word", "id"), (5, 3, long))[0]
+        several = rng.randint(2, 4 if length >= 128 else 2)
+        task = NeedleTask(
+            "train",
+            MINI,
+            filler,
+            key,
+            value,
+            keys=several if shape == "queries" else 1,
+            values=several if shape == "values" else 1,
+            queries=several if shape == "queries" else 1,
+        )
+        facts = task.draw_facts(rng)
+        asked = [MINI.ask(facts, value)]
+        # one needle in the dark, or so many that a good part of all tokens is questions to learn from
+        statements = "".join(f" {MINI.needle(k, v, value)}" for k, values in facts.items() for v in values)
+        cost = self.count(asked[0].question + asked[0].answer_prefix + asked[0].reply + statements) + 3
+        questions = int(length * rng.uniform(0.3, 0.8) / cost) if rng.random() < 0.9 else 1
+        while len(asked) < questions and len(facts) < len(NOUNS) // 2:
+            more = task.draw_facts(rng)
+            if not facts.keys() & more.keys():
+                facts |= more
+                asked.append(MINI.ask(more, value))
+        rng.shuffle(asked)
+        chat = rng.random() < 0.35
+        turns = Writer(self.tokenizer)
+        for index, question in enumerate(asked):
+            self._turn(turns, question, chat=chat, first=index == 0)
+        haystack = task.hide(facts, length - len(turns.tokens) - chat, rng, self.count)
+        writer = Writer(self.tokenizer)
+        if chat:
+            writer.text(USER, False)
+        writer.text(haystack.context, False)
+        return self._joined(writer, turns, length)
+
+    def variables(self, length: int, rng: random.Random) -> Document:
+        """A variable tracking test case with its reply, as plain text or as a chat; the reply counts."""
+        hops = rng.randint(1, 4)
+        chains = rng.randint(1, max(1, min(4, length // (16 * hops + 16))))
+        task = VariableTask(f"train/{rng.random()}", MINI, hops=hops, chains=chains)
+        sample = task.sample(length=length - 4, seed=0, count=self.count)
+        chat = rng.random() < 0.35
+        turns = Writer(self.tokenizer)
+        question = Question(
+            sample.question, sample.answer_prefix, sample.answers, f" {', '.join(sample.answers)}."
+        )
+        self._turn(turns, question, chat=chat, first=True)
+        writer = Writer(self.tokenizer)
+        if chat:
+            writer.text(USER, False)
+        writer.text(sample.context, False)
+        return self._joined(writer, turns, length)
+
+    def python(self, length: int, rng: random.Random) -> Document:
+        """A stretch of the corpus; every token counts."""
+        if len(self.corpus) < length:
+            raise ValueError(f"the corpus has {len(self.corpus)} tokens, a document takes {length}")
+        start = rng.randrange(len(self.corpus) - length + 1)
+        return Document(self.corpus[start : start + length].astype(np.int32), np.ones(length, bool))
+
+    def _turn(self, writer: Writer, question: Question, *, chat: bool, first: bool) -> None:
+        if chat:
+            if not first:
+                writer.text(USER, False)
+            writer.text(question.question.rstrip("\n") + END + ASSISTANT, False)
+            writer.text(question.answer_prefix + question.reply + END, True)
+        else:
+            writer.text(question.question + question.answer_prefix, False)
+            writer.text(question.reply + EOS, True)
+
+    def _joined(self, writer: Writer, turns: Writer, length: int) -> Document:
+        writer.tokens += turns.tokens
+        writer.mask += turns.mask
+        return writer.document(length)
+
+
+def corpus_ids(tokenizer: Tokenizer, files: list[tuple[str, str]]) -> Integer[np.ndarray, N]:
+    """All files after one another, each ended by <|eos|>, as one array of uint16 or uint32 ids."""
+    eos = tokenizer.token_to_id(EOS)
+    ids: list[int] = []
+    for encoding in tokenizer.encode_batch([text for _, text in files]):
+        ids += encoding.ids
+        ids.append(eos)
+    return np.array(ids, np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)

@@ -1,0 +1,184 @@
+"""The training loop: stages of growing context, evaluation, checkpoints, export.
+
+It knows nothing of what documents say or of how attention is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+
+from kvjax.models import save as save_decoder
+from kvjax.train.checkpoint import Checkpoints, Place
+from kvjax.train.config import TrainConfig
+from kvjax.train.corpus import standard_library
+from kvjax.train.documents import Documents, corpus_ids
+from kvjax.train.evaluation import Score, held_out, make_predict, score
+from kvjax.train.step import Batch, State, decoder_config, first_params, make_batch, make_step, optimiser
+from kvjax.train.tokenizer import END, EOS, PAD, SPECIAL
+
+
+class Trainer:
+    """Trains the model of a config from its newest checkpoint on, or from nothing.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder has no tokenizer.json.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        file = config.tokenizer / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is not there: python -m kvjax.train.tokenizer --out {config.tokenizer}"
+            )
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        ends = tuple(SPECIAL.index(token) for token in (EOS, END))
+        self.decoder = decoder_config(config, vocab_size=self.tokenizer.get_vocab_size(), eos_token_ids=ends)
+        self.graph, self.first = first_params(config, self.decoder)
+        python = any(stage.mix.get("python") for stage in config.stages)
+        empty = np.zeros(0, np.uint16)
+        self.documents = Documents(
+            self.tokenizer, corpus_ids(self.tokenizer, standard_library()) if python else empty
+        )
+        self.unseen = Documents(
+            self.tokenizer, corpus_ids(self.tokenizer, standard_library(held_out=True)) if python else empty
+        )
+        self.predict = make_predict(self.graph, config.model.dtype)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return sum(array.size for array in jax.tree.leaves(self.first))
+
+    def run(self, *, stop_after: int | None = None) -> State:
+        """Trains to the end and returns the state; resumes where the newest checkpoint stands.
+
+        Args:
+            stop_after: return after so many steps of this call, as if killed: nothing is saved or exported.
+        """
+        with Checkpoints(self.config.runs / "checkpoints") as checkpoints:
+            place = checkpoints.place() or Place()
+            state = self._start(place, checkpoints)
+            for index in range(place.stage, len(self.config.stages)):
+                if index > place.stage:
+                    place = Place(index, 0, place.total)
+                    state = self._restarted(state, index)
+                place, state, done = self._stage(place, state, checkpoints, stop_after)
+                if stop_after is not None:
+                    stop_after -= done
+                    if stop_after <= 0:
+                        return state
+                place = Place(index + 1, 0, place.total)
+                if index + 1 < len(self.config.stages):
+                    state = self._restarted(state, index + 1)
+                checkpoints.save(place, state)
+                self.export(state)
+        return state
+
+    def export(self, state: State) -> Path:
+        """Writes the config, how to generate, and the weights next to the tokenizer; returns the folder."""
+        folder = self.config.tokenizer
+        save_decoder(nnx.merge(self.graph, state["params"]), folder)
+        ends = list(self.decoder.eos_token_ids)
+        generation = {"eos_token_id": ends, "pad_token_id": SPECIAL.index(PAD), "do_sample": False}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        return folder
+
+    def evaluate(self, state: State, stage: int) -> dict[str, Score]:
+        """Scores of every kind in the stage's mix, on documents of its length that training never draws."""
+        wanted = self.config.stages[stage]
+        batch = max(1, min(self.config.evaluate_batch, 4096 // wanted.context))
+        count = batch * max(1, min(self.config.evaluate_batch, 8192 // wanted.context) // batch)
+        return {
+            kind: score(
+                self.predict, state["params"], held_out(self.unseen, kind, wanted.context, count), batch
+            )
+            for kind, weight in wanted.mix.items()
+            if weight
+        }
+
+    def _start(self, place: Place, checkpoints: Checkpoints) -> State:
+        # a checkpoint written after the last stage still has that stage's optimiser
+        stage = self.config.stages[min(place.stage, len(self.config.stages) - 1)]
+        fresh = {"params": self.first, "optimiser": optimiser(self.config, stage).init(self.first)}
+        if place == Place():
+            # the step donates its state, and the first weights are asked for again
+            return jax.tree.map(jnp.copy, fresh)
+        return checkpoints.restore(place, fresh)
+
+    def _restarted(self, state: State, stage: int) -> State:
+        return {
+            "params": state["params"],
+            "optimiser": optimiser(self.config, self.config.stages[stage]).init(state["params"]),
+        }
+
+    def _stage(
+        self, place: Place, state: State, checkpoints: Checkpoints, stop_after: int | None
+    ) -> tuple[Place, State, int]:
+        stage = self.config.stages[place.stage]
+        step = make_step(self.graph, optimiser(self.config, stage), self.config.model.dtype)
+        done, since, losses = 0, time.perf_counter(), []
+        for number, batch in zip(
+            range(place.step, stage.steps), self._batches(place.stage, place.step), strict=False
+        ):
+            state, value = step(state, batch)
+            losses.append(value)
+            done += 1
+            place = Place(place.stage, number + 1, place.total + 1)
+            if stop_after is not None and done >= stop_after:
+                return place, state, done
+            last = place.step == stage.steps
+            if place.step % self.config.evaluate_every == 0 or last:
+                mean = float(np.mean([float(value) for value in losses]))
+                rate = len(losses) * stage.batch * stage.context / (time.perf_counter() - since)
+                scores = self.evaluate(state, place.stage)
+                self._report(place, mean, rate, scores)
+                since, losses = time.perf_counter(), []
+                if stage.until is not None and scores["needles"].replies >= stage.until:
+                    break
+            if place.step % self.config.save_every == 0 and not last:
+                checkpoints.save(place, state)
+        return place, state, done
+
+    def _batches(self, stage: int, first: int) -> Iterator[Batch]:
+        # the next batch is drawn while the device computes this one
+        steps = range(first, self.config.stages[stage].steps)
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(make_batch, self.documents, self.config, stage, first)
+            for number in steps:
+                batch = coming.result()
+                if number + 1 < steps.stop:
+                    coming = pool.submit(make_batch, self.documents, self.config, stage, number + 1)
+                yield batch
+
+    def _report(self, place: Place, loss: float, rate: float, scores: dict[str, Score]) -> None:
+        stage = self.config.stages[place.stage]
+        shown = "  ".join(f"{kind} {s.tokens:.3f}/{s.replies:.3f}" for kind, s in scores.items())
+        print(
+            f"context {stage.context:5d}  step {place.step:5d}/{stage.steps}  loss {loss:7.4f}  "
+            f"{rate:6.0f} tok/s  {shown}",
+            flush=True,
+        )
+        line = {
+            "stage": place.stage,
+            "context": stage.context,
+            "step": place.step,
+            "total": place.total,
+            "loss": loss,
+            "tokens_per_second": rate,
+            "time": time.time(),
+            "scores": {kind: asdict(s) for kind, s in scores.items()},
+        }
+        with (self.config.runs / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")

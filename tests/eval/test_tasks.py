@@ -1,0 +1,192 @@
+"""Generated tasks: what a sample says, that it is the same everywhere, fits, and can be solved."""
+
+import random
+import re
+
+import pytest
+
+from kvjax.eval.tasks import TASKS, find_task
+from kvjax.eval.tasks_needle import NeedleTask
+from kvjax.eval.tasks_sample import Sample, largest_fit
+from kvjax.eval.tasks_surface import MINI, RULER
+from kvjax.eval.tasks_variables import VariableTask
+from kvjax.eval.tasks_words import ADJECTIVES, NOUNS, noise, sentences
+
+ALL = sorted(TASKS)
+EIGHT = [
+    *(
+        "single_1",
+        "single_2",
+        "single_3",
+        "multikey_1",
+        "multikey_2",
+        "multikey_3",
+        "multivalue",
+        "multiquery",
+    )
+]
+
+
+def words(text: str) -> int:
+    """A tokenizer for tests: words and marks."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def test_both_surfaces_have_rulers_eight_needle_tasks_and_variable_tracking():
+    for surface in ("mini", "ruler"):
+        assert [n for n in TASKS if n.startswith(surface)] == [
+            *(f"{surface}/niah_{name}" for name in EIGHT),
+            f"{surface}/vt",
+        ]
+
+
+def test_an_unknown_task_is_named_with_all_that_exist():
+    with pytest.raises(KeyError, match="mini/niah_single_1"):
+        find_task("mini/niah_single_9")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_sample_depends_on_name_length_and_seed_only(name):
+    task = find_task(name)
+    one = task.sample(length=500, seed=3, count=words)
+    random.seed(99)  # the global generator has no say
+    assert task.sample(length=500, seed=3, count=words) == one
+    assert task.sample(length=500, seed=4, count=words) != one
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("length", [300, 1000, 3000])
+def test_a_sample_fills_its_length_and_never_exceeds_it(name, length):
+    sample = find_task(name).sample(length=length, seed=1, count=words)
+    reply = sum(words(answer) + 3 for answer in sample.answers)
+    assert words(sample.prompt) <= length
+    assert words(sample.prompt) + reply > length - 80
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_context_holds_every_answer_and_question_and_prefix_hold_no_value(name):
+    sample = find_task(name).sample(length=600, seed=5, count=words)
+    for answer in sample.answers:
+        assert answer in sample.context
+        if "vt" not in name:
+            assert answer not in sample.question + sample.answer_prefix
+    assert sample.prompt == sample.context + sample.question + sample.answer_prefix
+    assert sample.context.endswith("\n")
+    assert sample.question.endswith("\n")
+    assert sample.max_new_tokens > 0
+
+
+def test_a_hand_worked_mini_needle():
+    asked = MINI.ask({"apple": ("4719",)}, "number")
+    assert asked.question == "What is the code for apple?\n"
+    assert asked.answer_prefix + asked.reply == "The code for apple is 4719."
+    assert MINI.needle("apple", "4719", "number") in ("The code for apple is 4719.",)
+
+
+def test_hand_worked_mini_questions_for_several_values_and_several_keys():
+    several = MINI.ask({"apple": ("1111", "2222")}, "number")
+    assert several.answer_prefix + several.reply == "The codes for apple are 1111, 2222."
+    keys = MINI.ask({"apple": ("1111",), "tiger": ("2222",), "moon": ("3333",)}, "number")
+    assert keys.question == "What are the codes for apple, tiger and moon?\n"
+    assert keys.answer_prefix + keys.reply == "The codes are: apple is 1111, tiger is 2222, moon is 3333."
+    assert keys.answers == ("1111", "2222", "3333")
+
+
+def test_hand_worked_ruler_strings():
+    key = {"calm-dog": ("1234567",)}
+    assert RULER.needle("calm-dog", "1234567", "number") == (
+        "One of the special magic numbers for calm-dog is: 1234567."
+    )
+    assert RULER.ask(key, "number").question == (
+        "What is the special magic number for calm-dog mentioned in the provided text?\n"
+    )
+    four = RULER.ask({"a": ("1",), "b": ("2",), "c": ("3",)}, "number")
+    assert four.question == (
+        "What are all the special magic numbers for a, b, and c mentioned in the provided text?\n"
+    )
+    assert RULER.context("x", values=1, kind="id").startswith("A special magic uuid is hidden")
+    assert RULER.context("x", values=4, kind="word").startswith("Some special magic words are hidden")
+    assert RULER.assign("B", "A", first=False) == "VAR B = VAR A."
+
+
+def test_a_multivalue_answer_is_in_order_of_appearance():
+    sample = find_task("mini/niah_multivalue").sample(length=800, seed=2, count=words)
+    places = [sample.context.index(f" is {answer}.") for answer in sample.answers]
+    assert len(places) == 4
+    assert places == sorted(places)
+
+
+def test_needle_filler_states_other_facts_once_each():
+    sample = find_task("mini/niah_multikey_2").sample(length=2000, seed=2, count=words)
+    keys = re.findall(r"The code for (\w+) is \d{4}\.", sample.context)
+    assert len(keys) == len(set(keys)) > 150
+    (asked,) = re.findall(r"for (\w+)\?", sample.question)
+    assert keys.count(asked) == 1
+
+
+def test_needle_filler_beyond_the_supply_of_nouns_goes_on_with_noise():
+    sample = find_task("mini/niah_multikey_2").sample(length=6000, seed=2, count=words)
+    assert len(re.findall("The code for", sample.context)) == len(NOUNS)
+    assert "The grass is green." in sample.context
+
+
+def test_needles_lie_at_all_depths():
+    depths = []
+    for seed in range(60):
+        sample = find_task("mini/niah_single_1").sample(length=500, seed=seed, count=words)
+        depths.append(sample.context.index("The code") / len(sample.context))
+    assert min(depths) < 0.15
+    assert max(depths) > 0.85
+    assert 0.35 < sum(depths) / len(depths) < 0.65
+
+
+@pytest.mark.parametrize("surface", ["mini", "ruler"])
+def test_variables_can_be_followed_by_reading_the_statements(surface):
+    sample = find_task(f"{surface}/vt").sample(length=900, seed=7, count=words)
+    form = r"Copy (\w+) to (\w+)\." if surface == "mini" else r"VAR (\w+) = (?:VAR )?(\w+)\."
+    pairs = re.findall(form, sample.context)
+    pairs = pairs if surface == "mini" else [(source, target) for target, source in pairs]
+    assert len(pairs) == 10  # two chains of five
+    (value,) = re.findall(r"\d{4,}", sample.question)
+    held, order = {value}, []
+    for source, target in pairs:  # a name is assigned only after its source: one pass suffices
+        if source in held:
+            held.add(target)
+            order.append(target)
+    assert tuple(order) == sample.answers
+
+
+def test_messages_ask_what_the_prompt_asks():
+    sample = Sample("Facts.\n", "What?\n", "It is", ("1",), 4)
+    assert sample.messages == [{"role": "user", "content": "Facts.\nWhat?"}]
+
+
+def test_too_short_a_length_says_so():
+    with pytest.raises(ValueError, match="greater length"):
+        find_task("mini/niah_multikey_1").sample(length=40, seed=0, count=words)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [({"queries": 2}, "queries must be"), ({"keys": 2, "values": 2}, "take exactly one key")],
+)
+def test_counts_that_make_no_task_are_refused(counts, text):
+    with pytest.raises(ValueError, match=text):
+        NeedleTask("t", MINI, **counts)
+
+
+def test_a_variable_task_needs_a_chain():
+    with pytest.raises(ValueError, match="chains >= 1"):
+        VariableTask("t", MINI, chains=0)
+
+
+@pytest.mark.parametrize("bound", [0, 1, 7, 64])
+def test_largest_fit_finds_the_bound(bound):
+    assert largest_fit(lambda n: n <= bound, upper=64) == bound
+
+
+def test_words_are_distinct_and_filler_is_what_it_says():
+    assert len(set(NOUNS)) == len(NOUNS) > 380
+    assert not set(NOUNS) & set(ADJECTIVES)
+    assert noise(7)[5:] == noise(2)
+    assert len(set(sentences(50, random.Random(0)))) == 50
