@@ -7,6 +7,7 @@ holds exactly that: a user's `models` and `configs`.
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,25 +39,36 @@ def build(target: str, source: Path, out: Path) -> Path:
     return archive
 
 
-def expected_files() -> set[str]:
-    """Code and data that git has, or would take, at the paths where an archive has them."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "kvjax", *LINKED]
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git has, or would take, as it is now: an editor that saves meanwhile makes no difference."""
+    copy = tmp_path_factory.mktemp("snapshot")
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in [name for name in names if name and os.path.lexists(ROOT / name)]:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
+def expected_files(snapshot: Path) -> set[str]:
+    """Code and data of a checkout, at the paths where an archive has them."""
     found = set()
-    for name in run(*command, cwd=ROOT).splitlines():
-        path = Path(name)
-        if (ROOT / path).is_file() and (path.suffix == ".py" or path.suffix in DATA):
-            found.add(name if path.parts[0] == "kvjax" else f"kvjax/{name}")
+    for folder in ("kvjax", *LINKED):
+        for path in (snapshot / folder).rglob("*"):
+            if path.is_file() and (path.suffix == ".py" or path.suffix in DATA):
+                name = path.relative_to(snapshot).as_posix()
+                found.add(name if folder == "kvjax" else f"kvjax/{name}")
     return found
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+def wheel(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", snapshot, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+def sdist(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("sdist", snapshot, tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture
@@ -101,13 +113,15 @@ def borrow_dependencies(python: Path) -> None:
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
-def test_wheel_holds_the_library_with_its_data_and_nothing_else(wheel):
+def test_wheel_holds_the_library_with_its_data_and_nothing_else(wheel, snapshot):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     stray = {name for name in names if not name.startswith(("kvjax/", "kvjax-")) or "__pycache__" in name}
     assert not stray
     assert not {name for name in names if "/tests/" in name or Path(name).name.startswith("test_")}
-    assert expected_files() <= names, f"missing from the wheel: {sorted(expected_files() - names)}"
+    expected = expected_files(snapshot)
+    assert len(expected) > 30
+    assert expected <= names, f"missing from the wheel: {sorted(expected - names)}"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
