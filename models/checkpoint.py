@@ -68,11 +68,7 @@ def load(
         check_mesh(config, mesh)
     with _Tensors(path, family) as tensors:
         # like transformers: the file wins over a config that says tied, if its head is another matrix
-        if (
-            config.tied
-            and tensors.shape(_HEAD)
-            and not np.array_equal(tensors.read(_HEAD), tensors.read(_TABLE))
-        ):
+        if config.tied and tensors.shape(_HEAD) and not np.array_equal(tensors.read(_HEAD), tensors.read(_TABLE)):
             config = dataclasses.replace(config, tied=False)
         decoder = Decoder(config, dtype)
         declared = dict(walk(decoder))
@@ -83,9 +79,7 @@ def load(
             whole = tensors.read(name)
             rows = np.cumsum([_hf_shape(declared[p])[0] for p in paths])[:-1]
             for part, p in zip(np.split(whole, rows), paths, strict=True):
-                values[p] = _place(
-                    part.reshape(declared[p].shape).astype(dtype, copy=False), declared[p], mesh
-                )
+                values[p] = _place(part.reshape(declared[p].shape).astype(dtype, copy=False), declared[p], mesh)
     return materialise(decoder, lambda p, _: values[p])
 
 
@@ -104,9 +98,7 @@ def save(decoder: Decoder, path: str | os.PathLike[str]) -> None:
     }
     (path / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
     arrays = {
-        name: np.concatenate(
-            [np.asarray(parameters[p][...]).reshape(_hf_shape(parameters[p])) for p in paths]
-        )
+        name: np.concatenate([np.asarray(parameters[p][...]).reshape(_hf_shape(parameters[p])) for p in paths])
         for name, paths in family.tensors(config, set(parameters)).items()
     }
     save_file(arrays, path / _WEIGHTS, metadata={"format": "pt"})
@@ -114,9 +106,7 @@ def save(decoder: Decoder, path: str | os.PathLike[str]) -> None:
 
 def _read_config(path: Path, max_model_len: int | None) -> tuple[DecoderConfig, Family]:
     if not (path / _CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{path / _CONFIG} is not there; a checkpoint is a local folder with config.json"
-        )
+        raise FileNotFoundError(f"{path / _CONFIG} is not there; a checkpoint is a local folder with config.json")
     fields = json.loads((path / _CONFIG).read_text())
     family = find(fields.get("model_type"))
     config = family.from_hf(fields, max_model_len)
@@ -159,9 +149,7 @@ class _Tensors(contextlib.ExitStack):
         files = _weight_files(path)
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file} is named by {_INDEX} but is not there: the download is incomplete"
-                )
+                raise FileNotFoundError(f"{file} is named by {_INDEX} but is not there: the download is incomplete")
         for file in files:
             handle = self.enter_context(safe_open(file, framework="numpy"))
             for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -190,15 +178,10 @@ class _Tensors(contextlib.ExitStack):
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
-        return [
-            path / name
-            for name in sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
-        ]
+        return [path / name for name in sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))]
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
-    raise FileNotFoundError(
-        f"{path} has neither {_WEIGHTS} nor {_INDEX}; other formats (pickle) are never read"
-    )
+    raise FileNotFoundError(f"{path} has neither {_WEIGHTS} nor {_INDEX}; other formats (pickle) are never read")
 
 
 def _check(
@@ -219,12 +202,8 @@ def _check(
         if tensors.shape(name) != want:
             faults.append(f"wrong shape: {name} is {tensors.shape(name)}, config.json makes it {want}")
         elif tensors.dtype(name) not in _FLOATS:
-            faults.append(
-                f"not a float: {name} is {tensors.dtype(name)}; quantised checkpoints are not supported"
-            )
+            faults.append(f"not a float: {name} is {tensors.dtype(name)}; quantised checkpoints are not supported")
     if faults:
         shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
         raise ValueError(f"the checkpoint does not fit a {config.family!r} model:\n  " + "\n  ".join(shown))
-    assert {p for paths in expected.values() for p in paths} == set(declared), (
-        "the family's table is incomplete"
-    )
+    assert {p for paths in expected.values() for p in paths} == set(declared), "the family's table is incomplete"

@@ -82,9 +82,7 @@ class DecoderConfig:
         if not self.layers:
             raise ValueError("a decoder needs at least one layer")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
-            )
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         for layer in self.layers:
             if layer.rope.dim > self.head_dim:
                 raise ValueError(f"rope turns {layer.rope.dim} dimensions of a head of {self.head_dim}")

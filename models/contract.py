@@ -4,6 +4,7 @@ Its gradients are products in the operands' own dtypes. The automatic ones would
 with a bfloat16 weight, at the speed of float32.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -29,17 +30,18 @@ def _product(x: Array, y: Array, over_x: Sequence[int], over_y: Sequence[int], d
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _contract(x: Array, weight: Array, axes: int, dtype: DTypeLike) -> Array:
-    batch, outputs = x.ndim - axes, weight.ndim - axes
-    return _product(x, weight, range(batch, x.ndim), range(outputs, weight.ndim), dtype)
+    # as two matrices: XLA's CPU backend transposes a weight of three dimensions at every call
+    batch, outputs = x.shape[: x.ndim - axes], weight.shape[: weight.ndim - axes]
+    matrix = weight.reshape(math.prod(outputs), -1)
+    rows = x.reshape(*batch, matrix.shape[1])
+    return _product(rows, matrix, [len(batch)], [1], dtype).reshape(*batch, *outputs)
 
 
 def _forward(x: Array, weight: Array, axes: int, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
     return contract(x, weight, axes, dtype), (x, weight)
 
 
-def _backward(
-    axes: int, dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _backward(axes: int, dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, weight = saved
     batch, outputs = x.ndim - axes, weight.ndim - axes
     over = range(batch, batch + outputs)

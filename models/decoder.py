@@ -29,9 +29,7 @@ class Layer(nnx.Module):
             self.attention_post_norm = RMSNorm(config.width, config, dtype)
             self.mlp_post_norm = RMSNorm(config.width, config, dtype)
 
-    def __call__(
-        self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend
-    ) -> Float[Array, "*B E"]:
+    def __call__(self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend) -> Float[Array, "*B E"]:
         """The hidden states after this layer. `*B` is [T] in prefill, [B] in decode, [B, T] in training.
 
         `attend` gets rotated q [*B H D] and k [*B K D], and v, and applies scale and mask
@@ -59,9 +57,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Layer(config, layer, dtype) for layer in config.layers])
         self.norm = RMSNorm(config.width, config, dtype)
         if not config.tied:
-            self.unembedding = declare(
-                Normal(config.width), dtype, vocab=config.vocab_size, width=config.width
-            )
+            self.unembedding = declare(Normal(config.width), dtype, vocab=config.vocab_size, width=config.width)
 
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B E"]:
         """Hidden states before the first layer, in the dtype of the weights."""

@@ -76,18 +76,14 @@ def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
 
 def from_multimodal(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
     """The text model of a checkpoint that also has a vision tower."""
-    outer = {
-        name: hf[name] for name in ("eos_token_id", "bos_token_id", "quantization_config") if hf.get(name)
-    }
+    outer = {name: hf[name] for name in ("eos_token_id", "bos_token_id", "quantization_config") if hf.get(name)}
     return from_hf(dict(hf.get("text_config") or {}) | outer, max_model_len)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
     fields = common.to_hf(config)
     kinds = {
-        common.FULL if layer.window is None else common.SLIDING: common.rope_to_hf(
-            layer.rope, config.head_dim
-        )
+        common.FULL if layer.window is None else common.SLIDING: common.rope_to_hf(layer.rope, config.head_dim)
         for layer in config.layers
     }
     return fields | {

@@ -75,9 +75,7 @@ def head_dim(hf: HFConfig) -> int:
     """Dimensions of a head, which a config gives or implies."""
     width, heads = need(hf, "hidden_size"), need(hf, "num_attention_heads")
     if hf.get("head_dim") is None and width % heads:
-        raise ValueError(
-            f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads}); set head_dim"
-        )
+        raise ValueError(f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads}); set head_dim")
     return hf.get("head_dim") or width // heads
 
 
@@ -91,9 +89,7 @@ def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
     return parameters
 
 
-def rope(
-    hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str, Any] | None = None
-) -> RopeConfig:
+def rope(hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str, Any] | None = None) -> RopeConfig:
     """The position encoding of a config; `parameters` are rope fields in today's spelling, else those of
     `hf`.
 
@@ -142,9 +138,7 @@ def rope_to_hf(config: RopeConfig, head_dim: int) -> dict[str, Any]:
     if config.scaling is None:
         return {"rope_type": "default", "rope_theta": config.theta, **partial}
     name = next(name for name, kind in _SCALINGS.items() if isinstance(config.scaling, kind))
-    fields = {
-        k: v for k, v in dataclasses.asdict(config.scaling).items() if v is not None and k != "use_long"
-    }
+    fields = {k: v for k, v in dataclasses.asdict(config.scaling).items() if v is not None and k != "use_long"}
     return {"rope_type": name, "rope_theta": config.theta, **partial, **fields}
 
 
@@ -185,9 +179,7 @@ def decoder_config(hf: HFConfig, family: str, layers: Iterable[LayerConfig], **c
     refuse(hf, _NEUTRAL)
     activation = hf.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"activation {activation!r} is not implemented; these are: {', '.join(_ACTIVATIONS)}"
-        )
+        raise ValueError(f"activation {activation!r} is not implemented; these are: {', '.join(_ACTIVATIONS)}")
     heads = need(hf, "num_attention_heads")
     fields: dict[str, Any] = {
         "family": family,

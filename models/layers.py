@@ -17,9 +17,7 @@ from kvjax.models.parameters import Constant, Normal, declare
 from kvjax.models.rope import rotate, rotation
 
 # Queries and keys come rotated; scale and mask are attend's business.
-Attend = Callable[
-    [Float[Array, "*B H D"], Float[Array, "*B K D"], Float[Array, "*B K D"]], Float[Array, "*B H D"]
-]
+Attend = Callable[[Float[Array, "*B H D"], Float[Array, "*B K D"], Float[Array, "*B K D"]], Float[Array, "*B H D"]]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -31,9 +29,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class RMSNorm(nnx.Module):
     """x / rms(x) * weight over the last axis, in float32."""
 
-    def __init__(
-        self, size: int, config: DecoderConfig, dtype: jax.typing.DTypeLike, axis: str = "width"
-    ) -> None:
+    def __init__(self, size: int, config: DecoderConfig, dtype: jax.typing.DTypeLike, axis: str = "width") -> None:
         self.eps = config.norm_eps
         self.plus_one = config.norm_plus_one
         self.weight = declare(Constant(0.0 if self.plus_one else 1.0), dtype, **{axis: size})
@@ -70,9 +66,7 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(config.head_dim, config, dtype, axis="head_dim")
             self.key_norm = RMSNorm(config.head_dim, config, dtype, axis="head_dim")
 
-    def __call__(
-        self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend
-    ) -> Float[Array, "*B E"]:
+    def __call__(self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend) -> Float[Array, "*B E"]:
         q, k, v = (contract(x, weight[...]) for weight in (self.query, self.key, self.value))
         if self.qkv_biased:
             q, k, v = q + self.query_bias[...], k + self.key_bias[...], v + self.value_bias[...]

@@ -6,6 +6,7 @@ ones, or a checkpoint's). Shardings, initial values and checkpoint shapes all de
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,16 +52,21 @@ def walk(module: nnx.Module) -> Iterator[tuple[str, nnx.Param[Any]]]:
 
 def initial(param: nnx.Param[Any], key: Array, embedding_std: float) -> Array:
     """First values of a declared parameter, in its shape and dtype."""
-    shape, dtype, initialiser = param.shape, param.dtype, param.get_metadata()["initialiser"]
+    initialiser = param.get_metadata()["initialiser"]
     match initialiser:
         case Constant(value):
-            return jnp.full(shape, value, dtype)
+            return jnp.full(param.shape, value, param.dtype)
         case Normal(inputs):
             std = inputs**-0.5
         case Embedding():
             std = embedding_std
         case _:
             raise TypeError(f"no such initialiser: {initialiser}")
+    return _normal(key, std, param.shape, param.dtype)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _normal(key: Array, std: float | Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
     return jax.random.normal(key, shape, dtype) * jnp.asarray(std, dtype)
 
 
@@ -69,8 +75,5 @@ def materialise[M: nnx.Module](module: M, value: Callable[[str, nnx.Param[Any]],
     abstract.
     """
     graphdef, state = nnx.split(module, nnx.Param)
-    filled = [
-        (path, param.replace(value(".".join(map(str, path)), param)))
-        for path, param in nnx.to_flat_state(state)
-    ]
+    filled = [(path, param.replace(value(".".join(map(str, path)), param))) for path, param in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -30,9 +30,7 @@ def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
         parameters["rope_type"] = "longrope"  # which had other names in the first of these models
     rope = common.rope(hf, max_model_len, parameters)
     window = common.window(hf, hf.get("sliding_window"), max_model_len)
-    return common.decoder_config(
-        hf, "phi3", [LayerConfig(rope, window)] * common.need(hf, "num_hidden_layers")
-    )
+    return common.decoder_config(hf, "phi3", [LayerConfig(rope, window)] * common.need(hf, "num_hidden_layers"))
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -17,9 +17,7 @@ KEYS = LLAMA_KEYS | {
 def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
     hf = {"head_dim": 128} | dict(hf)
     bias = bool(hf.get("attention_bias"))
-    return common.decoder_config(
-        hf, "qwen3", layers(hf, max_model_len), qk_norm=True, qkv_bias=bias, output_bias=bias
-    )
+    return common.decoder_config(hf, "qwen3", layers(hf, max_model_len), qk_norm=True, qkv_bias=bias, output_bias=bias)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

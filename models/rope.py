@@ -36,9 +36,7 @@ class Llama3:
     def frequencies(self, base: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
         context = self.original_max_position_embeddings
         wavelength = 2 * math.pi / base
-        smooth = (context / wavelength - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
+        smooth = (context / wavelength - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         middle = (1 - smooth) * base / self.factor + smooth * base
         scaled = np.where(wavelength > context / self.low_freq_factor, base / self.factor, middle)
         return np.where(wavelength < context / self.high_freq_factor, base, scaled), 1.0
@@ -115,9 +113,7 @@ class LongRope:
     def frequencies(self, base: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
         factors = self.long_factor if self.use_long else self.short_factor
         if len(factors) != base.size:
-            raise ValueError(
-                f"longrope has {len(factors)} factors for {base.size} rotated pairs of dimensions"
-            )
+            raise ValueError(f"longrope has {len(factors)} factors for {base.size} rotated pairs of dimensions")
         return base / np.asarray(factors, np.float32), self._attention_factor()
 
     def _attention_factor(self) -> float:
@@ -159,9 +155,7 @@ class RopeConfig:
         return scaled.astype(np.float32), factor
 
 
-def rotation(
-    config: RopeConfig, positions: Int[Array, "*B"]
-) -> tuple[Float[Array, "*B 1 R"], Float[Array, "*B 1 R"]]:
+def rotation(config: RopeConfig, positions: Int[Array, "*B"]) -> tuple[Float[Array, "*B 1 R"], Float[Array, "*B 1 R"]]:
     """Cosine and sine of the angles at `positions`, float32, ready to broadcast over heads; R = config.dim /
     2.
     """

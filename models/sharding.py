@@ -36,9 +36,7 @@ def spec(axes: tuple[str, ...]) -> PartitionSpec:
 def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Raises ValueError, naming the flag, unless the mesh cuts every sharded axis into equal whole parts."""
     if MESH_AXIS not in mesh.shape:
-        raise ValueError(
-            f"the mesh has axes {tuple(mesh.shape)}; a model is sharded over one called {MESH_AXIS!r}"
-        )
+        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; a model is sharded over one called {MESH_AXIS!r}")
     parts = mesh.shape[MESH_AXIS]
     sizes = {
         "num_kv_heads": config.num_kv_heads,
@@ -50,9 +48,7 @@ def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh | jax.sharding.Abs
     possible = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     for name, size in sizes.items():
         if size % parts:
-            raise ValueError(
-                f"--tensor-parallel-size {parts} does not divide {name} ({size}); possible: {possible}"
-            )
+            raise ValueError(f"--tensor-parallel-size {parts} does not divide {name} ({size}); possible: {possible}")
 
 
 def shardings(decoder: Decoder, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> PyTree[NamedSharding]:

@@ -1,8 +1,8 @@
 """Each family against transformers on torch: same checkpoint, same logits, same greedy text, float32 on CPU.
 
-The checkpoints are tiny and random, and made so that a mistake shows: three query heads a kv head, random norms
-and biases, rope scaling in use, texts longer than the original context and than the sliding window, and weights
-large enough that attention is far from uniform and greedy choices are far apart.
+The checkpoints are tiny and random, and made so that a mistake shows: three query heads a kv head, random
+norms and biases, rope scaling in use, texts longer than the original context and than the sliding window, and
+weights large enough that attention is far from uniform and greedy choices are far apart.
 """
 
 import dataclasses
@@ -83,12 +83,8 @@ CASES = [
     Case("mistral-sliding", "Mistral", {"sliding_window": 24}),
     Case("mistral-global", "Mistral", {"sliding_window": None, "tie_word_embeddings": True}),
     Case("qwen2", "Qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
-    Case(
-        "qwen2-sliding", "Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
-    ),
-    Case(
-        "qwen3", "Qwen3", {"head_dim": 24, "rope_parameters": YARN | {"truncate": False, "beta_fast": 16.0}}
-    ),
+    Case("qwen2-sliding", "Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    Case("qwen3", "Qwen3", {"head_dim": 24, "rope_parameters": YARN | {"truncate": False, "beta_fast": 16.0}}),
     Case("qwen3-tied", "Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),
     Case("gemma3", "Gemma3", GEMMA),
     Case("gemma3-multimodal", "Gemma3Multimodal", GEMMA | {"vocab_size": 160}),
@@ -159,9 +155,7 @@ def reference(model: Any, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The prompt with its greedy continuation [T], and the logits [T, V] of that text."""
     tokens = torch.tensor(prompt)[None]
     with torch.no_grad():
-        text = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=GENERATED
-        )
+        text = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=GENERATED)
         return text[0].numpy(), model(text).logits[0].numpy()
 
 
