@@ -4,16 +4,22 @@ Both functions run an online softmax over blocks of keys and stop at the last bl
 a cache may be allocated far larger than the sequence in it, and no [T, T] array ever exists.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-BLOCK = 512
+PREFILL_BLOCK = 512
+DECODE_BLOCK = 256
 # A finite "minus infinity": a row that has seen no key yet must not turn into NaN. What such a row gathers is
 # multiplied by exp(MASKED - score) = 0 at its first visible key.
 MASKED = -1e30
 
-_Carry = tuple[Array, Array, Array]  # running maximum [*R], running sum [*R], weighted values [*R, D]; float32
+_Carry = tuple[
+    Array, Array, Array
+]  # running maximum [*R], running sum [*R], weighted values [*R, D]; float32
 
 
 def prefill_attention(
@@ -36,7 +42,7 @@ def prefill_attention(
     piece, heads, head_dim = q.shape
     kv_heads, tokens, _ = k.shape
     group = heads // kv_heads
-    block = min(BLOCK, tokens)
+    block = min(PREFILL_BLOCK, tokens)
     # [K, G*P, D]: the queries of all heads of one kv head are the rows of one matrix product
     rows = q.reshape(piece, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
     rows = rows.reshape(kv_heads, group * piece, head_dim)
@@ -75,30 +81,60 @@ def decode_attention(
         positions: the token position each entry was computed at; negative where the view is empty.
         asking: the position of the token that asks.
         entries: how many leading entries of a slot may be filled, 0 for a slot that is not decoding (its output
-            is meaningless). Blocks beyond the largest of them are not read.
+            is meaningless). Blocks beyond them are not read.
         scale: multiplies q.k before the softmax.
         window: as in `prefill_attention`.
     """
+    def over(at_once: int) -> Callable[..., Array]:
+        return functools.partial(_decode, at_once=at_once, scale=scale, window=window)
+
+    # A CPU takes the slots one by one and reads just what each holds; other devices take them side by side.
+    return jax.lax.platform_dependent(
+        q, k, v, positions, asking, entries, cpu=over(1), default=over(q.shape[0])
+    )
+
+
+def _decode(
+    q: Float[Array, "B H D"],
+    k: Float[Array, "B K C D"],
+    v: Float[Array, "B K C D"],
+    positions: Int[Array, "B K C"],
+    asking: Int[Array, "B"],
+    entries: Int[Array, "B"],
+    *,
+    at_once: int,
+    scale: float,
+    window: int | None,
+) -> Float[Array, "B H D"]:
     slots, heads, head_dim = q.shape
     kv_heads, capacity = k.shape[1:3]
-    block = min(BLOCK, capacity)
-    rows = q.reshape(slots, kv_heads, heads // kv_heads, head_dim)
+    block = min(DECODE_BLOCK, capacity)
+    queries = q.reshape(slots, kv_heads, heads // kv_heads, head_dim)
 
-    def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
-        begin, fresh = _block(index, block, capacity)
-        keys, values, places = (
-            jax.lax.dynamic_slice_in_dim(x, begin, block, axis=2) for x in (k, v, positions)
-        )
-        visible = fresh & (places >= 0) & _sees(asking[:, None, None], places, window)
-        scores = jnp.einsum("bkgd,bkcd->bkgc", rows, keys, preferred_element_type=jnp.float32) * scale
-        weights, carry = _rescale(carry, jnp.where(visible[:, :, None], scores, MASKED))
-        new = jnp.einsum("bkgc,bkcd->bkgd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
-        return carry[0], carry[1], carry[2] + new
+    def some_slots(index: Int[Array, ""], out: Float[Array, "B K G D"]) -> Float[Array, "B K G D"]:
+        slot = index * at_once
+        rows, ask, held = (jax.lax.dynamic_slice_in_dim(x, slot, at_once) for x in (queries, asking, entries))
 
-    last = (jnp.max(entries) + block - 1) // block
-    _, total, out = jax.lax.fori_loop(0, last, body, _empty(rows.shape[:-1], head_dim))
-    # a step in which no slot decodes reads no block: its total is 0
-    return (out / jnp.maximum(total, 1e-30)[..., None]).reshape(slots, heads, head_dim).astype(q.dtype)
+        def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
+            begin, fresh = _block(index, block, capacity)
+            size = (at_once, kv_heads, block, head_dim)
+            keys, values = (jax.lax.dynamic_slice(x, (slot, 0, begin, 0), size) for x in (k, v))
+            places = jax.lax.dynamic_slice(positions, (slot, 0, begin), size[:3])
+            visible = fresh & (places >= 0) & _sees(ask[:, None, None], places, window)
+            scores = jnp.einsum("bkgd,bkcd->bkgc", rows, keys, preferred_element_type=jnp.float32) * scale
+            weights, carry = _rescale(carry, jnp.where(visible[:, :, None], scores, MASKED))
+            weights = weights.astype(v.dtype)
+            new = jnp.einsum("bkgc,bkcd->bkgd", weights, values, preferred_element_type=jnp.float32)
+            return carry[0], carry[1], carry[2] + new
+
+        last = (jnp.max(held) + block - 1) // block
+        _, total, new = jax.lax.fori_loop(0, last, body, _empty(rows.shape[:-1], head_dim))
+        # a slot that reads no block has total 0
+        new = new / jnp.maximum(total, 1e-30)[..., None]
+        return jax.lax.dynamic_update_slice_in_dim(out, new.astype(out.dtype), slot, axis=0)
+
+    out = jax.lax.fori_loop(0, slots // at_once, some_slots, jnp.zeros_like(queries))
+    return out.reshape(q.shape)
 
 
 def _block(index: Int[Array, ""], block: int, tokens: int) -> tuple[Int[Array, ""], Bool[Array, "block"]]:
