@@ -17,9 +17,7 @@ DECODE_BLOCK = 256
 # multiplied by exp(MASKED - score) = 0 at its first visible key.
 MASKED = -1e30
 
-_Carry = tuple[
-    Array, Array, Array
-]  # running maximum [*R], running sum [*R], weighted values [*R, D]; float32
+_Carry = tuple[Array, Array, Array]  # running maximum [*R], running sum [*R], weighted values [*R, D]; float32
 
 
 def prefill_attention(
@@ -85,13 +83,12 @@ def decode_attention(
         scale: multiplies q.k before the softmax.
         window: as in `prefill_attention`.
     """
+
     def over(at_once: int) -> Callable[..., Array]:
         return functools.partial(_decode, at_once=at_once, scale=scale, window=window)
 
     # A CPU takes the slots one by one and reads just what each holds; other devices take them side by side.
-    return jax.lax.platform_dependent(
-        q, k, v, positions, asking, entries, cpu=over(1), default=over(q.shape[0])
-    )
+    return jax.lax.platform_dependent(q, k, v, positions, asking, entries, cpu=over(1), default=over(q.shape[0]))
 
 
 def _decode(

@@ -1,6 +1,7 @@
 """How an engine is laid out: frozen, validated once, derived values as properties."""
 
 import dataclasses
+from typing import Self
 
 CHUNK = 256  # tokens: the unit of hashing, storing and hitting
 
@@ -48,10 +49,50 @@ class EngineConfig:
                 )
 
 
-def buckets(piece: int, max_model_len: int) -> tuple[int, ...]:
-    """Workspace lengths in tokens: powers of two times the piece; the last one holds `max_model_len`."""
-    needed = -(-max_model_len // piece) * piece
-    lengths = [piece]
-    while lengths[-1] < needed:
-        lengths.append(min(2 * lengths[-1], needed))
-    return tuple(lengths)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """An `EngineConfig` with nothing left open, for one model on one kind of device."""
+
+    max_model_len: int
+    slots: int
+    piece: int
+    decode_steps: int
+    dtype: str
+    kv_dtype: str
+
+    @classmethod
+    def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> Self:
+        """Fills what the configuration leaves to the model and the device.
+
+        Args:
+            max_position: tokens of context that the model was trained for.
+            platform: JAX's name of the device: "cpu", "gpu" or "tpu".
+
+        Raises:
+            ValueError: a longer context is asked for than the model has.
+        """
+        length = config.max_model_len or max_position
+        if length > max_position:
+            raise ValueError(
+                f"max_model_len={length} is more than the {max_position} tokens that this model was trained for"
+            )
+        on_cpu = platform == "cpu"
+        # XLA's CPU backend runs bfloat16 dozens of times slower than float32
+        dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+        return cls(
+            max_model_len=length,
+            slots=config.max_num_seqs,
+            piece=config.prefill_piece or (CHUNK if on_cpu else 8 * CHUNK),
+            decode_steps=config.decode_steps,
+            dtype=dtype,
+            kv_dtype=config.kv_cache_dtype or dtype,
+        )
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Workspace lengths in tokens: powers of two times the piece; the last one holds `max_model_len`."""
+        needed = -(-self.max_model_len // self.piece) * self.piece
+        lengths = [self.piece]
+        while lengths[-1] < needed:
+            lengths.append(min(2 * lengths[-1], needed))
+        return tuple(lengths)

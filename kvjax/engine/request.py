@@ -7,7 +7,8 @@ bounds. `ValueError` messages name the value, the bound and the field, and a ser
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
@@ -29,7 +30,7 @@ class Finish(enum.StrEnum):
 class SamplingParams:
     """How the next token is drawn and when to stop; the names, defaults and order of operations are vLLM's.
 
-    Penalties act first, then `logit_bias`, then temperature, `min_p`, `top_k` and `top_p`. Log-probabilities are
+    `logit_bias` acts first, then penalties, temperature, `min_p`, `top_k` and `top_p`. Log-probabilities are
     those of the model itself: before penalties, bias and temperature.
 
     Attributes:
@@ -82,9 +83,7 @@ class SamplingParams:
             raise ValueError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
         for text in self.stop:
             if not 1 <= len(text) <= MAX_STOP_LENGTH:
-                raise ValueError(
-                    f"each stop string needs 1 to {MAX_STOP_LENGTH} characters; one has {len(text)}"
-                )
+                raise ValueError(f"each stop string needs 1 to {MAX_STOP_LENGTH} characters; one has {len(text)}")
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             raise ValueError(f"stop_token_ids holds {len(self.stop_token_ids)}; at most {MAX_STOP_TOKENS}")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -159,6 +158,22 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     cached_tokens: int = 0
 
+    @classmethod
+    def join(cls, prompt_tokens: Sequence[int], deltas: Sequence[Delta]) -> Self:
+        """All deltas of one request, the last of which has finished it."""
+        last = deltas[-1]
+        assert last.finish is not None
+        return cls(
+            prompt_tokens=tuple(prompt_tokens),
+            tokens=tuple(token for delta in deltas for token in delta.tokens),
+            text="".join(delta.text for delta in deltas),
+            finish=last.finish,
+            stop_reason=last.stop_reason,
+            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            prompt_logprobs=deltas[0].prompt_logprobs,
+            cached_tokens=max(delta.cached_tokens for delta in deltas),
+        )
+
 
 class ContextLengthExceededError(ValueError):
     """The prompt and what it asks to generate do not fit the model's context."""
@@ -180,9 +195,7 @@ class EngineDeadError(RuntimeError):
     """The engine's thread has ended; the process should exit."""
 
 
-def _bounded(
-    name: str, value: int | float, low: int | float, high: int | float, *, open_low: bool = False
-) -> None:
+def _bounded(name: str, value: int | float, low: int | float, high: int | float, *, open_low: bool = False) -> None:
     """Raises ValueError unless `low <= value <= high` (`low < value` with `open_low`); NaN is refused."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} is not a finite number")

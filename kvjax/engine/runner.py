@@ -9,7 +9,6 @@ import logging
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -18,7 +17,7 @@ from kvjax import cache
 from kvjax.budget import BudgetProfile
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
-from kvjax.engine.config import EngineConfig, buckets
+from kvjax.engine.config import Layout
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
@@ -44,31 +43,30 @@ class Prefill:
     group: int = 0
     piece: int = 0
 
+    def progress(self, groups: int) -> float:
+        """The share of its units that is done, of `groups` layer groups in all."""
+        return (self.group * self.pieces + self.piece) / (groups * self.pieces)
+
 
 class Runner:
     """One model, its views and its compiled steps.
 
     Args:
         model: weights placed where they stay (sharded over `mesh`'s axis "tensor" if there is one).
-        config: sizes; `max_model_len`, `prefill_piece` and the dtypes must be set.
+        layout: sizes and dtypes.
         profile: what each layer keeps of a sequence.
     """
 
-    def __init__(
-        self, model: Decoder, config: EngineConfig, profile: BudgetProfile, mesh: Mesh | None = None
-    ) -> None:
-        assert config.max_model_len is not None
-        assert config.prefill_piece is not None
+    def __init__(self, model: Decoder, layout: Layout, profile: BudgetProfile, mesh: Mesh | None = None) -> None:
         self.model_config = model.config
-        self.config = config
+        self.layout = layout
         self.profile = profile
         self.mesh = mesh
         self.vocab_size = model.config.vocab_size
-        self.buckets = buckets(config.prefill_piece, config.max_model_len)
         self._split(model)
         self.groups = profile.groups(self._kinds)
         self._view_specs = tuple(self._declare_view(budget.capacity) for budget in profile.layers)
-        self._state_specs = steps.DecodeState.declare(config.max_num_seqs, self.vocab_size)
+        self._state_specs = steps.DecodeState.declare(layout.slots, self.vocab_size)
         self.views: tuple[View, ...] = cache.allocate(self._view_specs, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
@@ -89,11 +87,11 @@ class Runner:
 
     def _declare_view(self, capacity: int) -> View:
         return View.declare(
-            slots=self.config.max_num_seqs,
+            slots=self.layout.slots,
             kv_heads=self.model_config.num_kv_heads,
             capacity=capacity,
             head_dim=self.model_config.head_dim,
-            dtype=jnp.dtype(self.config.kv_cache_dtype or self.config.dtype),
+            dtype=self.layout.kv_dtype,
         )
 
     def _declare_workspace(self, tokens: int) -> Workspace:
@@ -101,7 +99,7 @@ class Runner:
             kv_heads=self.model_config.num_kv_heads,
             tokens=tokens,
             head_dim=self.model_config.head_dim,
-            dtype=jnp.dtype(self.config.kv_cache_dtype or self.config.dtype),
+            dtype=self.layout.kv_dtype,
         )
 
     def _workspace(self, tokens: int) -> list[list[Workspace]]:
@@ -115,8 +113,8 @@ class Runner:
 
     def begin(self, tokens: np.ndarray, slot: int) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`."""
-        piece = self.config.prefill_piece
-        bucket = next(length for length in self.buckets if length >= len(tokens))
+        piece = self.layout.piece
+        bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
@@ -129,7 +127,7 @@ class Runner:
             Whether all groups are done; then `finish` draws the first token.
         """
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
-        size = self.config.prefill_piece
+        size = self.layout.piece
         start = np.int32(prefill.piece * size)
         group = self.groups[prefill.group]
         for place, layer in enumerate(group):
@@ -147,7 +145,9 @@ class Runner:
         prefill.piece, prefill.group = 0, prefill.group + 1
         return prefill.group == len(self.groups)
 
-    def finish(self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int) -> Sample:
+    def finish(
+        self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int
+    ) -> Sample:
         """Draws the first token of a finished prefill and sets its slot decoding.
 
         Args:
@@ -167,7 +167,7 @@ class Runner:
 
     def score(self, prefill: Prefill, piece: int) -> Sample:
         """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * P + i + 1`."""
-        size = self.config.prefill_piece
+        size = self.layout.piece
         start = piece * size
         targets = np.zeros(size, np.int32)
         following = prefill.tokens[start + 1 : start + 1 + size]
@@ -178,7 +178,7 @@ class Runner:
     def decode(self, alive: np.ndarray, count: int) -> steps.Steps:
         """Dispatches up to `count` decode steps; slots that are not `alive` [B] stop for good."""
         out, self.views, self.state = steps.decode(
-            self._trunk, self._kinds, self.config.decode_steps, self._trunk_leaves, self._layer_leaves,
+            self._trunk, self._kinds, self.layout.decode_steps, self._trunk_leaves, self._layer_leaves,
             self.views, self.state, alive, np.int32(count),
         )  # fmt: skip
         return out
@@ -187,7 +187,7 @@ class Runner:
         """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each."""
         seconds = {}
         params = SamplingParams()
-        for bucket in self.buckets:
+        for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
             prefill.pieces = 1  # one piece meets every shape
@@ -197,14 +197,14 @@ class Runner:
             jax.block_until_ready(self.score(prefill, 0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
-        nobody = np.zeros(self.config.max_num_seqs, np.bool_)
-        jax.block_until_ready(self.decode(nobody, self.config.decode_steps).emitted)
-        seconds[f"decode, {self.config.max_num_seqs} slots"] = time.monotonic() - began
+        nobody = np.zeros(self.layout.slots, np.bool_)
+        jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
+        seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
         return seconds
 
     def memory(self) -> dict[str, int]:
         """Bytes on all devices by purpose, from the declared shapes; the workspaces are those of the longest prompt."""
-        longest = self.buckets[-1]
+        longest = self.layout.buckets[-1]
         workspace = [self._declare_workspace(longest)] * max(len(group) for group in self.groups)
         weights = sum(leaf.nbytes for leaf in self._trunk_leaves)
         weights += sum(leaf.nbytes for leaves in self._layer_leaves for leaf in leaves)

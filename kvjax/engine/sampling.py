@@ -142,9 +142,7 @@ def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array,
     return Sample(token, chosen[:, 0], *jax.lax.cond(top, best, nothing))
 
 
-def _adjust(
-    logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"]
-) -> Float[Array, "B V"]:
+def _adjust(logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"]) -> Float[Array, "B V"]:
     rows = jnp.arange(logits.shape[0])[:, None]
     logits = logits.at[rows, state.bias_ids].add(state.bias, mode="drop")
     too_early = jnp.where(generated < state.min_tokens, -jnp.inf, 0.0)[:, None]
@@ -192,9 +190,7 @@ def _ordered(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _threshold(
-    ordered: Int[Array, "B V"], mass: Float[Array, "B V"], wanted: Float[Array, "B"]
-) -> Int[Array, "B"]:
+def _threshold(ordered: Int[Array, "B V"], mass: Float[Array, "B V"], wanted: Float[Array, "B"]) -> Int[Array, "B"]:
     """The largest t such that the entries >= t weigh at least `wanted`, bit by bit from the sign down.
 
     Where even all entries weigh less (rounding), t is the smallest integer and everything is kept.

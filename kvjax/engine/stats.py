@@ -30,6 +30,7 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    submitted: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0

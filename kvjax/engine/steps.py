@@ -116,9 +116,7 @@ def prefill_layer(
             jax.lax.dynamic_update_slice_in_dim(workspace.k, k.astype(workspace.k.dtype), start, axis=1),
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
         )
-        return prefill_attention(
-            q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window
-        )
+        return prefill_attention(q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window)
 
     x = jax.lax.dynamic_slice_in_dim(hidden, start, piece)
     x = kind.part.merge(leaves)(x, start + jnp.arange(piece), attend)
@@ -127,9 +125,7 @@ def prefill_layer(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def install(
-    mesh: Mesh | None, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]
-) -> View:
+def install(mesh: Mesh | None, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]) -> View:
     """Writes what a view keeps of a finished workspace to a slot: entry j is the last position that is j mod C.
 
     For a full view that is every position in order, for a sliding layer the last C of them as its ring has them.
@@ -143,9 +139,7 @@ def install(
         rows = jnp.take(source, jnp.maximum(kept, 0), axis=1)  # [K, entries, D]
         return jax.lax.dynamic_update_slice(target, rows[None], (slot, 0, 0, 0))
 
-    specs = View.declare(
-        slots=slots, kv_heads=kv_heads, capacity=capacity, head_dim=head_dim, dtype=view.k.dtype
-    )
+    specs = View.declare(slots=slots, kv_heads=kv_heads, capacity=capacity, head_dim=head_dim, dtype=view.k.dtype)
     new = View(
         write(view.k, workspace.k),
         write(view.v, workspace.v),
@@ -162,9 +156,7 @@ def rows(count: int, hidden: Float[Array, "T E"], start: Int[Array, ""]) -> Floa
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score(
-    part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"], targets: Int[Array, "P"]
-) -> Sample:
+def score(part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"], targets: Int[Array, "P"]) -> Sample:
     """The log-probability of each target after the hidden state at its place, and the most likely tokens."""
     decoder = part.merge(leaves)
 
@@ -188,9 +180,7 @@ def first_token(
 ) -> tuple[Sample, DecodeState]:
     """Draws the first token after a prompt of `length` tokens, and sets the slot decoding from there."""
     sampler = jax.tree.map(lambda x: x[None], sampler)
-    drawn, sampler = sample(
-        part.merge(leaves).head(last), sampler, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.bool_)
-    )
+    drawn, sampler = sample(part.merge(leaves).head(last), sampler, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.bool_))
     ended = jnp.any(drawn.token[:, None] == sampler.endings, axis=-1) | (limit <= 1)
     one = jnp.ones(1, jnp.int32)
     row = DecodeState(drawn.token, length * one, one, limit * one, ~ended, sampler)
@@ -300,13 +290,9 @@ def append(
         return target.at[at].set(value, mode="promise_in_bounds", unique_indices=True)
 
     places = jnp.broadcast_to(position[:, None], view.positions.shape[:2])
-    return View(
-        write(view.k, k), write(view.v, v), write(view.positions, places), view.used + active.astype(jnp.int32)
-    )
+    return View(write(view.k, k), write(view.v, v), write(view.positions, places), view.used + active.astype(jnp.int32))
 
 
 def _workspace_specs(workspace: Workspace) -> Workspace:
     kv_heads, tokens, head_dim = workspace.k.shape
-    return Workspace.declare(
-        kv_heads=kv_heads, tokens=tokens, head_dim=head_dim, dtype=workspace.k.dtype
-    )
+    return Workspace.declare(kv_heads=kv_heads, tokens=tokens, head_dim=head_dim, dtype=workspace.k.dtype)

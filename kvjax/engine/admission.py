@@ -1,0 +1,71 @@
+"""Counts the places that requests may take: slots and the queue together. Bounded, so overload is refused at once."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Self
+
+from kvjax.engine.request import QueueFullError
+
+
+class Admission:
+    """Safe to use from any thread."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._taken = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def reserve(self, count: int) -> "Reservation":
+        """Takes `count` places or raises QueueFullError; they are given back when the reservation is left."""
+        with self._lock:
+            if self._closed:
+                raise QueueFullError("the engine is shutting down")
+            if self._taken + count > self._places:
+                raise QueueFullError(
+                    f"{self._taken} of {self._places} places are taken, {count} more are asked for; try again later"
+                )
+            self._taken += count
+        return Reservation(self, count)
+
+    def close(self) -> None:
+        """Refuses every reservation from now on."""
+        self._closed = True
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self._taken -= count
+
+    def check_integrity(self) -> None:
+        assert self._taken == 0, f"{self._taken} places are still taken"
+
+
+class Reservation:
+    """Places held for one caller. As a context manager it gives back, on leaving, those that nobody uses."""
+
+    def __init__(self, admission: Admission, count: int) -> None:
+        self._admission = admission
+        self._unused = count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._admission.give_back(self._unused)
+        self._unused = 0
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Uses one place, which is given back when this context is left.
+
+        Raises:
+            QueueFullError: all of its places are used already.
+        """
+        if self._unused == 0:
+            raise QueueFullError("the reservation has no place left: reserve one for each request")
+        self._unused -= 1
+        try:
+            yield
+        finally:
+            self._admission.give_back(1)

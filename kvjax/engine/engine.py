@@ -1,0 +1,333 @@
+"""The engine: a model that generates for many callers at once. The one door to everything below it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import queue
+import random
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kvjax import models
+from kvjax.budget import BudgetProfile
+from kvjax.cache import TENSOR
+from kvjax.engine.admission import Admission, Reservation
+from kvjax.engine.compiles import CompileCounter
+from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.loop import EngineLoop
+from kvjax.engine.report import startup_report
+from kvjax.engine.request import (
+    MAX_STOP_TOKENS,
+    Completion,
+    ContextLengthExceededError,
+    Delta,
+    EngineDeadError,
+    Finish,
+    SamplingParams,
+)
+from kvjax.engine.runner import Runner
+from kvjax.engine.sampling import MAX_ENDINGS
+from kvjax.engine.sequence import ActiveRequest, Sink
+from kvjax.engine.stats import EngineStats
+from kvjax.engine.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
+
+
+class Engine:
+    """Generates text with one model; safe to use from several threads and event loops.
+
+    As a context manager it starts on entry and closes on exit:
+
+        with Engine.from_pretrained("path/to/model") as engine:
+            [completion] = engine.generate(["Once upon a time"], SamplingParams(max_tokens=32))
+
+    Attributes:
+        phase: where it is between loading and stopped.
+        max_model_len: most tokens of one sequence, prompt and generated.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        model_config: models.DecoderConfig,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+    ) -> None:
+        """`from_pretrained` reads these from a folder."""
+        self.tokenizer = tokenizer
+        self.model_config = model_config
+        self.layout = Layout.resolve(config, model_config.max_position, jax.default_backend())
+        if len(model_config.eos_token_ids) > MAX_ENDINGS - MAX_STOP_TOKENS:
+            raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
+        self.max_model_len = self.layout.max_model_len
+        self._devices = config.tensor_parallel_size
+        self.model_name = pathlib.Path(path).name
+        self._path = path
+        self._phase: Phase = "loading"
+        self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
+        self._seeds = random.Random(config.seed)
+        self._counter = CompileCounter()
+        self._seconds: dict[str, float] = {}
+        self._runner: Runner | None = None
+        self._loop: EngineLoop | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        config: EngineConfig | None = None,
+        *,
+        chat_template: str | None = None,
+    ) -> Self:
+        """Reads the configuration and the tokenizer of a model in the Hugging Face format; `start` reads its weights.
+
+        Raises:
+            FileNotFoundError: there is no model in that folder.
+            ValueError: the model or the configuration cannot be served; the message says what to change.
+        """
+        tokenizer = Tokenizer.from_pretrained(path, chat_template)
+        return cls(path, models.read_config(path), tokenizer, config or EngineConfig())
+
+    @property
+    def phase(self) -> Phase:
+        return "failed" if self.failure is not None else self._phase
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine's thread; None while it is well. A failed engine does not come back."""
+        return None if self._loop is None else self._loop.failure
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's output; token ids are below."""
+        return self.model_config.vocab_size
+
+    def start(self) -> None:
+        """Loads the weights, compiles every step and starts serving. Blocks for seconds to minutes."""
+        mesh = _mesh(self._devices)
+        with self._timed("weights"):
+            model = models.load(
+                self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
+            )
+        with self._timed("allocate"):
+            windows = [layer.window for layer in model.config.layers]
+            self._runner = Runner(model, self.layout, BudgetProfile.full(windows, self.max_model_len), mesh)
+        self._phase = "compiling"
+        with self._timed("compile"):
+            self._compiled = self._runner.warm_up()
+        self._counter.start()
+        self._loop = EngineLoop(self._runner)
+        self._loop.start()
+        self._phase = "ready"
+
+    def startup_report(self) -> str:
+        """What start-up did and what fits, as lines for a person. Only once the engine is ready."""
+        assert self._runner is not None
+        return startup_report(self._runner, self._seconds, self._compiled)
+
+    def reserve(self, count: int = 1) -> Reservation:
+        """Holds places for `count` requests, before any work is spent on them.
+
+        Raises:
+            QueueFullError: every slot and every place in the queue is taken, or the engine is shutting down.
+        """
+        return self._admission.reserve(count)
+
+    async def stream(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        reservation: Reservation | None = None,
+        cache_salt: str = "",
+        request_id: str = "",
+    ) -> AsyncGenerator[Delta, None]:
+        """Generates for one prompt of token ids; leaving the iteration cancels the request and frees its slot.
+
+        Args:
+            reservation: from `reserve`; one of its places is used. Without, a place is taken now.
+            cache_salt: requests of different salts never share stored KV.
+            request_id: for logs and the state of the slots.
+
+        Raises:
+            ContextLengthExceededError: prompt and `max_tokens` exceed `max_model_len`.
+            ValueError: the prompt is empty or holds a token that the model does not have.
+            QueueFullError: there is no place left.
+            EngineDeadError: the engine has failed.
+        """
+        del cache_salt  # there is no store to share
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+
+        def sink(delta: Delta) -> None:
+            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        with self._place(reservation):
+            request = self._submit(prompt, params, sink, request_id)
+            try:
+                while not (delta := await deltas.get()).finish:
+                    yield delta
+                yield delta
+            finally:
+                self._cancel(request)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[Completion]:
+        """Generates for a batch of prompts, texts or token ids, and returns the completions in their order.
+
+        Args:
+            params: one for all prompts, or one each.
+            progress: show a bar with requests and tokens a second.
+
+        Raises:
+            ValueError: as `stream`, before anything is generated.
+            EngineDeadError: the engine has failed.
+        """
+        from tqdm.auto import tqdm
+
+        given = params or SamplingParams()
+        each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
+        tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
+        for prompt, its_params in zip(tokens, each, strict=True):
+            self._limit(prompt, its_params)
+        results: queue.SimpleQueue[tuple[int, Delta]] = queue.SimpleQueue()
+        requests: list[ActiveRequest] = []
+        received: list[list[Delta]] = [[] for _ in prompts]
+        bar = tqdm(total=len(prompts), unit="req", disable=not progress)
+        began, generated, unfinished = time.monotonic(), 0, len(prompts)
+        try:
+            for index, (prompt, its_params) in enumerate(zip(tokens, each, strict=True)):
+                sink = lambda delta, index=index: results.put((index, delta))  # noqa: E731
+                requests.append(self._submit(prompt, its_params, sink, f"batch-{index}"))
+            while unfinished:
+                index, delta = results.get()
+                received[index].append(delta)
+                generated += len(delta.tokens)
+                if delta.finish is Finish.ERROR:
+                    raise EngineDeadError(delta.error)
+                if delta.finish:
+                    unfinished -= 1
+                    bar.set_postfix_str(f"{generated / (time.monotonic() - began):,.0f} tok/s", refresh=False)
+                    bar.update()
+        finally:
+            bar.close()
+            for request in requests:
+                self._cancel(request)
+        return [Completion.join(prompt, deltas) for prompt, deltas in zip(tokens, received, strict=True)]
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now. Answers in every phase."""
+        if self._loop is None:
+            return EngineStats()
+        return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._counter.count)
+
+    def drain(self, timeout: float) -> None:
+        """Takes no new requests, finishes those there, and cancels what is left after `timeout` seconds. Blocks."""
+        self._admission.close()
+        if self._phase == "ready":
+            self._phase = "draining"
+        if self._loop is not None and not self._loop.wait_idle(timeout):
+            self._loop.cancel_all()
+            self._loop.wait_idle(5.0)
+
+    def close(self) -> None:
+        """Ends the engine's thread and frees the device; requests still there end with an error."""
+        self._admission.close()
+        if self._loop is not None:
+            self._loop.stop()
+        self._counter.stop()
+        self._runner = None
+        self._phase = "stopped"
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if an idle engine still holds anything of a request."""
+        self._admission.check_integrity()
+        if self._loop is not None:
+            self._loop.check_integrity()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _place(self, reservation: Reservation | None) -> Iterator[None]:
+        if reservation is not None:
+            with reservation.use():
+                yield
+        else:
+            with self.reserve() as own, own.use():
+                yield
+
+    def _limit(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        """How many tokens the request may generate, if it is valid."""
+        if not prompt:
+            raise ValueError("the prompt is empty: give at least one token")
+        if not (min(prompt) >= 0 and max(prompt) < self.vocab_size):
+            raise ValueError(
+                f"token ids must be in [0, {self.vocab_size}); the prompt has {min(prompt)} to {max(prompt)}"
+            )
+        outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < self.vocab_size]
+        if outside:
+            raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {self.vocab_size})")
+        room = self.max_model_len - len(prompt)
+        wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
+        if wanted > room:
+            raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
+        return wanted
+
+    def _submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str) -> ActiveRequest:
+        limit = self._limit(prompt, params)
+        if self._loop is None or self.failure is not None:
+            raise EngineDeadError(f"the engine is {self.phase}")
+        eos = () if params.ignore_eos else self.model_config.eos_token_ids
+        request = ActiveRequest(
+            request_id,
+            np.asarray(prompt, np.int32),
+            params,
+            self.tokenizer,
+            sink,
+            endings=(*eos, *params.stop_token_ids),
+            limit=limit,
+            seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
+        )
+        self._loop.submit(request)
+        return request
+
+    def _cancel(self, request: ActiveRequest) -> None:
+        if self._loop is not None and not request.finished:
+            self._loop.cancel(request)
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._seconds[phase] = time.monotonic() - began
+
+
+def _mesh(size: int) -> Mesh | None:
+    if size == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < size:
+        raise ValueError(f"tensor_parallel_size={size}, but JAX sees {len(devices)} devices")
+    return Mesh(np.array(devices[:size]), (TENSOR,))

@@ -1,0 +1,277 @@
+"""The engine's thread: takes requests from the queue, feeds the device, and hands tokens out.
+
+    any thread                    engine thread                          device
+    submit, cancel --(lock)--> scheduler --> runner.decode, advance --> steps
+                                  ^                                       |
+    sink(delta)  <------------ collect  <------- arrays that fill later --+
+
+The thread dispatches the next decode steps before it reads the last ones, so the device never waits for
+detokenising. A slot that a request has left may therefore still be computed once: its tokens are dropped, and the
+slot's state on the device is told by `alive` before anything else is written to it.
+"""
+
+import collections
+import dataclasses
+import logging
+import threading
+import time
+
+import jax
+import numpy as np
+
+from kvjax.engine.request import Finish, TokenLogprob
+from kvjax.engine.runner import Prefill, Runner
+from kvjax.engine.sampling import Sample
+from kvjax.engine.scheduler import Scheduler
+from kvjax.engine.sequence import ActiveRequest
+from kvjax.engine.stats import EngineStats, SlotStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A dispatch whose result is not read yet, and whose each of its columns was then.
+
+    Attributes:
+        emitted: [N, B], of decode steps; None for a first token, whose sample is [1] instead of [N, B].
+    """
+
+    emitted: jax.Array | None
+    sample: Sample
+    holders: dict[int, ActiveRequest]
+
+
+class EngineLoop:
+    """Owns the runner. `submit`, `cancel`, `stats` and `stop` may be called from any thread.
+
+    Attributes:
+        failure: what ended the thread, if not `stop`. Every request has then got an error.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._condition = threading.Condition()
+        self._scheduler: Scheduler[ActiveRequest] = Scheduler(runner.layout.slots)
+        self._cancelled: list[ActiveRequest] = []
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._prefill: Prefill | None = None
+        self._stopping = False
+        self._stats = EngineStats()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="kvjax-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, request: ActiveRequest) -> None:
+        with self._condition:
+            if self.failure is not None or self._stopping:
+                request.end(Finish.ERROR, "the engine has stopped")
+                return
+            self._scheduler.submit(request)
+            self._count(submitted=1)
+            self._condition.notify_all()
+
+    def cancel(self, request: ActiveRequest) -> None:
+        """Asks for a request to be taken out; its last delta says so. No effect on a finished one."""
+        with self._condition:
+            request.cancelled = True
+            self._cancelled.append(request)
+            self._condition.notify_all()
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Waits until no request is left; returns whether that came within `timeout` seconds."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._scheduler.idle or self.failure is not None, timeout)
+
+    def cancel_all(self) -> None:
+        with self._condition:
+            everyone = [*self._scheduler.waiting, *self._scheduler.running]
+        for request in everyone:
+            self.cancel(request)
+
+    def stop(self) -> None:
+        """Ends the thread; requests still there end with an error."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def stats(self) -> EngineStats:
+        with self._condition:
+            scheduler, prefill = self._scheduler, self._prefill
+            slots = tuple(self._slot_stats(slot, held, prefill) for slot, held in enumerate(scheduler.slots))
+            return dataclasses.replace(
+                self._stats, slots=slots, waiting=len(scheduler.waiting), running=len(scheduler.running)
+            )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError on contradictions. Only for an idle engine: it looks at the device."""
+        with self._condition:
+            self._scheduler.check_integrity()
+            assert self._scheduler.idle, "requests are left"
+            assert self._prefill is None, "a prefill is left"
+            assert not self._pending, "results are left unread"
+            stats = self._stats
+            assert stats.submitted == stats.finished + stats.cancelled + stats.failed, stats
+            self._runner.check_integrity()
+
+    def _slot_stats(self, slot: int, held: ActiveRequest | None, prefill: Prefill | None) -> SlotStats:
+        if held is None:
+            return SlotStats("free")
+        if slot == self._scheduler.prefilling:
+            done = 0.0 if prefill is None else prefill.progress(len(self._runner.groups))
+            return SlotStats("prefill", held.request_id, round(done * len(held.prompt)), done)
+        return SlotStats("decode", held.request_id, len(held.prompt) + held.generated, 1.0)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                began = time.monotonic()
+                self._cancel()
+                self._admit()
+                worked = self._decode()
+                worked |= self._advance()
+                self._collect(keep=1 if worked else 0)
+                self._count(busy_seconds=time.monotonic() - began)
+        except BaseException as error:  # the thread's last act: nobody may wait for ever
+            logger.critical("the engine's thread ended", exc_info=error)
+            self.failure = error
+        finally:
+            with self._condition:
+                everyone = [*self._scheduler.waiting, *self._scheduler.running]
+                for request in everyone:
+                    self._scheduler.remove(request)
+                self._condition.notify_all()
+            for request in everyone:
+                self._end(request, Finish.ERROR, "the engine has stopped")
+
+    def _wait_for_work(self) -> bool:
+        with self._condition:
+            self._condition.notify_all()  # for `wait_idle`
+            self._condition.wait_for(
+                lambda: self._stopping or self._cancelled or self._pending or not self._scheduler.idle
+            )
+            return not self._stopping
+
+    def _cancel(self) -> None:
+        with self._condition:
+            cancelled, self._cancelled = self._cancelled, []
+        for request in cancelled:
+            if not request.finished:
+                self._leave(request)
+                self._end(request, Finish.CANCELLED)
+
+    def _leave(self, request: ActiveRequest) -> None:
+        with self._condition:
+            if self._scheduler.remove(request) is not None and self._scheduler.prefilling is None:
+                self._prefill = None
+
+    def _admit(self) -> None:
+        with self._condition:
+            admitted = self._scheduler.admit()
+        if admitted is None:
+            return
+        slot, request = admitted
+        request.scheduled()
+        self._prefill = self._runner.begin(request.prompt, slot)
+
+    def _decode(self) -> bool:
+        with self._condition:
+            holders = self._scheduler.decoding
+        if not holders:
+            return False
+        alive = np.zeros(self._runner.layout.slots, np.bool_)
+        alive[list(holders)] = True
+        out = self._runner.decode(alive, self._runner.layout.decode_steps)
+        self._pending.append(_Pending(out.emitted, out.sample, holders))
+        return True
+
+    def _advance(self) -> bool:
+        """Runs one unit of the prefill; after the last one the request decodes."""
+        prefill = self._prefill
+        if prefill is None:
+            return False
+        jax.block_until_ready(prefill.hidden)  # one unit ahead and no more: a cancelled prompt ends soon
+        if not self._runner.advance(prefill):
+            self._count(prefill_units=1)
+            return True
+        request = self._scheduler.slots[prefill.slot]
+        assert request is not None
+        self._prefill = None
+        if request.params.prompt_logprobs is not None:
+            request.prompt_logprobs = self._score(prefill, request.params.prompt_logprobs)
+        self._count(prefill_units=1, prompt_tokens=prefill.length)
+        if request.limit == 0:
+            self._leave(request)
+            self._end(request, Finish.LENGTH)
+            return True
+        drawn = self._runner.finish(prefill, request.params, request.endings, request.seed, request.limit)
+        self._pending.append(_Pending(None, drawn, {0: request}))
+        with self._condition:
+            self._scheduler.prefilled()
+        return True
+
+    def _score(self, prefill: Prefill, alternatives: int) -> tuple[TokenLogprob | None, ...]:
+        """The log-probability of every prompt token after the first, which has none."""
+        rows = []
+        for piece in range(prefill.pieces):
+            rows += _logprobs(jax.device_get(self._runner.score(prefill, piece)), alternatives)
+        return (None, *rows[: prefill.length - 1])
+
+    def _collect(self, keep: int) -> None:
+        """Reads finished dispatches, all but the last `keep`, and hands their tokens out."""
+        while len(self._pending) > keep:
+            pending = self._pending.popleft()
+            sample = jax.device_get(pending.sample)
+            if pending.emitted is None:
+                emitted, sample = np.ones((1, 1), np.bool_), jax.tree.map(lambda x: x[None], sample)
+            else:
+                emitted = np.asarray(pending.emitted)
+                self._count(decode_steps=int(emitted.any(axis=1).sum()))
+            for column, request in pending.holders.items():
+                if not request.finished:
+                    self._hand_out(request, column, emitted, sample)
+
+    def _hand_out(self, request: ActiveRequest, column: int, emitted: np.ndarray, sample: Sample) -> None:
+        rows = jax.tree.map(lambda x: x[emitted[:, column], column], sample)
+        tokens = rows.token.tolist()
+        if not tokens:
+            return
+        wanted = request.params.logprobs
+        before = request.generated
+        try:
+            request.accept(tokens, () if wanted is None else _logprobs(rows, wanted))
+        except Exception:
+            logger.exception("request %s failed", request.request_id)
+            self._leave(request)
+            self._end(request, Finish.ERROR, "the request failed while its text was being written")
+            return
+        self._count(generated_tokens=request.generated - before)
+        if request.finished:
+            self._leave(request)
+            self._count(finished=1)
+
+    def _end(self, request: ActiveRequest, finish: Finish, error: str | None = None) -> None:
+        try:
+            request.end(finish, error)
+        except Exception:  # its caller has gone
+            logger.debug("request %s ended unheard", request.request_id, exc_info=True)
+        counter = {Finish.CANCELLED: "cancelled", Finish.ERROR: "failed"}.get(finish, "finished")
+        self._count(**{counter: 1})
+
+    def _count(self, **more: float) -> None:
+        with self._condition:
+            new = {name: getattr(self._stats, name) + value for name, value in more.items()}
+            self._stats = dataclasses.replace(self._stats, **new)
+
+
+def _logprobs(rows: Sample, alternatives: int) -> list[TokenLogprob]:
+    tokens, logprobs = rows.token.tolist(), rows.logprob.tolist()
+    ids, values = rows.top_ids[:, :alternatives].tolist(), rows.top_logprobs[:, :alternatives].tolist()
+    return [
+        TokenLogprob(token, logprob, tuple(zip(top, best, strict=True)))
+        for token, logprob, top, best in zip(tokens, logprobs, ids, values, strict=True)
+    ]

@@ -1,0 +1,129 @@
+"""One request on its way through the engine: what it has generated, and what its caller has been told."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvjax.engine.detokenizer import Detokenizer, StopStrings
+from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
+from kvjax.engine.tokenizer import Tokenizer
+
+Sink = Callable[[Delta], None]
+
+
+class ActiveRequest:
+    """A request and its progress. Only the engine's thread changes it, but for `cancelled`.
+
+    Attributes:
+        prompt: token ids [T] int32.
+        endings: tokens that end the text: the model's own unless ignored, and the request's.
+        limit: most tokens it may generate.
+        seed: of its draws.
+        cancelled: set by the caller's thread; the engine takes the request out soon after.
+        finished: the last delta is out; whatever the device still produces for it is ignored.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        sink: Sink,
+        *,
+        endings: tuple[int, ...],
+        limit: int,
+        seed: int,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.params = params
+        self.endings = endings
+        self.limit = limit
+        self.seed = seed
+        self.cancelled = False
+        self.finished = False
+        self.generated = 0
+        self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        self._sink = sink
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(params.stop)
+        self._arrived = time.monotonic()
+        self._scheduled: float | None = None
+        self._first_token: float | None = None
+
+    def scheduled(self) -> None:
+        """The request has got its slot."""
+        self._scheduled = time.monotonic()
+
+    def accept(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
+        """Takes the next tokens from the device and tells the caller; after the one that ends it, no more."""
+        shown, used, finish, reason = "", 0, None, None
+        for token in tokens:
+            used += 1
+            self.generated += 1
+            if token in self.endings:
+                finish = Finish.STOP
+                reason = token if token in self.params.stop_token_ids else None
+            else:
+                text = self._detokenizer.push([token])
+                if self.generated >= self.params.min_tokens:
+                    text, reason = self._stops.push(text)
+                shown += text
+                if reason is not None:
+                    finish = Finish.STOP
+                elif self.generated >= self.limit:
+                    finish = Finish.LENGTH
+            if finish is not None:
+                break
+        if finish is not None and not isinstance(reason, str):
+            text, late = self._stops.push(self._detokenizer.flush())
+            shown += text if late else text + self._stops.flush()
+            if late:
+                finish, reason = Finish.STOP, late
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+        self._tell(shown, tuple(tokens[:used]), tuple(logprobs[:used]), finish, reason)
+
+    def end(self, finish: Finish, error: str | None = None) -> None:
+        """Ends the request without another token."""
+        if not self.finished:
+            self._tell(finish=finish, error=error)
+
+    def _tell(
+        self,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish: Finish | None = None,
+        stop_reason: str | int | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.finished = finish is not None
+        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        timing = self._timing() if self.finished else None
+        self._sink(
+            Delta(
+                text=text,
+                tokens=tokens,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+                finish=finish,
+                stop_reason=stop_reason,
+                timing=timing,
+                error=error,
+            )
+        )
+
+    def _timing(self) -> Timing | None:
+        if self._scheduled is None:
+            return None
+        now = time.monotonic()
+        return Timing(
+            arrived=self._arrived,
+            scheduled=self._scheduled,
+            first_token=self._first_token or now,
+            finished=now,
+            prefix={"computed": len(self.prompt)},
+        )
