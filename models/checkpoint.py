@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kvjax.models.config import DecoderConfig
@@ -59,8 +59,8 @@ def load(
 
     Raises:
         FileNotFoundError: config.json or safetensors files are not there.
-        ValueError: what `read_config` raises; missing or unknown tensors or wrong shapes (all of them named);
-            a mesh that does not fit.
+        ValueError: what `read_config` raises; a damaged file; missing or unknown tensors or wrong shapes (all of
+            them named); a mesh that does not fit.
     """
     path = Path(path)
     config, family = _read_config(path, max_model_len)
@@ -139,9 +139,7 @@ def _place(array: np.ndarray, param: nnx.Param[Any], mesh: jax.sharding.Mesh | N
 
 
 class _Tensors(contextlib.ExitStack):
-    """The tensors of a checkpoint by the names of its family's table; files stay open until the block
-    ends.
-    """
+    """The tensors of a checkpoint by the names of its family's table, read on demand while the block lasts."""
 
     def __init__(self, path: Path, family: Family) -> None:
         super().__init__()
@@ -151,7 +149,10 @@ class _Tensors(contextlib.ExitStack):
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is named by {_INDEX} but is not there: the download is incomplete")
         for file in files:
-            handle = self.enter_context(safe_open(file, framework="numpy"))
+            try:
+                handle = self.enter_context(safe_open(file, framework="numpy"))
+            except SafetensorError as error:
+                raise ValueError(f"{file} is no whole safetensors file: {error}") from error
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if not name.startswith(family.ignored) and not name.endswith("rotary_emb.inv_freq"):
                     self._where[family.canonical(name)] = (handle, name)

@@ -15,9 +15,7 @@ from kvjax.models.parameters import Embedding, Normal, declare
 
 
 class Layer(nnx.Module):
-    """One transformer layer. Layers with equal `LayerConfig` have equal graph definitions: one compiled body
-    serves them all.
-    """
+    """One transformer layer. Layers with equal `LayerConfig` have equal graph definitions, and one body serves all."""
 
     def __init__(self, config: DecoderConfig, layer: LayerConfig, dtype: jax.typing.DTypeLike) -> None:
         self.attention_norm = RMSNorm(config.width, config, dtype)
@@ -32,8 +30,7 @@ class Layer(nnx.Module):
     def __call__(self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend) -> Float[Array, "*B E"]:
         """The hidden states after this layer. `*B` is [T] in prefill, [B] in decode, [B, T] in training.
 
-        `attend` gets rotated q [*B H D] and k [*B K D], and v, and applies scale and mask
-        itself.
+        `attend` gets q [*B H D] and k [*B K D], rotated, and v, and applies scale and mask itself.
         """
         attended = self.attention(self.attention_norm(x), positions, attend)
         x = x + (self.attention_post_norm(attended) if self.post_norms else attended)

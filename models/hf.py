@@ -79,10 +79,10 @@ def head_dim(hf: HFConfig) -> int:
     return hf.get("head_dim") or width // heads
 
 
-def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
-    """The rope fields in today's spelling, whichever `hf` uses; `theta` is the family's default."""
+def rope_parameters(hf: HFConfig) -> dict[str, Any]:
+    """The rope fields in today's spelling, whichever `hf` uses."""
     parameters = dict(hf.get("rope_parameters") or {}) | dict(hf.get("rope_scaling") or {})
-    parameters.setdefault("rope_theta", hf.get("rope_theta") or theta)
+    parameters.setdefault("rope_theta", hf.get("rope_theta") or 10_000.0)
     for name in ("partial_rotary_factor", "original_max_position_embeddings"):
         if hf.get(name) is not None:
             parameters[name] = hf[name]
@@ -90,8 +90,7 @@ def rope_parameters(hf: HFConfig, theta: float = 10_000.0) -> dict[str, Any]:
 
 
 def rope(hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str, Any] | None = None) -> RopeConfig:
-    """The position encoding of a config; `parameters` are rope fields in today's spelling, else those of
-    `hf`.
+    """The position encoding of a config, from `parameters` (in today's spelling) or else from its own fields.
 
     Raises ValueError for a type or a field that is not implemented.
     """
@@ -143,9 +142,7 @@ def rope_to_hf(config: RopeConfig, head_dim: int) -> dict[str, Any]:
 
 
 def window(hf: HFConfig, size: int | None, max_model_len: int | None) -> int | None:
-    """A sliding window of `size` tokens, or None if no text outgrows it: the layer is then as global as
-    any.
-    """
+    """A sliding window of `size` tokens, or None if no text outgrows it and the layer is as good as global."""
     longest = max(need(hf, "max_position_embeddings"), max_model_len or 0)
     return None if size is None or size >= longest else size
 

@@ -71,9 +71,7 @@ def _normal(key: Array, std: float | Array, shape: tuple[int, ...], dtype: jax.t
 
 
 def materialise[M: nnx.Module](module: M, value: Callable[[str, nnx.Param[Any]], Array]) -> M:
-    """The same module with `value(path, parameter)` in place of each declared array; `module` stays
-    abstract.
-    """
+    """A copy of the module that has `value(path, parameter)` in place of each declared array."""
     graphdef, state = nnx.split(module, nnx.Param)
     filled = [(path, param.replace(value(".".join(map(str, path)), param))) for path, param in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))

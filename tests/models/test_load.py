@@ -144,6 +144,15 @@ def test_an_untied_model_without_its_head_is_refused(checkpoint):
         models.load(checkpoint(drop))
 
 
+def test_a_damaged_file_is_named(checkpoint):
+    folder = checkpoint()
+    whole = (folder / "model.safetensors").read_bytes()
+    for damaged in (whole[:-100], whole[:20], b""):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
+            models.load(folder)
+
+
 def test_pickled_weights_are_never_read(checkpoint):
     folder = checkpoint()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
