@@ -21,7 +21,7 @@ _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G
 
 def size(text: str) -> int:
     """`32768`, `32k` (32,000), `32K` (32,768) or `1.5m` as a number. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text.replace(",", "").replace("_", ""))
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgKMG]?)", text.replace(",", "").replace("_", ""))
     if match is None:
         raise ValueError("not a size: write 32768, 32k (32,000) or 32K (32,768)")
     number, suffix = match.groups()
@@ -59,9 +59,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("seed", int, "N", "where the seeds of requests without one start"),
     ),
     "size": (
-        Option(
-            "max_model_len", size, "TOKENS", "tokens of one conversation (32k, 32K); default: the model's"
-        ),
+        Option("max_model_len", size, "TOKENS", "tokens of one conversation (32k, 32K); default: the model's"),
         Option("max_num_seqs", int, "N", "requests that run at once"),
         Option("max_num_queued_reqs", int, "N", "requests that may wait; more are refused with 503"),
         Option("tensor_parallel_size", int, "N", "devices to split heads over"),
@@ -105,9 +103,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConfig:
     """Joins the parsed command line with the environment and the file. Raises ConfigError or ValueError."""
     names = ("model", *OPTIONS, "api_key_file")
-    variables = {
-        name: environment["KVJAX_" + name.upper()] for name in names if "KVJAX_" + name.upper() in environment
-    }
+    variables = {name: environment["KVJAX_" + name.upper()] for name in names if "KVJAX_" + name.upper() in environment}
     path = given.get("config") or environment.get("KVJAX_CONFIG")
     if len(given.get("served_model_name", ())) > 1 and "model" not in given:
         raise ConfigError("--served-model-name takes all names after it: write MODEL before the flags")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from typing import Any
 
-import jinja2
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
 from kvjax.serve.schema import ChatCompletionRequest, Message
 from kvjax.serve.service import Service
+from kvjax.serve.sse import unless_disconnected
 from kvjax.serve.tally import StreamTally
 
 
@@ -85,9 +85,7 @@ class ChatReply(Reply):
 def chat_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post(
-        "/v1/chat/completions", responses=streamed(ChatCompletion, ChatCompletionChunk), tags=["generate"]
-    )
+    @router.post("/v1/chat/completions", responses=streamed(ChatCompletion, ChatCompletionChunk), tags=["generate"])
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         """Answers a conversation."""
         service.require_ready()
@@ -100,7 +98,8 @@ def chat_routes(service: Service) -> APIRouter:
             reservation = resources.enter_context(service.admit(body.choices))
             tokenizer = service.engine.tokenizer
             prompt_wanted = body.add_generation_prompt is not False
-            prompt = await asyncio.to_thread(apply_template, tokenizer, body.messages, prompt_wanted)
+            work = asyncio.to_thread(apply_template, tokenizer, body.messages, prompt_wanted)
+            prompt = await unless_disconnected(request.receive, work)
             service.check_context(len(prompt), body.max_generated(), param="messages")
             choices = [
                 Choice(index, prompt, sampling[index], StreamTally(len(prompt), counts_prompt=index == 0))
@@ -137,19 +136,11 @@ def require_template(tokenizer: Tokenizer) -> None:
 def apply_template(tokenizer: Tokenizer, messages: list[Message], generation_prompt: bool) -> list[int]:
     """Token ids of the conversation. Slow. Raises ApiError (400) in the template's words if it refuses."""
     rendered = [message.for_template() for message in messages]
+    if "developer" not in (tokenizer.chat_template or ""):
+        # the newer name of the system role: a template that does not know it would write it as it stands
+        roles = {"developer": "system"}
+        rendered = [message | {"role": roles.get(message["role"], message["role"])} for message in rendered]
     try:
-        try:
-            return tokenizer.apply_chat_template(rendered, add_generation_prompt=generation_prompt)
-        except (jinja2.TemplateError, ValueError):
-            if all(message["role"] != "developer" for message in rendered):
-                raise
-            # the newer name of the system role, which most templates do not know
-            mapped = [
-                message | {"role": "system"} if message["role"] == "developer" else message
-                for message in rendered
-            ]
-            return tokenizer.apply_chat_template(mapped, add_generation_prompt=generation_prompt)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        raise ApiError(
-            400, f"messages: the model's chat template refuses them: {error}"[:500], param="messages"
-        ) from error
+        return tokenizer.apply_chat_template(rendered, add_generation_prompt=generation_prompt)
+    except (ValueError, TypeError) as error:
+        raise ApiError(400, f"messages: {error}"[:500], param="messages") from error

@@ -17,15 +17,14 @@ from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import Completion, CompletionChunk, streamed
 from kvjax.serve.schema import CompletionRequest
 from kvjax.serve.service import Service
+from kvjax.serve.sse import unless_disconnected
 from kvjax.serve.tally import StreamTally
 
 
 class CompletionReply(Reply):
     """Text and columns of log-probabilities. `echoes` are the prompts' texts, one a choice, if asked for."""
 
-    def __init__(
-        self, name: str, model: str, body: CompletionRequest, tokenizer: Tokenizer, echoes: list[str]
-    ) -> None:
+    def __init__(self, name: str, model: str, body: CompletionRequest, tokenizer: Tokenizer, echoes: list[str]) -> None:
         super().__init__(name, model)
         self._body, self._tokenizer, self._echoes = body, tokenizer, echoes
         self._columns: dict[int, CompletionLogprobs] = {}
@@ -91,14 +90,14 @@ def completion_routes(service: Service) -> APIRouter:
                 service.check_tokens(prompt, param="prompt")
         service.check_bias(body)
         sampling = [
-            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None)
-            for index in range(body.choices)
+            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None) for index in range(body.choices)
         ]
         with contextlib.ExitStack() as resources:
             reservation = resources.enter_context(service.admit(len(prompts) * body.choices))
             tokenizer = service.engine.tokenizer
             special = body.add_special_tokens is not False
-            tokens = await asyncio.to_thread(_tokenise, tokenizer, prompts, special)
+            work = asyncio.to_thread(_tokenise, tokenizer, prompts, special)
+            tokens = await unless_disconnected(request.receive, work)
             for ids in tokens:
                 if not ids:
                     raise ApiError(400, "prompt: it has no tokens; send at least one", param="prompt")

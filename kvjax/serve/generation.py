@@ -117,9 +117,7 @@ class Generation:
             raise from_engine(error) from error
         finally:
             tally = choice.tally
-            metrics.ended(
-                reason, prompt_tokens=tally.prompt_tokens, generated=tally.generated, timing=tally.timing
-            )
+            metrics.ended(reason, prompt_tokens=tally.prompt_tokens, generated=tally.generated, timing=tally.timing)
             if tally.timing and tally.generated:
                 self.service.monitor.first_token(tally.timing.first_token - tally.timing.arrived)
 

@@ -49,26 +49,14 @@ def run(
     """Serves until a signal or a failure; returns the exit status. `build` makes the engine and its names."""
     configure_logging(config.log_level)
     try:
-        listener = bind(config.host, config.port)
-        engine, names = (build or build_engine)(config)
+        with bind(config.host, config.port) as listener:
+            engine, names = (build or build_engine)(config)
+            server = Server(engine, names, config, limits)
+            host, port = listener.getsockname()[:2]
+            shown, keys = f"[{host}]" if ":" in host else host, "key wanted" if config.api_key else "no key"
+            logger.info("listening on http://%s:%d (%s)", shown, port, keys)
+            server.run([listener])
     except (StartError, ModelNotFoundError) as error:
-        print(f"kvjax: {error}", file=sys.stderr)
-        return 2
-    app = create_app(
-        engine,
-        names=config.served_model_name or names,
-        api_keys=config.api_key,
-        max_queued=config.max_num_queued_reqs,
-        limits=limits,
-        page=read_page(),
-    )
-    server = Server(app_config(app), engine, config.shutdown_timeout)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("listening on http://%s:%d (%s)", shown, port, "key wanted" if config.api_key else "no key")
-    try:
-        server.run([listener])
-    except StartError as error:
         print(f"kvjax: {error}", file=sys.stderr)
         return 2
     return server.finish()
@@ -77,10 +65,6 @@ def run(
 def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
     """The engine of `config`, not started yet. Raises StartError or ModelNotFoundError."""
     path = find_model(config.model)
-    if config.gpu_memory_utilization is not None:
-        # read when jax's backend starts; the two names must not be set together
-        os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)
-        os.environ["XLA_CLIENT_MEM_FRACTION"] = f"{config.gpu_memory_utilization:.4f}"
     from kvjax.engine import Engine, EngineConfig
 
     names = config.served_model_name or served_names(config.model, path)
@@ -106,9 +90,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket, so that a taken port is known before the model loads. Raises StartError."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise StartError(f"host {host!r} is no address of this machine: {error.strerror}") from error
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -144,9 +126,17 @@ def app_config(app: object) -> uvicorn.Config:
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains the engine first, while probes and refusals are still answered."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, shutdown_timeout: int | float) -> None:
-        super().__init__(config)
-        self._engine, self._shutdown_timeout = engine, shutdown_timeout
+    def __init__(self, engine: Engine, names: Sequence[str], config: ServeConfig, limits: Limits | None = None) -> None:
+        app = create_app(
+            engine,
+            names=config.served_model_name or names,
+            api_keys=config.api_key,
+            max_queued=config.max_num_queued_reqs,
+            limits=limits,
+            page=read_page(),
+        )
+        super().__init__(app_config(app))
+        self._engine, self._shutdown_timeout = engine, config.shutdown_timeout
         self._draining = False
         self._failure: BaseException | None = None
         self._starter = threading.Thread(target=self._start, name="kvjax-start", daemon=True)

@@ -69,13 +69,9 @@ class Metrics:
         self.prefill = self._histogram(
             "request_prefill_time_seconds", "From the slot to the first token.", _LONG_SECONDS
         )
-        self.decode = self._histogram(
-            "request_decode_time_seconds", "From the first token to the last.", _LONG_SECONDS
-        )
+        self.decode = self._histogram("request_decode_time_seconds", "From the first token to the last.", _LONG_SECONDS)
         self.prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
-        self.generation_length = self._histogram(
-            "request_generation_tokens", "Generated tokens of a request.", _TOKENS
-        )
+        self.generation_length = self._histogram("request_generation_tokens", "Generated tokens of a request.", _TOKENS)
         self._ended = self._counter("request_success", "Ended requests by reason.", "finished_reason")
         self._source = self._counter("prompt_tokens_by_source", "Prompt tokens by KV origin.", "source")
         for reason in FINISHED_REASONS:
@@ -100,9 +96,7 @@ class Metrics:
         for _ in range(count):
             self.inter_token_latency.observe(seconds / count)
 
-    def ended(
-        self, reason: str, *, prompt_tokens: int = 0, generated: int = 0, timing: Timing | None = None
-    ) -> None:
+    def ended(self, reason: str, *, prompt_tokens: int = 0, generated: int = 0, timing: Timing | None = None) -> None:
         """One stream of the engine ended; `reason` is one of `FINISHED_REASONS`."""
         self._ended.labels(self._model, reason).inc()
         if timing is None:

@@ -45,9 +45,7 @@ def probe_routes(service: Service, page: str | None) -> APIRouter:
         service.require_ready()
         return JSONResponse({"object": "list", "data": [card(name) for name in service.names]})
 
-    @router.get(
-        "/v1/models/{model:path}", response_model=ModelCard, responses=documented(404, 503), tags=["models"]
-    )
+    @router.get("/v1/models/{model:path}", response_model=ModelCard, responses=documented(404, 503), tags=["models"])
     async def retrieve_model(model: str) -> JSONResponse:
         """One model's card."""
         service.require_ready()

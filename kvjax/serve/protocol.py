@@ -21,6 +21,11 @@ class Tokenizer(Protocol):
     @property
     def has_chat_template(self) -> bool: ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
@@ -31,14 +36,14 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation; `jinja2.TemplateError` or `ValueError` if the template refuses it."""
+        """Token ids of a conversation; raises ValueError in the template's words if it refuses."""
         ...
 
-    def token_text(self, id: int) -> str:
+    def token_text(self, token: int) -> str:
         """One token as text; holds U+FFFD where it ends inside a character."""
         ...
 
-    def token_bytes(self, id: int) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes: ...
 
 
 @runtime_checkable

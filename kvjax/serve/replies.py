@@ -212,9 +212,7 @@ class State(Exact):
 
 def streamed(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Answers of a route that answers whole or as events, each event a `chunk`."""
-    events = {
-        "schema": {"type": "string", "description": f"`data: {chunk.__name__}` events, then `data: [DONE]`"}
-    }
+    events = {"schema": {"type": "string", "description": f"`data: {chunk.__name__}` events, then `data: [DONE]`"}}
     return {200: {"model": model, "content": {"text/event-stream": events}}, **POST_ERRORS}
 
 

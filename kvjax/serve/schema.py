@@ -117,9 +117,7 @@ class GenerationRequest(Body):
     service_tier: Any = None
 
     prompt_logprobs: Nothing = None
-    truncate_prompt_tokens: Annotated[
-        None, unsupported("prompts are never clipped; shorten it before sending")
-    ] = None
+    truncate_prompt_tokens: Annotated[None, unsupported("prompts are never clipped; shorten it before sending")] = None
     use_beam_search: Annotated[Literal[False] | None, unsupported("sample instead", (None, False))] = None
     guided_json: NoConstraint = None
     guided_regex: NoConstraint = None
@@ -199,9 +197,7 @@ Prompt = Annotated[
     Annotated[PromptText, Tag("text")]
     | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
     | Annotated[PromptTokens, Tag("tokens")]
-    | Annotated[
-        list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("token lists")
-    ],
+    | Annotated[list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("token lists")],
     Discriminator(
         _prompt_form,
         custom_error_type="prompt",
@@ -236,18 +232,14 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextPart(Body):
-    type: Annotated[
-        Literal["text"], unsupported("this server reads text; send parts of type 'text'", ("text",))
-    ]
+    type: Annotated[Literal["text"], unsupported("this server reads text; send parts of type 'text'", ("text",))]
     text: str
 
 
 class Message(Body):
     role: Annotated[
         Literal["system", "developer", "user", "assistant"],
-        unsupported(
-            "choose system, developer, user or assistant", ("system", "developer", "user", "assistant")
-        ),
+        unsupported("choose system, developer, user or assistant", ("system", "developer", "user", "assistant")),
     ]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
@@ -266,9 +258,7 @@ class Message(Body):
 
 
 class ResponseFormat(Body):
-    type: Annotated[
-        Literal["text"], unsupported("this server does not constrain what is generated", ("text",))
-    ]
+    type: Annotated[Literal["text"], unsupported("this server does not constrain what is generated", ("text",))]
 
 
 class ChatCompletionRequest(GenerationRequest):

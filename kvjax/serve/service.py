@@ -80,9 +80,7 @@ class Service:
         """Raises ApiError (400) unless the prompt and what it asks for fit. Nothing is ever clipped."""
         asked = 1 if max_tokens is None else max_tokens
         if prompt + asked > self.engine.max_model_len:
-            raise from_engine(
-                ContextLengthExceededError(prompt, asked, self.engine.max_model_len), param=param
-            )
+            raise from_engine(ContextLengthExceededError(prompt, asked, self.engine.max_model_len), param=param)
 
     def check_tokens(self, ids: list[int], *, param: str) -> None:
         """Raises ApiError (400) for a token id outside the vocabulary."""

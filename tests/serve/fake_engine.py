@@ -13,8 +13,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-import jinja2
-
 from kvjax.engine.request import (
     ContextLengthExceededError,
     Delta,
@@ -27,7 +25,6 @@ from kvjax.engine.request import (
 from kvjax.engine.stats import EngineStats, SlotStats
 
 BOS, EOS, VOCABULARY = 256, 257, 258
-ROLES = ("system", "user", "assistant")
 REPLY = "Hello, wörld! 🙂"
 
 
@@ -38,7 +35,12 @@ class FakeTokenizer:
 
     def __init__(self, *, has_chat_template: bool = True) -> None:
         self.has_chat_template = has_chat_template
+        self.roles = ("system", "user", "assistant")
         self.encode_seconds = 0.0
+
+    @property
+    def chat_template(self) -> str | None:
+        return f"one of {self.roles}" if self.has_chat_template else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         time.sleep(self.encode_seconds)
@@ -51,16 +53,16 @@ class FakeTokenizer:
     def apply_chat_template(self, messages, add_generation_prompt: bool = True, tools=None) -> list[int]:
         text = ""
         for message in messages:
-            if message["role"] not in ROLES:
-                raise jinja2.TemplateError(f"no role {message['role']!r} in this template")
+            if message["role"] not in self.roles:
+                raise ValueError(f"the chat template refuses these messages: no role {message['role']!r}")
             text += f"<{message['role']}>{message['content']}\n"
         return self.encode(text + "<assistant>" * add_generation_prompt)
 
-    def token_text(self, id: int) -> str:
-        return self.token_bytes(id).decode("utf-8", "replace")
+    def token_text(self, token: int) -> str:
+        return self.token_bytes(token).decode("utf-8", "replace")
 
-    def token_bytes(self, id: int) -> bytes:
-        return {BOS: b"<s>", EOS: b"</s>"}.get(id, bytes([id % 256]))
+    def token_bytes(self, token: int) -> bytes:
+        return {BOS: b"<s>", EOS: b"</s>"}.get(token, bytes([token % 256]))
 
 
 def reply_script(prompt: list[int], params: SamplingParams) -> list[int]:
@@ -93,7 +95,7 @@ class FakeEngine:
     """Attributes:
 
     script: what to generate for a prompt.
-    prefill_seconds, token_seconds: how long it takes.
+    prefill_seconds, token_seconds: how long it takes. hold: nothing moves until it is set.
     fail_after: Finish.ERROR instead of the token of that index.
     asked: every stream's prompt, parameters, salt and id. cancelled: ids that were stopped from outside.
     """
@@ -119,6 +121,7 @@ class FakeEngine:
         self.script, self.fail_after = script, fail_after
         self.prefill_seconds, self.token_seconds = prefill_seconds, token_seconds
         self.start_seconds = 0.0
+        self.hold: threading.Event | None = None
         self.phase, self.failure = phase, None
         self.raise_at_stream: Exception | None = None
         self.asked: list[tuple[list[int], SamplingParams, str, str]] = []
@@ -131,9 +134,7 @@ class FakeEngine:
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
         self._deadline_passed = threading.Event()
-        self._counts = dict.fromkeys(
-            ("prompt_tokens", "generated_tokens", "finished", "cancelled", "failed"), 0
-        )
+        self._counts = dict.fromkeys(("prompt_tokens", "generated_tokens", "finished", "cancelled", "failed"), 0)
 
     def start(self) -> None:
         self.phase = "compiling"
@@ -248,8 +249,11 @@ class FakeEngine:
     async def _pause(self, seconds: float) -> bool:
         """Waits; True if the drain's deadline passed meanwhile."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._deadline_passed.is_set():
-            await asyncio.sleep(min(left, 0.02))
+        while not self._deadline_passed.is_set():
+            held, left = self.hold is not None and not self.hold.is_set(), end - time.monotonic()
+            if not held and left <= 0:
+                break
+            await asyncio.sleep(0.01 if held else min(left, 0.02))
         await asyncio.sleep(0)
         return self._deadline_passed.is_set()
 
@@ -297,12 +301,7 @@ class Writer:
                 self._held = ""
                 return before, stop
         keep = max(
-            (
-                n
-                for stop in self._stops
-                for n in range(1, len(stop))
-                if self._held.endswith(stop[:n])
-            ),
+            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
             default=0,
         )
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
