@@ -6,7 +6,6 @@ compilation, of transfer and of prefill memory.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 MAX_GROUP_LAYERS = 8
 
@@ -29,7 +28,7 @@ class BudgetProfile:
     layers: tuple[LayerBudget, ...]
 
     @classmethod
-    def full(cls, windows: Sequence[int | None], context: int) -> Self:
+    def full(cls, windows: Sequence[int | None], context: int) -> "BudgetProfile":
         """Keeps everything: `context` entries, or the window of a sliding layer where that is smaller.
 
         Args:

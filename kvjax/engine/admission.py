@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Self
 
 from kvjax.engine.request import QueueFullError
 
@@ -48,7 +47,7 @@ class Reservation:
         self._admission = admission
         self._unused = count
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,6 @@
 """How an engine is laid out: frozen, validated once, derived values as properties."""
 
 import dataclasses
-from typing import Self
 
 CHUNK = 256  # tokens: the unit of hashing, storing and hitting
 
@@ -61,7 +60,7 @@ class Layout:
     kv_dtype: str
 
     @classmethod
-    def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> Self:
+    def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "Layout":
         """Fills what the configuration leaves to the model and the device.
 
         Args:

@@ -10,7 +10,7 @@ import queue
 import random
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         chat_template: str | None = None,
-    ) -> Self:
+    ) -> "Engine":
         """Reads the configuration and the tokenizer of a model in the Hugging Face format; `start` reads its weights.
 
         Raises:
@@ -262,7 +262,7 @@ class Engine:
         if self._loop is not None:
             self._loop.check_integrity()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Engine":
         self.start()
         return self
 

@@ -8,7 +8,6 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
@@ -159,7 +158,7 @@ class Completion:
     cached_tokens: int = 0
 
     @classmethod
-    def join(cls, prompt_tokens: Sequence[int], deltas: Sequence[Delta]) -> Self:
+    def join(cls, prompt_tokens: Sequence[int], deltas: Sequence[Delta]) -> "Completion":
         """All deltas of one request, the last of which has finished it."""
         last = deltas[-1]
         assert last.finish is not None
