@@ -23,6 +23,8 @@ from kvjax.serve.metrics import Metrics
 from kvjax.serve.monitor import Monitor
 from kvjax.serve.probes import probe_routes
 from kvjax.serve.protocol import Engine
+from kvjax.serve.replies import chunk_schemas
+from kvjax.serve.schema import MODEL_FORMAT, TOKEN_ID_FORMAT
 from kvjax.serve.security import OPEN_PATHS, Guard, Keyring
 from kvjax.serve.service import Service
 from kvjax.serve.tokens import token_routes
@@ -82,18 +84,26 @@ def create_app(
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = complete(document(), locked=bool(service.keyring.digests))
+            app.openapi_schema = complete(document(), service)
         return app.openapi_schema
 
     app.openapi = openapi
     return app
 
 
-def complete(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
-    """Corrects FastAPI's document: a validation error is 400, and most paths want a key if one is set."""
+def complete(document: dict[str, Any], service: Service) -> dict[str, Any]:
+    """Corrects FastAPI's document: what it cannot know of this server, and where this server differs.
+
+    A validation error is 400 here, most paths want a key if one is set, and there are models that only events hold.
+    """
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for name, schema in chunk_schemas().items():
+        schemas.setdefault(name, schema)
+    known = {TOKEN_ID_FORMAT: {"maximum": service.engine.vocab_size - 1}, MODEL_FORMAT: {"enum": list(service.names)}}
+    _fill_in(schemas, known)
+    locked = bool(service.keyring.digests)
     if locked:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
@@ -104,3 +114,15 @@ def complete(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
             elif locked:
                 operation["security"] = [{"key": []}]
     return document
+
+
+def _fill_in(node: Any, known: dict[str, dict[str, Any]]) -> None:
+    """Replaces the marks that `schema` leaves by what is known of the model."""
+    if isinstance(node, dict):
+        if node.get("format") in known:
+            node.update(known[node.pop("format")])
+        for each in node.values():
+            _fill_in(each, known)
+    elif isinstance(node, list):
+        for each in node:
+            _fill_in(each, known)

@@ -48,12 +48,11 @@ class Monitor:
         """The engine now and over the last two minutes, as JSON."""
         engine, stats = self._engine, self._engine.stats()
         samples = [*self._samples, self._sample()]
-        ready = engine.phase in ("ready", "draining")
         return {
             "phase": engine.phase,
             "model": self._model,
             "version": kvjax.__version__,
-            "max_model_len": engine.max_model_len if ready else None,
+            "max_model_len": engine.max_model_len,
             "uptime_s": round(time.monotonic() - self._started, 1),
             "slots": [
                 {"state": slot.state, "tokens": slot.tokens, "progress": round(slot.progress, 3)}

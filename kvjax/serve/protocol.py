@@ -59,7 +59,7 @@ class Reservation(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """One model that generates. `stats` and `phase` answer in every phase, the rest once it is ready."""
+    """One model that generates. Its properties and `stats` answer in every phase, the rest once it is ready."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...

@@ -5,8 +5,11 @@ events; the tests hold every answer against these models.
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import models_json_schema
 
 from kvjax.serve.errors import POST_ERRORS, ErrorReply, documented
+
+REFERENCE = "#/components/schemas/{model}"
 
 
 class Exact(BaseModel):
@@ -195,7 +198,7 @@ class State(Exact):
     phase: str
     model: str
     version: str
-    max_model_len: int | None
+    max_model_len: int
     uptime_s: float
     slots: list[SlotState]
     waiting: int
@@ -211,9 +214,21 @@ class State(Exact):
 
 
 def streamed(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """Answers of a route that answers whole or as events, each event a `chunk`."""
-    events = {"schema": {"type": "string", "description": f"`data: {chunk.__name__}` events, then `data: [DONE]`"}}
+    """Answers of a route that answers whole or as events: each a `chunk` or an error, the last one `[DONE]`."""
+    payloads = [{"$ref": REFERENCE.format(model=each.__name__)} for each in (chunk, ErrorReply)]
+    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
+    data = {"anyOf": [{"const": "[DONE]"}, said]}
+    events = {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     return {200: {"model": model, "content": {"text/event-stream": events}}, **POST_ERRORS}
+
+
+def chunk_schemas() -> dict[str, Any]:
+    """The models that only events hold, by name: FastAPI does not see them."""
+    chunks: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (CompletionChunk, "validation"),
+        (ChatCompletionChunk, "validation"),
+    ]
+    return models_json_schema(chunks, ref_template=REFERENCE)[1]["$defs"]
 
 
 NOT_READY: dict[int | str, dict[str, Any]] = {503: documented(503)[503] | {"model": NotReady}}

@@ -5,7 +5,7 @@ What would change the answer and is not there is refused by name; it is never si
 """
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,11 +30,21 @@ from kvjax.serve.errors import ApiError
 from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
 
 INT32_MAX = 2**31 - 1
+# marks in the document: what is known once there is a model is put in their place
+TOKEN_ID_FORMAT = "token-id"
+MODEL_FORMAT = "served-model"
 
 
 def _integral(value: object) -> object:
     """In JSON 16.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integrals(value: object) -> object:
+    """The same for a list, which is long: looked at one by one only if a float is in it."""
+    if isinstance(value, list) and any(type(each) is float for each in value):
+        return [_integral(each) for each in value]
+    return value
 
 
 def together(field: str, reason: str) -> PydanticCustomError:
@@ -46,7 +56,8 @@ def unsupported(way_out: str, allowed: tuple[object, ...] = (None,)) -> BeforeVa
     """Refuses every value but `allowed`, with a sentence instead of a type error."""
 
     def check(value: object) -> object:
-        if value not in allowed:
+        # not `in`: to Python 0 is False
+        if not any(type(value) is type(each) and value == each for each in allowed):
             raise PydanticCustomError("unsupported", "not supported here: {way_out}", {"way_out": way_out})
         return value
 
@@ -56,10 +67,12 @@ def unsupported(way_out: str, allowed: tuple[object, ...] = (None,)) -> BeforeVa
 Nothing = Annotated[None, unsupported("leave it out")]
 NoConstraint = Annotated[None, unsupported("this server does not constrain what is generated; leave it out")]
 TextOnly = Annotated[Literal["text"], unsupported("only 'text' is", ("text",))]
-TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"format": TOKEN_ID_FORMAT})]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
+ModelName = Annotated[str, Field(json_schema_extra={"format": MODEL_FORMAT})]
 Integral = BeforeValidator(_integral)
+Integrals = BeforeValidator(_integrals)
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Integral]
 ChoiceCount = Annotated[int, Field(ge=1, le=MAX_CHOICES), Integral]
 Natural = Annotated[int, Field(ge=0, le=INT32_MAX), Integral]
@@ -68,10 +81,27 @@ TopK = Annotated[int, Field(ge=-1, le=INT32_MAX), Integral]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]
 
 
-class Body(BaseModel):
-    """Strict types; unknown fields are kept, to be warned about."""
+def only_if(field: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a field that wants another one: both map one name to a schema."""
+    return {
+        "if": {"properties": field, "required": list(field)},
+        "then": {"properties": other, "required": list(other)},
+    }
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+def _add_rules(document: dict[str, Any], model: type[Any]) -> None:
+    if model.rules:
+        document["allOf"] = list(model.rules)
+
+
+class Body(BaseModel):
+    """Strict types; unknown fields are kept, to be warned about.
+
+    `rules` say in JSON Schema what the validators below check between fields.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=(), json_schema_extra=_add_rules)
+    rules: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def unknown(self) -> list[str]:
         return list(self.model_extra or {})
@@ -85,12 +115,14 @@ class StreamOptions(Body):
 class GenerationRequest(Body):
     """What completions and chat have in common. The names and defaults are OpenAI's, then vLLM's."""
 
-    model: str | None = Field(None, description="A served name; the first one if left out.")
+    rules: ClassVar = (only_if({"stream_options": {"type": "object"}}, {"stream": {"const": True}}),)
+
+    model: ModelName | None = Field(None, description="A served name; the first one if left out.")
     n: ChoiceCount | None = Field(None, description="Choices for each prompt.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS), Integrals] | None = None
     seed: Seed | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -102,7 +134,7 @@ class GenerationRequest(Body):
     logit_bias: (
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=MAX_LOGIT_BIAS),
+            Field(max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False}),
         ]
         | None
     ) = Field(None, description="Token id to what is added to its logit.")
@@ -192,7 +224,7 @@ def _prompt_form(value: object) -> str | None:
 
 
 PromptText = Annotated[str, Field(min_length=1)]
-PromptTokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+PromptTokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), Integrals]
 Prompt = Annotated[
     Annotated[PromptText, Tag("text")]
     | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
@@ -207,7 +239,21 @@ Prompt = Annotated[
 ]
 
 
+_RANKED = {
+    "anyOf": [
+        {"properties": {"best_of": {"type": "null"}}},
+        {"properties": {"best_of": {"const": 1}, "n": {"type": "null"}}},
+        *(
+            {"properties": {"best_of": {"const": n}, "n": {"const": n}}, "required": ["n"]}
+            for n in range(1, MAX_CHOICES + 1)
+        ),
+    ]
+}
+
+
 class CompletionRequest(GenerationRequest):
+    rules: ClassVar = (*GenerationRequest.rules, _RANKED)
+
     prompt: Prompt
     max_tokens: Natural | None = Field(None, description="16 if left out; 0 only scores the prompt.")
     echo: bool | None = Field(None, description="Begin the text, and the log-probabilities, with the prompt.")
@@ -262,6 +308,12 @@ class ResponseFormat(Body):
 
 
 class ChatCompletionRequest(GenerationRequest):
+    rules: ClassVar = (
+        *GenerationRequest.rules,
+        only_if({"top_logprobs": {"type": "integer"}}, {"logprobs": {"const": True}}),
+        only_if({"tools": {"type": "array", "minItems": 1}}, {"tool_choice": {"const": "none"}}),
+    )
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = Field(None, description="As many as fit if left out.")
     max_tokens: Positive | None = Field(None, description="The older name of max_completion_tokens.")
@@ -305,7 +357,16 @@ class ChatCompletionRequest(GenerationRequest):
 class TokenizeRequest(Body):
     """Either `prompt` or `messages`."""
 
-    model: str | None = None
+    rules: ClassVar = (
+        {
+            "oneOf": [
+                {"properties": {"prompt": {"type": "string"}}, "required": ["prompt"]},
+                {"properties": {"messages": {"type": "array"}}, "required": ["messages"]},
+            ]
+        },
+    )
+
+    model: ModelName | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = Field(None, description="For a prompt: true if left out.")
@@ -320,5 +381,5 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
-    model: str | None = None
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+    model: ModelName | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True), Integrals]

@@ -216,7 +216,8 @@ class FakeEngine:
             elif generated >= limit:
                 finish, text = Finish.LENGTH, writer.rest()
             else:
-                token = self.script(list(prompt), params)[generated]
+                script = self.script(list(prompt), params)
+                token = script[generated % len(script)]
                 stopped = await self._pause(self.token_seconds)
                 tokens, generated = (token,), generated + 1
                 self._counts["generated_tokens"] += 1

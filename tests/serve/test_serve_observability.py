@@ -114,7 +114,6 @@ class TestState:
         state = serve(FakeEngine(phase="loading")).get("/state").json()
         State.model_validate(state)
         assert state["ttft_ms"] == {"p50": None, "p95": None}
-        assert state["max_model_len"] is None
         assert state["tokens_per_second"] == 0
 
     def test_a_running_request_shows(self, serve):
