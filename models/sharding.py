@@ -12,10 +12,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from kvjax.cache import TENSOR
 from kvjax.models.config import DecoderConfig
 from kvjax.models.decoder import Decoder
-
-MESH_AXIS = "tensor"
 
 # width stays whole because every product either sums over it or follows a sum; a head is never cut
 _SHARDED = {
@@ -30,14 +29,14 @@ _SHARDED = {
 
 def spec(axes: tuple[str, ...]) -> PartitionSpec:
     """The partition of an array with these logical axes."""
-    return PartitionSpec(*(MESH_AXIS if _SHARDED[axis] else None for axis in axes))
+    return PartitionSpec(*(TENSOR if _SHARDED[axis] else None for axis in axes))
 
 
 def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Raises ValueError, naming the flag, unless the mesh cuts every sharded axis into equal whole parts."""
-    if MESH_AXIS not in mesh.shape:
-        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; a model is sharded over one called {MESH_AXIS!r}")
-    parts = mesh.shape[MESH_AXIS]
+    if TENSOR not in mesh.shape:
+        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; a model is sharded over one called {TENSOR!r}")
+    parts = mesh.shape[TENSOR]
     sizes = {
         "num_kv_heads": config.num_kv_heads,
         "num_heads": config.num_heads,
