@@ -57,6 +57,7 @@ class EngineLoop:
         self._pending: collections.deque[_Pending] = collections.deque()
         self._prefill: Prefill | None = None
         self._stopping = False
+        self._working = False
         self._stats = EngineStats()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvjax-engine", daemon=True)
@@ -81,9 +82,11 @@ class EngineLoop:
             self._condition.notify_all()
 
     def wait_idle(self, timeout: float) -> bool:
-        """Waits until no request is left; returns whether that came within `timeout` seconds."""
+        """Waits until nothing is left to do or to tell; returns whether that came within `timeout` seconds."""
         with self._condition:
-            return self._condition.wait_for(lambda: self._scheduler.idle or self.failure is not None, timeout)
+            return self._condition.wait_for(
+                lambda: not (self._working or self._has_work) or self.failure is not None, timeout
+            )
 
     def cancel_all(self) -> None:
         with self._condition:
@@ -150,11 +153,15 @@ class EngineLoop:
 
     def _wait_for_work(self) -> bool:
         with self._condition:
+            self._working = False
             self._condition.notify_all()  # for `wait_idle`
-            self._condition.wait_for(
-                lambda: self._stopping or self._cancelled or self._pending or not self._scheduler.idle
-            )
-            return not self._stopping
+            self._condition.wait_for(lambda: self._stopping or self._has_work)
+            self._working = not self._stopping
+            return self._working
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._cancelled or self._pending) or not self._scheduler.idle
 
     def _cancel(self) -> None:
         with self._condition:
@@ -262,7 +269,7 @@ class EngineLoop:
         counter = {Finish.CANCELLED: "cancelled", Finish.ERROR: "failed"}.get(finish, "finished")
         self._count(**{counter: 1})
 
-    def _count(self, **more: float) -> None:
+    def _count(self, **more: int | float) -> None:
         with self._condition:
             new = {name: getattr(self._stats, name) + value for name, value in more.items()}
             self._stats = dataclasses.replace(self._stats, **new)

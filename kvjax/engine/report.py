@@ -32,7 +32,7 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
     )
 
 
-def _bytes(value: float) -> str:
+def _bytes(value: int | float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
