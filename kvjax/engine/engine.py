@@ -253,6 +253,8 @@ class Engine:
         if self._loop is not None:
             self._loop.stop()
         self._counter.stop()
+        if self._runner is not None:
+            self._runner.free()
         self._runner = None
         self._phase = "stopped"
 

@@ -58,6 +58,7 @@ class EngineLoop:
         self._prefill: Prefill | None = None
         self._stopping = False
         self._working = False
+        self._ended = False
         self._stats = EngineStats()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvjax-engine", daemon=True)
@@ -84,9 +85,7 @@ class EngineLoop:
     def wait_idle(self, timeout: float) -> bool:
         """Waits until nothing is left to do or to tell; returns whether that came within `timeout` seconds."""
         with self._condition:
-            return self._condition.wait_for(
-                lambda: not (self._working or self._has_work) or self.failure is not None, timeout
-            )
+            return self._condition.wait_for(lambda: self._ended or not (self._working or self._has_work), timeout)
 
     def cancel_all(self) -> None:
         with self._condition:
@@ -147,9 +146,14 @@ class EngineLoop:
                 everyone = [*self._scheduler.waiting, *self._scheduler.running]
                 for request in everyone:
                     self._scheduler.remove(request)
-                self._condition.notify_all()
+                self._prefill = None
+                self._pending.clear()
             for request in everyone:
                 self._end(request, Finish.ERROR, "the engine has stopped")
+            with self._condition:
+                self._working = False
+                self._ended = True
+                self._condition.notify_all()
 
     def _wait_for_work(self) -> bool:
         with self._condition:

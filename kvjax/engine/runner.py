@@ -217,6 +217,11 @@ class Runner:
             "hidden states": longest * width,
         }
 
+    def free(self) -> None:
+        """Lets go of every array on the device. No step may follow."""
+        self.views, self.state, self._workspaces = (), self._state_specs, (0, [])
+        self._trunk_leaves, self._layer_leaves = (), ()
+
     def check_integrity(self) -> None:
         """Raises AssertionError if a view does not hold as many entries as it says. Waits for the device.
 
