@@ -14,6 +14,7 @@ from kvjax.serve.sse import ClientDisconnectedError
 logger = logging.getLogger("kvjax.serve")
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PROBES = frozenset({"/", "/health", "/live", "/metrics", "/state"})
 CLIENT_LEFT = 499  # nginx's status for it; nobody receives it, only the log and the metrics
 
 
@@ -62,6 +63,7 @@ class Gate:
         path = getattr(scope.get("route"), "path", "unknown")
         known = method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE") else "other"
         self.metrics.requests.labels(path=path, method=known, status=str(status)).inc()
-        quiet = known == "GET" and status < 400
+        # a probe asks every second, and a server that loads refuses every time
+        quiet = known == "GET" and (status < 400 or path in PROBES)
         name, note = state.get("name", state["request_id"]), state.get("note", f"{known} {path}")
         logger.log(logging.DEBUG if quiet else logging.INFO, "%s %d | %s", name, status, note)

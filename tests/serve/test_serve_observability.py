@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import pytest
 from fake_engine import FakeEngine
@@ -214,9 +215,12 @@ class TestLog:
         wait_until(lambda: len(lines()) == 2)
         assert all(re.match(r"cmpl-\w+ 499 \| prompt 2 tok", line) for line in lines())
 
-    def test_probes_are_quiet(self, server, lines):
-        for path in ("/health", "/live", "/metrics", "/state", "/", "/v1/models"):
+    @pytest.mark.parametrize("phase", ["ready", "compiling"])
+    def test_probes_are_quiet(self, serve, lines, phase):
+        server = serve(FakeEngine(phase=phase))
+        for path in ("/health", "/live", "/metrics", "/state", "/"):
             server.get(path)
+        time.sleep(0.1)
         assert lines() == []
 
     def test_nothing_a_user_wrote_is_in_it(self, server, caplog):
