@@ -14,11 +14,11 @@ class Admission:
         self._places = places
         self._taken = 0
         self._closed = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def reserve(self, count: int) -> "Reservation":
         """Takes `count` places or raises QueueFullError; they are given back when the reservation is left."""
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise QueueFullError("the engine is shutting down")
             if self._taken + count > self._places:
@@ -33,8 +33,14 @@ class Admission:
         self._closed = True
 
     def give_back(self, count: int) -> None:
-        with self._lock:
+        with self._changed:
             self._taken -= count
+            self._changed.notify_all()
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Waits until all places are given back; returns whether that came within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._taken == 0, timeout)
 
     def check_integrity(self) -> None:
         assert self._taken == 0, f"{self._taken} places are still taken"

@@ -239,11 +239,16 @@ class Engine:
         return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._counter.count)
 
     def drain(self, timeout: float) -> None:
-        """Takes no new requests, finishes those there, and cancels what is left after `timeout` seconds. Blocks."""
+        """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
+
+        Blocks until all of them have been told.
+        """
         self._admission.close()
         if self._phase == "ready":
             self._phase = "draining"
-        if self._loop is not None and not self._loop.wait_idle(timeout):
+        deadline = time.monotonic() + timeout
+        empty = self._admission.wait_empty(timeout)
+        if self._loop is not None and not (self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty):
             self._loop.cancel_all()
             self._loop.wait_idle(5.0)
 

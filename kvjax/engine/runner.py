@@ -220,7 +220,7 @@ class Runner:
     def free(self) -> None:
         """Lets go of every array on the device. No step may follow."""
         self.views, self.state, self._workspaces = (), self._state_specs, (0, [])
-        self._trunk_leaves, self._layer_leaves = (), ()
+        self._trunk_leaves, self._layer_leaves = self._trunk_leaves[:0], ()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a view does not hold as many entries as it says. Waits for the device.

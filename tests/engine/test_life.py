@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import gc
 import threading
+import time
 
 import jax
 import pytest
@@ -78,6 +79,25 @@ def test_drain_finishes_what_is_there(started, client):
     with pytest.raises(QueueFullError, match="shutting down"):
         client.submit(started, [1], SHORT).result()
     settle(started)
+
+
+def test_drain_waits_for_those_that_hold_a_place(started, client):
+    """A server reserves before it tokenises: such a request is there, though the engine has not seen it."""
+    with concurrent.futures.ThreadPoolExecutor() as pool, started.reserve() as reservation:
+        drained = pool.submit(started.drain, PATIENCE)
+        while started.phase != "draining":
+            time.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            drained.result(0.05)
+        caller = client.submit(started, [1], SHORT, reservation=reservation)
+        drained.result(PATIENCE)
+        assert caller.result().finish is Finish.LENGTH
+    settle(started)
+
+
+def test_drain_does_not_wait_for_a_place_that_is_never_used(started):
+    with started.reserve():
+        started.drain(0.05)
 
 
 def test_drain_cancels_what_takes_too_long(started, client):
