@@ -1,7 +1,5 @@
 """The generated tasks by name: `ruler/...` in RULER's words, `mini/...` in short ones for small models."""
 
-from __future__ import annotations
-
 from kvjax.eval.tasks_needle import NeedleTask, needle_tasks
 from kvjax.eval.tasks_surface import MINI, RULER
 from kvjax.eval.tasks_variables import VariableTask

@@ -3,8 +3,6 @@
 One class makes RULER's eight tasks: what the filler is, what keys and values look like, how many of each.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -81,9 +79,7 @@ class NeedleTask:
     def _asked(self, facts: dict[str, tuple[str, ...]], rng: random.Random) -> dict[str, tuple[str, ...]]:
         return {key: facts[key] for key in rng.sample(list(facts), self.queries)}
 
-    def hide(
-        self, facts: dict[str, tuple[str, ...]], length: int, rng: random.Random, count: CountTokens
-    ) -> Haystack:
+    def hide(self, facts: dict[str, tuple[str, ...]], length: int, rng: random.Random, count: CountTokens) -> Haystack:
         """Hides the facts at random depths in as much filler as `length` tokens hold."""
         needles: list[tuple[float, str]] = []
         for key, values in facts.items():  # values of one key appear in the order of the answer

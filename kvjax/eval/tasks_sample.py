@@ -1,7 +1,5 @@
 """What a task hands to whoever scores a model: a long context, a question about it, the accepted answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@
 are never comparable with RULER's, so its tasks carry their own names.
 """
 
-from __future__ import annotations
-
 import random
 import uuid
 from dataclasses import dataclass
@@ -48,13 +46,12 @@ class MiniSurface:
         """Asks for every value of every key in `facts`: either one key, or several keys of one value each."""
         answers = tuple(value for values in facts.values() for value in values)
         keys = tuple(facts)
-        if len(keys) > 1:
-            reply = ", ".join(f" {key} is {value}" for key, value in zip(keys, answers, strict=True))
-            asked = f"What are the codes for {_list(keys, ' and ')}?\n"
-            return Question(asked, "The codes are:", answers, reply.replace(",  ", ", ") + ".")
-        be, noun = ("is", "code") if len(answers) == 1 else ("are", "codes")
-        asked = f"What {be} the {noun} for {keys[0]}?\n"
-        return Question(asked, f"The {noun} for {keys[0]} {be}", answers, f" {', '.join(answers)}.")
+        if len(keys) == 1:
+            be, noun = ("is", "code") if len(answers) == 1 else ("are", "codes")
+            asked = f"What {be} the {noun} for {keys[0]}?\n"
+            return Question(asked, f"The {noun} for {keys[0]} {be}", answers, f" {', '.join(answers)}.")
+        pairs = ", ".join(f"{key} is {value}" for key, value in zip(keys, answers, strict=True))
+        return Question(f"What are the codes for {_list(keys, ' and ')}?\n", "The codes are:", answers, f" {pairs}.")
 
     def names(self, count: int, rng: random.Random) -> list[str]:
         """Distinct variable names."""
@@ -100,9 +97,7 @@ class RulerSurface:
         """The haystack with whatever the surface says before it."""
         what = self._plural(kind)
         hidden, it = (
-            (f"Some special magic {what} are", what)
-            if values > 1
-            else (f"A special magic {what[:-1]} is", what[:-1])
+            (f"Some special magic {what} are", what) if values > 1 else (f"A special magic {what[:-1]} is", what[:-1])
         )
         return (
             f"{hidden} hidden within the following text. Make sure to memorize it. "

@@ -3,8 +3,6 @@
 Other chains of the same shape distract, so the answer needs every hop and not only the names' looks.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

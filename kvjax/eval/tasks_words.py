@@ -4,8 +4,6 @@ Every noun is one token (with its leading space) in the tokenizer of the model t
 be dense: that is tested, and is why this list feeds the tokenizer's training.
 """
 
-from __future__ import annotations
-
 import random
 
 _NOUNS = """

@@ -4,8 +4,6 @@ Batches are a pure function of the place, so a killed run that resumes ends in t
 never killed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +31,7 @@ class Checkpoints:
             folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         )
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(
@@ -68,7 +66,5 @@ class Checkpoints:
             FileNotFoundError, ValueError: no such checkpoint, or of another structure.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            place.total, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
+        restored = self._manager.restore(place.total, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         return restored["state"]

@@ -1,7 +1,5 @@
 """What a training run is: frozen data read from YAML. No arrays, no files."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

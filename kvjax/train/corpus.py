@@ -4,8 +4,6 @@ Whole packages are held out, so that completion can be measured on code the mode
 tables and tools nobody imports are left out: they are most of the bytes and little of the language.
 """
 
-from __future__ import annotations
-
 import sysconfig
 from pathlib import Path
 

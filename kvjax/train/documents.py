@@ -4,8 +4,6 @@ Only predictable tokens count: second copies, values asked for, replies; in Pyth
 function takes its own random generator, so a document depends on nothing but a seed.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,8 +25,8 @@ from kvjax.train.tokenizer import ASSISTANT, END, EOS, SPECIAL, USER
 class Document:
     """Token ids and the loss mask: `mask[t]` says that predicting `tokens[t]` counts."""
 
-    tokens: Int[np.ndarray, T]
-    mask: Bool[np.ndarray, T]
+    tokens: Int[np.ndarray, "T"]
+    mask: Bool[np.ndarray, "T"]
 
 
 @dataclass
@@ -59,15 +57,14 @@ class Writer:
 class Documents:
     """Draws documents of every kind with one tokenizer and one corpus."""
 
-    def __init__(self, tokenizer: Tokenizer, corpus: Integer[np.ndarray, N]) -> None:
+    def __init__(self, tokenizer: Tokenizer, corpus: Integer[np.ndarray, "N"]) -> None:
         """`corpus`: the ids of the Python text; may be empty if no mix asks for it."""
         self.tokenizer = tokenizer
         self.corpus = corpus
         self.nouns = [tokenizer.encode(f" {noun}").ids[0] for noun in NOUNS]
-        self.digits = [tokenizer.encode(f" {digit}").ids[0] for digit in range(10)]
-        self.words = self.nouns + 2 * (
-            self.digits + [tokenizer.encode(str(digit)).ids[0] for digit in range(10)]
-        )
+        # a number's first digit carries the blank before it, its other digits do not
+        self.digits = [tokenizer.encode(f"{blank}{digit}").ids[0] for blank in (" ", "") for digit in range(10)]
+        self.words = self.nouns + 2 * self.digits
         self.ordinary = range(len(SPECIAL), tokenizer.get_vocab_size())
         self._kinds: dict[str, Callable[[int, random.Random], Document]] = {
             "repeats": self.repeats,
@@ -92,9 +89,10 @@ class Documents:
 
     def repeats(self, length: int, rng: random.Random) -> Document:
         """A random segment over and over; from the second copy on it counts."""
-        size = round(8 * (length / 16) ** rng.random())
-        pools = (self.words, self.ordinary, rng.sample(self.ordinary, 48))
-        pool = rng.choices(pools, (6, 2, 2))[0]
+        size = _spread(2, length // 2, rng)
+        few = rng.sample(self.nouns, 8) + self.digits
+        pools = (self.words, self.ordinary, rng.sample(self.ordinary, 48), few)
+        pool = rng.choices(pools, (4, 2, 2, 2))[0]
         segment = rng.choices(pool, k=size)
         writer = Writer(self.tokenizer)
         writer.ids(segment, False)
@@ -103,18 +101,28 @@ class Documents:
         return writer.document(length)
 
     def recall(self, length: int, rng: random.Random) -> Document:
-        """Pairs of tokens in random order, then the same pairs in another order; second values count."""
-        pairs = min(rng.randint(4, length // 4), len(self.nouns))
-        keys = rng.sample(self.nouns, pairs)
-        values = rng.choices(rng.choice((self.nouns, self.nouns, self.digits)), k=pairs)
-        written = list(zip(keys, values, strict=True))
+        """Keys and values in random order, then the same in another order; second values count.
+
+        A value is one token or, in every other document, a number of several digits: then its later digits
+        are found by the key as well, since the digits before them stand in many places.
+        """
+        digits = rng.randint(2, 4) if rng.random() < 0.5 else 0
+        pairs = _spread(2, min(length // (3 + digits), len(self.nouns)), rng)
+        if digits:
+            values = [
+                rng.choices(self.digits[:10], k=1) + rng.choices(self.digits[10:], k=digits - 1) for _ in range(pairs)
+            ]
+        else:
+            pool = rng.choice((self.nouns, self.nouns, self.digits[:10]))
+            values = [[token] for token in rng.choices(pool, k=pairs)]
+        written = list(zip(rng.sample(self.nouns, pairs), values, strict=True))
         writer = Writer(self.tokenizer)
         for key, value in written:
-            writer.ids([key, value], False)
+            writer.ids([key, *value], False)
         while len(writer.tokens) < length:
             for key, value in rng.sample(written, pairs):
                 writer.ids([key], False)
-                writer.ids([value], True)
+                writer.ids(value, True)
         return writer.document(length)
 
     def needles(self, length: int, rng: random.Random) -> Document:
@@ -166,9 +174,7 @@ class Documents:
         sample = task.sample(length=length - 4, seed=0, count=self.count)
         chat = rng.random() < 0.35
         turns = Writer(self.tokenizer)
-        question = Question(
-            sample.question, sample.answer_prefix, sample.answers, f" {', '.join(sample.answers)}."
-        )
+        question = Question(sample.question, sample.answer_prefix, sample.answers, f" {', '.join(sample.answers)}.")
         self._turn(turns, question, chat=chat, first=True)
         writer = Writer(self.tokenizer)
         if chat:
@@ -199,9 +205,14 @@ class Documents:
         return writer.document(length)
 
 
-def corpus_ids(tokenizer: Tokenizer, files: list[tuple[str, str]]) -> Integer[np.ndarray, N]:
+def _spread(least: int, most: int, rng: random.Random) -> int:
+    """As often small as large, on a logarithmic scale: the easy cases are where retrieval is first learned."""
+    return round(least * (most / least) ** rng.random())
+
+
+def corpus_ids(tokenizer: Tokenizer, files: list[tuple[str, str]]) -> Integer[np.ndarray, "N"]:
     """All files after one another, each ended by <|eos|>, as one array of uint16 or uint32 ids."""
-    eos = tokenizer.token_to_id(EOS)
+    eos = SPECIAL.index(EOS)
     ids: list[int] = []
     for encoding in tokenizer.encode_batch([text for _, text in files]):
         ids += encoding.ids

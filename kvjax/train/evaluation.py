@@ -3,8 +3,6 @@
 Retrieval appears as a sudden change that the mean loss hides; the share of right replies shows it.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +48,7 @@ def make_predict(graph: nnx.GraphDef[Decoder], dtype: str) -> Predict:
     return predict
 
 
-def runs(mask: Bool[np.ndarray, T]) -> list[slice]:
+def runs(mask: Bool[np.ndarray, "T"]) -> list[slice]:
     """The unbroken stretches of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -74,6 +72,4 @@ def score(predict: Predict, params: Params, documents: list[Document], batch: in
 
 def held_out(documents: Documents, kind: str, length: int, count: int) -> list[Document]:
     """`count` documents that no training seed draws; Python text is the caller's to hold out."""
-    return [
-        documents.of_kind(kind, length, random.Random(f"held out/{kind}/{length}/{i}")) for i in range(count)
-    ]
+    return [documents.of_kind(kind, length, random.Random(f"held out/{kind}/{length}/{i}")) for i in range(count)]

@@ -3,8 +3,6 @@
 Weights are kept in float32; the arithmetic runs in the dtype that the model's config names.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from kvjax.models import Decoder, DecoderConfig, LayerConfig, RopeConfig
 from kvjax.models import random as random_decoder
@@ -59,9 +57,7 @@ def decoder_config(config: TrainConfig, *, vocab_size: int, eos_token_ids: tuple
 
 def first_params(config: TrainConfig, decoder: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], Params]:
     """A random decoder, split into what it is and its float32 weights."""
-    made = random_decoder(
-        decoder, jax.random.key(config.seed), jnp.float32, embedding_std=config.model.embedding_std
-    )
+    made = random_decoder(decoder, jax.random.key(config.seed), jnp.float32, embedding_std=config.model.embedding_std)
     if decoder.tied:
         # a token's own embedding would else outshout all others: with this its first logit is about one
         made.norm.weight[...] = jnp.full((decoder.width,), 1.0 / decoder.width)
@@ -72,7 +68,8 @@ def first_params(config: TrainConfig, decoder: DecoderConfig) -> tuple[nnx.Graph
 def optimiser(config: TrainConfig, stage: StageConfig) -> optax.GradientTransformation:
     """AdamW behind a clipped gradient: warm-up, a constant rate, and a linear end if the stage has one."""
 
-    def rate(step: Array) -> Array:
+    def rate(count: ArrayLike) -> Array:
+        step = jnp.asarray(count)
         up = jnp.minimum(1.0, (step + 1) / max(stage.warmup, 1))
         down = jnp.minimum(1.0, (stage.steps - step) / max(stage.cooldown, 1))
         return stage.learning_rate * up * down
@@ -110,9 +107,7 @@ def make_step(
     """The compiled step: (state, batch) to (next state, loss). The state is donated."""
 
     def step(state: State, batch: Batch) -> tuple[State, Float[Array, ""]]:
-        value, gradient = jax.value_and_grad(lambda params: loss(graph, params, batch, dtype))(
-            state["params"]
-        )
+        value, gradient = jax.value_and_grad(lambda params: loss(graph, params, batch, dtype))(state["params"])
         updates, optimiser_state = optimise.update(gradient, state["optimiser"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "optimiser": optimiser_state}, value

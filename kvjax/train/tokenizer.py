@@ -4,8 +4,6 @@ Bytes are the alphabet, so any UTF-8 text survives a round trip. Digits stand al
 digit by digit; the nouns of the generated tasks are single tokens, so few tokens hold many needles.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterable, Iterator
@@ -82,19 +80,16 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, word_weight: int =
 
     tokenizer.train_from_iterator(everything(), trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise ValueError(
-            f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocabulary} were asked for: add text"
-        )
+        raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocabulary} were asked for: add text")
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the files that `transformers.AutoTokenizer.from_pretrained(folder)` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
         "eos_token": EOS,
         "pad_token": PAD,
         "additional_special_tokens": [SYSTEM, USER, ASSISTANT, END],
@@ -109,18 +104,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--context", type=int, default=4096, help="model_max_length")
     args = parser.parse_args(argv)
     texts = [text for _, text in standard_library()]
     tokenizer = train_tokenizer(texts, vocabulary=args.vocabulary)
-    save_tokenizer(tokenizer, args.out, context=args.context)
+    save_tokenizer(tokenizer, args.out)
     size = sum(map(len, texts))
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
     whole = sum(len(tokenizer.encode(f" {noun}").ids) == 1 for noun in NOUNS)
     print(f"{args.vocabulary} tokens; {len(texts)} files, {size / 1e6:.1f} MB of Python")
-    print(
-        f"that is {tokens / 1e6:.1f}M tokens of {size / tokens:.2f} bytes; {whole} of {len(NOUNS)} nouns are one"
-    )
+    print(f"that is {tokens / 1e6:.1f}M tokens of {size / tokens:.2f} bytes; {whole}/{len(NOUNS)} nouns are one")
     print(f"wrote {args.out}")
 
 

@@ -3,13 +3,11 @@
 It knows nothing of what documents say or of how attention is computed.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -39,18 +37,14 @@ class Trainer:
         self.config = config
         file = config.tokenizer / "tokenizer.json"
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is not there: python -m kvjax.train.tokenizer --out {config.tokenizer}"
-            )
+            raise FileNotFoundError(f"{file} is not there: python -m kvjax.train.tokenizer --out {config.tokenizer}")
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(file))
         ends = tuple(SPECIAL.index(token) for token in (EOS, END))
         self.decoder = decoder_config(config, vocab_size=self.tokenizer.get_vocab_size(), eos_token_ids=ends)
         self.graph, self.first = first_params(config, self.decoder)
         python = any(stage.mix.get("python") for stage in config.stages)
         empty = np.zeros(0, np.uint16)
-        self.documents = Documents(
-            self.tokenizer, corpus_ids(self.tokenizer, standard_library()) if python else empty
-        )
+        self.documents = Documents(self.tokenizer, corpus_ids(self.tokenizer, standard_library()) if python else empty)
         self.unseen = Documents(
             self.tokenizer, corpus_ids(self.tokenizer, standard_library(held_out=True)) if python else empty
         )
@@ -62,7 +56,7 @@ class Trainer:
         return sum(array.size for array in jax.tree.leaves(self.first))
 
     def run(self, *, stop_after: int | None = None) -> State:
-        """Trains to the end and returns the state; resumes where the newest checkpoint stands.
+        """Trains to the end, exports, and returns the state; resumes where the newest checkpoint stands.
 
         Args:
             stop_after: return after so many steps of this call, as if killed: nothing is saved or exported.
@@ -83,13 +77,32 @@ class Trainer:
                 if index + 1 < len(self.config.stages):
                     state = self._restarted(state, index + 1)
                 checkpoints.save(place, state)
-                self.export(state)
+                self.export(place, state)
         return state
 
-    def export(self, state: State) -> Path:
-        """Writes the config, how to generate, and the weights next to the tokenizer; returns the folder."""
+    def newest(self) -> tuple[Place, State]:
+        """Where the newest checkpoint stands, and its state.
+
+        Raises:
+            FileNotFoundError: the run has none yet.
+        """
+        with Checkpoints(self.config.runs / "checkpoints") as checkpoints:
+            place = checkpoints.place()
+            if place is None:
+                raise FileNotFoundError(f"no checkpoint in {self.config.runs}: train first")
+            return place, self._start(place, checkpoints)
+
+    def export(self, place: Place, state: State) -> Path:
+        """Writes the config, how to generate, and the weights next to the tokenizer; returns the folder.
+
+        The config claims the longest context trained up to `place`, and no more.
+        """
         folder = self.config.tokenizer
-        save_decoder(nnx.merge(self.graph, state["params"]), folder)
+        decoder = nnx.merge(self.graph, state["params"])
+        begun = self.config.stages[: place.stage + (place.step > 0)] or self.config.stages[:1]
+        decoder.config = replace(self.decoder, max_position=max(stage.context for stage in begun))
+        save_decoder(decoder, folder)
+        (folder / "model.safetensors").chmod(0o644)
         ends = list(self.decoder.eos_token_ids)
         generation = {"eos_token_id": ends, "pad_token_id": SPECIAL.index(PAD), "do_sample": False}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
@@ -101,9 +114,7 @@ class Trainer:
         batch = max(1, min(self.config.evaluate_batch, 4096 // wanted.context))
         count = batch * max(1, min(self.config.evaluate_batch, 8192 // wanted.context) // batch)
         return {
-            kind: score(
-                self.predict, state["params"], held_out(self.unseen, kind, wanted.context, count), batch
-            )
+            kind: score(self.predict, state["params"], held_out(self.unseen, kind, wanted.context, count), batch)
             for kind, weight in wanted.mix.items()
             if weight
         }
@@ -129,9 +140,7 @@ class Trainer:
         stage = self.config.stages[place.stage]
         step = make_step(self.graph, optimiser(self.config, stage), self.config.model.dtype)
         done, since, losses = 0, time.perf_counter(), []
-        for number, batch in zip(
-            range(place.step, stage.steps), self._batches(place.stage, place.step), strict=False
-        ):
+        for number, batch in zip(range(place.step, stage.steps), self._batches(place.stage, place.step), strict=False):
             state, value = step(state, batch)
             losses.append(value)
             done += 1

@@ -12,7 +12,7 @@ from kvjax.train.tokenizer import save_tokenizer, train_tokenizer
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     source = Path(pytest.__file__).read_text() + Path(__file__).read_text()
-    save_tokenizer(train_tokenizer([source], vocabulary=1280, word_weight=60), folder, context=128)
+    save_tokenizer(train_tokenizer([source], vocabulary=1280, word_weight=60), folder)
     return folder
 
 

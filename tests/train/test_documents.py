@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from kvjax.train.config import KINDS
 from kvjax.train.documents import Documents, corpus_ids
+from kvjax.train.evaluation import runs
 from kvjax.train.tokenizer import END, EOS, SPECIAL, USER
 
 
@@ -41,12 +42,15 @@ def test_counting_tokens_of_repeats_were_seen_one_segment_before(documents):
     assert document.mask[size:].all()
 
 
-def test_counting_tokens_of_recall_follow_their_key_as_the_first_time(documents):
-    tokens, mask = (documents.recall(128, random.Random(3)).__dict__[name] for name in ("tokens", "mask"))
-    first = int(np.flatnonzero(mask)[0]) - 1
-    pairs = dict(zip(tokens[:first:2].tolist(), tokens[1:first:2].tolist(), strict=True))
-    for place in np.flatnonzero(mask):
-        assert pairs[int(tokens[place - 1])] == tokens[place]
+@pytest.mark.parametrize("seed", range(20))
+def test_counting_tokens_of_recall_follow_their_key_as_the_first_time(documents, seed):
+    document = documents.recall(128, random.Random(seed))
+    tokens, replies = document.tokens.tolist(), runs(document.mask)
+    first = tokens[: replies[0].start - 1]
+    for reply in replies:
+        pair = tokens[reply.start - 1 : reply.stop]
+        places = [i for i in range(len(first)) if first[i : i + len(pair)] == pair]
+        assert places, "a value that was not told with this key"
 
 
 @pytest.mark.parametrize("kind", ["needles", "variables"])

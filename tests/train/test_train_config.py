@@ -20,9 +20,7 @@ def test_the_configs_that_ship_are_valid(name):
 
 def test_a_field_that_does_not_exist_is_refused(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text(
-        "tokenizer: t\nruns: r\nsteps_total: 3\nstages: [{context: 64, batch: 1, steps: 300, mix: {}}]\n"
-    )
+    path.write_text("tokenizer: t\nruns: r\nsteps_total: 3\nstages: [{context: 64, batch: 1, steps: 300, mix: {}}]\n")
     with pytest.raises(TypeError, match="steps_total"):
         read_config(path)
 
