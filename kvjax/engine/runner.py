@@ -83,6 +83,7 @@ class Runner:
         self._layer_leaves = tuple(leaves)
         trunk = nnx.merge(*nnx.split(model))  # the same arrays in another module
         trunk.layers = nnx.List([])
+        self._trunk_leaves: tuple[jax.Array, ...]
         self._trunk, self._trunk_leaves = steps.Part.split(trunk)
 
     def _declare_view(self, capacity: int) -> View:
@@ -220,7 +221,7 @@ class Runner:
     def free(self) -> None:
         """Lets go of every array on the device. No step may follow."""
         self.views, self.state, self._workspaces = (), self._state_specs, (0, [])
-        self._trunk_leaves, self._layer_leaves = self._trunk_leaves[:0], ()
+        self._trunk_leaves, self._layer_leaves = (), ()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a view does not hold as many entries as it says. Waits for the device.
