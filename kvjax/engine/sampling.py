@@ -18,6 +18,8 @@ from kvjax.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, 
 
 MAX_ENDINGS = 2 * MAX_STOP_TOKENS  # a request's stop tokens and the model's own end-of-sequence tokens
 
+COLDEST = 1e-5  # below this temperature draws are greedy, as in vLLM: quotients would overflow
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +83,9 @@ class SamplerState:
         in_prompt[prompt] = True
         return cls(
             key=np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32),
-            temperature=np.float32(params.temperature),
+            temperature=np.float32(params.temperature if params.temperature >= COLDEST else 0),
             top_k=np.int32(params.top_k if params.top_k < vocab_size else 0),
-            top_p=np.float32(params.top_p),
+            top_p=np.float32(max(params.top_p, np.finfo(np.float32).tiny)),  # 0 would keep no token
             min_p=np.float32(params.min_p),
             presence=np.float32(params.presence_penalty),
             frequency=np.float32(params.frequency_penalty),

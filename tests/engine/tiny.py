@@ -6,6 +6,7 @@ logit.
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,19 +121,29 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([seed, length]).integers(1, VOCAB, length).tolist()
 
 
-def logprobs(tokens: list[int], config: DecoderConfig = CONFIG) -> np.ndarray:
-    """Log-probabilities [T, V] after each token, by the dense model over the whole sequence at once."""
-    graphdef, state = _split(config)
+def logits(tokens: Sequence[int]) -> np.ndarray:
+    """Logits [T, V] after each token, by the dense model over the whole sequence at once."""
     padded = np.zeros((1, CONTEXT), np.int32)
     padded[0, : len(tokens)] = tokens
-    return np.asarray(_logprobs(graphdef, state, padded)[0, : len(tokens)])
+    return np.asarray(_dense(*_split(), padded)[0, : len(tokens)])
+
+
+def logprobs(tokens: Sequence[int]) -> np.ndarray:
+    """Log-probabilities [T, V] of what follows each token."""
+    return log_softmax(logits(tokens))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
 @functools.cache
-def _split(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(decoder(config))
+def _split() -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(decoder())
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logprobs(graphdef: nnx.GraphDef, state: nnx.State, tokens: np.ndarray) -> jax.Array:
-    return jax.nn.log_softmax(nnx.merge(graphdef, state)(jnp.asarray(tokens)))
+def _dense(graphdef: nnx.GraphDef, state: nnx.State, tokens: np.ndarray) -> jax.Array:
+    return nnx.merge(graphdef, state)(jnp.asarray(tokens))
