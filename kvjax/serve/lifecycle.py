@@ -34,6 +34,7 @@ logger = logging.getLogger("kvjax.serve")
 
 LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once the engine is empty
 WATCH_SECONDS = 0.2
+BACKLOG = 2048
 
 
 class StartError(RuntimeError):
@@ -51,6 +52,10 @@ def run(
     try:
         with bind(config.host, config.port) as listener:
             engine, names = (build or build_engine)(config)
+            try:
+                listener.listen(BACKLOG)  # here, because uvloop does not tell when it fails
+            except OSError as error:
+                raise StartError(f"cannot listen: {error.strerror}; choose another --port") from error
             server = Server(engine, names, config, limits)
             host, port = listener.getsockname()[:2]
             shown, keys = f"[{host}]" if ":" in host else host, "key wanted" if config.api_key else "no key"
@@ -142,10 +147,7 @@ class Server(uvicorn.Server):
         self._starter = threading.Thread(target=self._start, name="kvjax-start", daemon=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().startup(sockets)
-        except OSError as error:
-            raise StartError(f"cannot listen: {error.strerror}; choose another --port") from error
+        await super().startup(sockets)
         self._starter.start()
 
     async def main_loop(self) -> None:

@@ -231,3 +231,25 @@ def test_answers_without_importing_jax(arguments, status, said):
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 20  # generous: other processes may want the cores
+
+
+def test_the_share_of_memory_is_set_before_jax_is_imported():
+    """JAX refuses the older name of the variable beside the newer one."""
+    code = (
+        "import os, sys, types\n"
+        "def run(config):\n"
+        "    assert 'jax' not in sys.modules\n"
+        "    print(sorted(f'{k}={v}' for k, v in os.environ.items() if k.endswith('MEM_FRACTION')))\n"
+        "    return 0\n"
+        "sys.modules['kvjax.serve.lifecycle'] = types.SimpleNamespace(run=run)\n"
+        "from kvjax.serve.__main__ import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    environment = {"PATH": "", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "PYTHONPATH": str(CONFIGS.parents[1])}
+    for arguments, said in (
+        (["--gpu-memory-utilization", "0.9"], "['XLA_CLIENT_MEM_FRACTION=0.9000']"),
+        ([], "['XLA_PYTHON_CLIENT_MEM_FRACTION=.5']"),
+    ):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() == said, done.stderr

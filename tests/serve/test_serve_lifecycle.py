@@ -15,6 +15,7 @@ import time
 
 import httpx
 import pytest
+from fake_engine import FakeEngine
 from live_server import wait_until
 
 from kvjax.serve import lifecycle
@@ -186,6 +187,20 @@ class TestBind:
     def test_a_free_port(self):
         with lifecycle.bind("127.0.0.1", 0) as listener:
             assert listener.getsockname()[1] > 0
+
+
+def test_a_port_that_is_lost_between_binding_and_listening(capsys, monkeypatch):
+    """Two servers that start together may both bind; the kernel decides when they listen."""
+    monkeypatch.setattr(lifecycle, "configure_logging", lambda level: None)
+    with lifecycle.bind("127.0.0.1", 0) as faster:
+        port = faster.getsockname()[1]
+
+        def build(config):
+            faster.listen()
+            return FakeEngine(), ("fake",)
+
+        assert lifecycle.run(ServeConfig(port=port), build) == 2
+    assert "cannot listen: Address already in use; choose another --port" in capsys.readouterr().err
 
 
 def test_the_report_is_aligned():
