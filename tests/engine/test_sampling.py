@@ -48,14 +48,15 @@ def kept(logits: np.ndarray, params: SamplingParams, top_p: float) -> np.ndarray
     return keep
 
 
-def random_params(random: np.random.Generator, **which) -> SamplingParams:
-    return SamplingParams(
-        top_k=int(random.choice([0, 1, 2, 7, VOCAB - 1, VOCAB, VOCAB + 1, 2**31 - 1])) if which.get("k") else 0,
-        top_p=float(random.choice([1e-45, 1e-10, 0.01, 0.3, 0.5, 0.9, 0.999, 1 - 2**-24, 1.0]))
-        if which.get("p")
-        else 1.0,
-        min_p=float(random.choice([0.0, 1e-30, 1e-6, 0.05, 0.3, 0.99, 1.0])) if which.get("m") else 0.0,
-    )
+VALUES = {
+    "top_k": [0, 1, 2, 7, VOCAB - 1, VOCAB, VOCAB + 1, 2**31 - 1],
+    "top_p": [1e-45, 1e-10, 0.01, 0.3, 0.5, 0.9, 0.999, 1 - 2**-24, 1.0],
+    "min_p": [0.0, 1e-30, 1e-6, 0.05, 0.3, 0.99, 1.0],
+}
+
+
+def random_params(random: np.random.Generator, names=tuple(VALUES)) -> SamplingParams:
+    return SamplingParams(**{name: random.choice(VALUES[name]).item() for name in names})
 
 
 LOGITS = {
@@ -63,21 +64,19 @@ LOGITS = {
     "ties": lambda random: random.integers(-3, 3, (ROWS, VOCAB)),
     "all equal": lambda random: np.full((ROWS, VOCAB), random.normal()),
     "peaked": lambda random: random.normal(0, 100, (ROWS, VOCAB)),
-    "forbidden": lambda random: np.where(
-        random.random((ROWS, VOCAB)) < 0.9, -np.inf, random.normal(0, 1, (ROWS, VOCAB))
-    ),
+    "forbidden": lambda random: np.where(random.random((ROWS, VOCAB)) < 0.9, -np.inf, random.random((ROWS, VOCAB))),
     "tiny": lambda random: random.normal(0, 1e-30, (ROWS, VOCAB)),
 }
 
 
 @pytest.mark.parametrize("kind", LOGITS)
-@pytest.mark.parametrize("which", ["k", "p", "m", "kpm"])
-def test_filters_agree_with_sorting(kind, which):
+@pytest.mark.parametrize("names", [("top_k",), ("top_p",), ("min_p",), tuple(VALUES)], ids="+".join)
+def test_filters_agree_with_sorting(kind, names):
     random = np.random.default_rng(0)
     for _ in range(5):
         logits = LOGITS[kind](random).astype(np.float32)
         logits[:, 0] = np.maximum(logits[:, 0], -5)  # at least one may be drawn
-        params = [random_params(random, **dict.fromkeys(which, True)) for _ in range(ROWS)]
+        params = [random_params(random, names) for _ in range(ROWS)]
         filtered = np.asarray(call(_filter, logits, states(params)))
         for row, each in enumerate(params):
             got = np.isfinite(filtered[row])
@@ -120,11 +119,9 @@ def test_draws_have_their_distribution(params, source):
     logits = np.random.default_rng(3).normal(0, 1.2, VOCAB).astype(np.float32)
     logits[5] = logits[7]
     state = states([params])
-    keys = (
-        np.arange(2 * count, dtype=np.uint32).reshape(count, 2) if source == "seeds" else np.ones((count, 2), np.uint32)
-    )
+    keys = np.ones((count, 2)) if source == "steps" else np.arange(2 * count).reshape(count, 2)
     state = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), state)
-    state = SamplerState(**{**vars(state), "key": jnp.asarray(keys)})
+    state = SamplerState(**{**vars(state), "key": jnp.asarray(keys, jnp.uint32)})
     steps = np.zeros(count, np.int32) if source == "seeds" else np.arange(count, dtype=np.int32)
     drawn, _ = call(sample, np.broadcast_to(logits, (count, VOCAB)), state, steps, np.ones(count, bool))
     counts = np.bincount(drawn.token, minlength=VOCAB)
@@ -142,15 +139,12 @@ def test_draws_have_their_distribution(params, source):
 def test_a_draw_depends_on_its_seed_and_step_only():
     """Not on the row, the neighbours, or how many there are."""
     logits = np.random.default_rng(4).normal(0, 1, VOCAB).astype(np.float32)
-    everyone = [random_params(np.random.default_rng(i), k=True, p=True, m=True) for i in range(ROWS)]
+    everyone = [random_params(np.random.default_rng(i)) for i in range(ROWS)]
 
     def draw(params, seeds, steps):
-        rows = np.broadcast_to(logits, (len(params), VOCAB))
-        return np.asarray(
-            call(sample, rows, states(params, seeds=seeds), np.array(steps, np.int32), np.ones(len(params), bool))[
-                0
-            ].token
-        )
+        count = len(params)
+        rows, steps = np.broadcast_to(logits, (count, VOCAB)), np.array(steps, np.int32)
+        return np.asarray(call(sample, rows, states(params, seeds=seeds), steps, np.ones(count, bool))[0].token)
 
     seeds, steps = [2**63 + i for i in range(ROWS)], [i % 7 for i in range(ROWS)]
     together = draw(everyone, seeds, steps)
@@ -162,12 +156,10 @@ def test_a_draw_depends_on_its_seed_and_step_only():
 
 
 def test_seeds_differ_in_every_bit():
-    keys = {
-        tuple(SamplerState.of(SamplingParams(), np.zeros(1, np.int32), (), 1 << bit, VOCAB).key) for bit in range(64)
-    }
-    assert len(keys) == 64
-    lowest = SamplerState.of(SamplingParams(), np.zeros(1, np.int32), (), -(2**63), VOCAB).key
-    assert lowest.tolist() == [2**31, 0]
+    seeds = [0, *(1 << bit for bit in range(64)), -1]
+    keys = np.asarray(states([SamplingParams()] * len(seeds), seeds=seeds).key)
+    assert len(np.unique(keys, axis=0)) == len(seeds)
+    assert states([SamplingParams()], seeds=[-(2**63)]).key.tolist() == [[2**31, 0]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-45, 2e-38, 1e-37, 1e-20, 1e-6])
@@ -195,11 +187,9 @@ def adjusted(logits, params, prompt, generated, endings) -> np.ndarray:
     if len(generated) < params.min_tokens:
         out[list(endings)] = -np.inf
     for token in range(VOCAB):
-        count = generated.count(token)
+        count, penalty = generated.count(token), params.repetition_penalty
         if count or token in prompt:
-            out[token] = (
-                out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
-            )
+            out[token] *= 1 / penalty if out[token] > 0 else penalty
         out[token] -= count * params.frequency_penalty + (count > 0) * params.presence_penalty
     return out
 
@@ -242,10 +232,8 @@ def test_tokens_are_counted_in_active_rows_only():
 
 def test_reports_are_the_models_own_log_probabilities():
     random = np.random.default_rng(9)
-    logits, tokens = (
-        random.normal(0, 4, (ROWS, VOCAB)).astype(np.float32),
-        random.integers(0, VOCAB, ROWS).astype(np.int32),
-    )
+    logits = random.normal(0, 4, (ROWS, VOCAB)).astype(np.float32)
+    tokens = random.integers(0, VOCAB, ROWS).astype(np.int32)
     want = log_softmax(logits)
     for top in (True, False):
         got = call(report, logits, tokens, np.bool_(top))
