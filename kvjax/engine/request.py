@@ -78,6 +78,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 _bounded(name, value, 0, MAX_LOGPROBS)
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop={self.stop!r} is one string: give a tuple of strings, ({self.stop!r},)")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise ValueError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
         for text in self.stop:
@@ -198,5 +200,5 @@ def _bounded(name: str, value: int | float, low: int | float, high: int | float,
     """Raises ValueError unless `low <= value <= high` (`low < value` with `open_low`); NaN is refused."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} is not a finite number")
-    if value > high or value < low or (open_low and value == low):
+    if not (low <= value <= high) or (open_low and value == low):  # NumPy has numbers that are no number and no float
         raise ValueError(f"{name}={value} is outside {'(' if open_low else '['}{low}, {high}]")

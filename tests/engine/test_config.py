@@ -1,0 +1,73 @@
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from kvjax.engine.config import CHUNK, EngineConfig, Layout
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_num_seqs", 0, "max_num_seqs=0 must be at least 1"),
+        ("decode_steps", 0, "decode_steps=0 must be at least 1"),
+        ("tensor_parallel_size", -1, "tensor_parallel_size=-1 must be at least 1"),
+        ("max_num_queued_reqs", -1, "max_num_queued_reqs=-1 must not be negative"),
+        ("max_model_len", 1, "max_model_len=1: a sequence has at least 2 tokens"),
+        ("max_model_len", 0, "max_model_len=0: a sequence has at least 2 tokens"),
+        ("prefill_piece", 255, "prefill_piece=255 must be a positive multiple of 256"),
+        ("prefill_piece", 0, "prefill_piece=0 must be a positive multiple of 256"),
+        ("prefill_piece", 300, "prefill_piece=300 must be a positive multiple of 256"),
+        ("dtype", "fp8", "dtype='fp8': choose float32, bfloat16 or float16"),
+        ("kv_cache_dtype", "int8", "kv_cache_dtype='int8': choose float32, bfloat16 or float16"),
+    ],
+)
+def test_values_out_of_bounds_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**{field: value})
+
+
+def test_a_layout_is_chosen_by_model_and_device():
+    cpu, gpu = (Layout.resolve(EngineConfig(), 4096, platform) for platform in ("cpu", "gpu"))
+    assert (cpu.max_model_len, cpu.piece, cpu.dtype, cpu.kv_dtype) == (4096, 256, "float32", "float32")
+    assert (gpu.max_model_len, gpu.piece, gpu.dtype, gpu.kv_dtype) == (4096, 2048, "bfloat16", "bfloat16")
+    asked = EngineConfig(
+        max_model_len=1000, max_num_seqs=7, prefill_piece=512, dtype="float16", kv_cache_dtype="float32", decode_steps=9
+    )
+    layout = Layout.resolve(asked, 4096, "tpu")
+    assert layout == Layout(max_model_len=1000, slots=7, piece=512, decode_steps=9, dtype="float16", kv_dtype="float32")
+    assert Layout.resolve(EngineConfig(dtype="float16"), 9, "cpu").kv_dtype == "float16"
+
+
+def test_a_context_longer_than_the_models_is_refused():
+    assert Layout.resolve(EngineConfig(max_model_len=4096), 4096, "cpu").max_model_len == 4096
+    with pytest.raises(ValueError, match="max_model_len=4097 is more than the 4096 tokens that this model"):
+        Layout.resolve(EngineConfig(max_model_len=4097), 4096, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("length", "piece", "buckets"),
+    [
+        (2, 256, (256,)),
+        (256, 256, (256,)),
+        (257, 256, (256, 512)),
+        (512, 256, (256, 512)),
+        (1536, 256, (256, 512, 1024, 1536)),
+        (1537, 256, (256, 512, 1024, 1792)),
+        (131072, 2048, (2048, 4096, 8192, 16384, 32768, 65536, 131072)),
+        (1000, 2048, (2048,)),
+    ],
+)
+def test_buckets(length, piece, buckets):
+    assert Layout.resolve(EngineConfig(max_model_len=length, prefill_piece=piece), 1 << 20, "cpu").buckets == buckets
+
+
+@hypothesis.given(length=st.integers(2, 1 << 20), pieces=st.integers(1, 8))
+def test_buckets_hold_every_prompt_and_waste_less_than_half(length, pieces):
+    piece = pieces * CHUNK
+    buckets = Layout.resolve(EngineConfig(max_model_len=length, prefill_piece=piece), 1 << 20, "cpu").buckets
+    assert list(buckets) == sorted(set(buckets))
+    assert all(bucket % piece == 0 for bucket in buckets)
+    assert length <= buckets[-1] < length + piece
+    for smaller, larger in zip(buckets, buckets[1:], strict=False):
+        assert larger <= 2 * smaller
+    assert len(buckets) < 15, "each is compiled"
