@@ -48,6 +48,12 @@ class Tokenizer:
         return self._tokenizer.eos_token_id
 
     @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template; the names and sources of several, if there are several."""
+        template = self._tokenizer.chat_template
+        return str(template) if template else None
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
