@@ -52,7 +52,7 @@ def _download(model: str) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(model, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(
             f"{model!r} is no directory here, and the hub did not give it: {reason}. Check the name; for a "
             f"gated model set HF_TOKEN"
