@@ -1,3 +1,5 @@
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -33,5 +35,5 @@ def test_groups_are_the_longest_runs_of_equal_layers(layers):
     for group in groups:
         assert 1 <= len(group) <= MAX_GROUP_LAYERS
         assert len({layers[layer] for layer in group}) == 1
-    for before, after in zip(groups, groups[1:], strict=False):
+    for before, after in itertools.pairwise(groups):
         assert len(before) == MAX_GROUP_LAYERS or layers[before[-1]] != layers[after[0]]

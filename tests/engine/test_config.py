@@ -1,3 +1,5 @@
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -68,6 +70,6 @@ def test_buckets_hold_every_prompt_and_waste_less_than_half(length, pieces):
     assert list(buckets) == sorted(set(buckets))
     assert all(bucket % piece == 0 for bucket in buckets)
     assert length <= buckets[-1] < length + piece
-    for smaller, larger in zip(buckets, buckets[1:], strict=False):
+    for smaller, larger in itertools.pairwise(buckets):
         assert larger <= 2 * smaller
     assert len(buckets) < 15, "each is compiled"

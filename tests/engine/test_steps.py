@@ -1,0 +1,194 @@
+"""Views as rings, and what the compiled steps do to memory."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kvjax import cache, models
+from kvjax.attention import decode_attention
+from kvjax.cache import View, Workspace
+from kvjax.engine import steps
+from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
+from tests.attention import oracle
+
+KV_HEADS, DIM, SLOTS = 2, 4, 3
+
+
+def filled_view(capacity: int, seed: int = 0) -> View:
+    """A view in which earlier requests have left something everywhere."""
+    random = np.random.default_rng(seed)
+    shape = (SLOTS, KV_HEADS, capacity, DIM)
+    k, v = (jnp.asarray(random.normal(0, 9, shape), jnp.float32) for _ in range(2))
+    positions = jnp.asarray(random.integers(0, 50, shape[:3]), jnp.int32)
+    return View(k, v, positions, jnp.asarray(random.integers(1, 50, SLOTS), jnp.int32))
+
+
+def arrays(view: View) -> list[np.ndarray]:
+    return [np.asarray(leaf).copy() for leaf in jax.tree.leaves(view)]
+
+
+@jax.jit
+def append(view, k, v, position, active):
+    return steps.append(view, k, v, position, active)
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def attend(q, view, asking, active, window):
+    entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
+    return decode_attention(q, view.k, view.v, view.positions, asking, entries, scale=0.7, window=window)
+
+
+@pytest.mark.parametrize("room", [64, 20])
+@pytest.mark.parametrize("length", [1, 2, 6, 7, 8, 13, 14, 15, 20])
+def test_a_ring_holds_the_last_tokens(length, room):
+    """A prompt is installed, then tokens are added until the ring has turned several times."""
+    window, slot = 7, 1
+    random = np.random.default_rng(length)
+    total = length + 3 * window + 2
+    k, v = random.normal(0, 1, (2, KV_HEADS, total, DIM)).astype(np.float32)
+    workspace = Workspace(*(jnp.asarray(np.pad(x[:, :length], ((0, 0), (0, room - length), (0, 0)))) for x in (k, v)))
+    view = filled_view(window)
+    before = arrays(view)
+    view = steps.install(None, view, workspace, np.int32(slot), np.int32(length))
+    active = np.arange(SLOTS) == slot
+    for position in range(length, total):
+        assert int(view.used[slot]) == position
+        last = np.arange(max(0, position - window), position)
+        held = np.asarray(view.positions[slot])
+        for head in range(KV_HEADS):
+            assert sorted(held[head][held[head] >= 0]) == last.tolist()
+            for place, token in enumerate(held[head]):
+                if token >= 0:
+                    np.testing.assert_array_equal(view.k[slot, head, place], k[head, token])
+                    np.testing.assert_array_equal(view.v[slot, head, place], v[head, token])
+        now = [np.broadcast_to(x[:, position], (SLOTS, KV_HEADS, DIM)) for x in (k, v)]
+        view = append(view, *now, np.full(SLOTS, position, np.int32), active)
+    for old, new in zip(before, arrays(view), strict=True):
+        np.testing.assert_array_equal(old[~active], new[~active])
+
+
+@pytest.mark.parametrize(("capacity", "window"), [(7, 7), (40, 7), (40, None), (64, None)])
+def test_what_a_view_holds_is_what_dense_attention_sees(capacity, window):
+    length, total, room = 11, 40, 48
+    random = np.random.default_rng(1)
+    k, v = random.normal(0, 1, (2, KV_HEADS, total, DIM)).astype(np.float32)
+    workspace = Workspace(*(jnp.asarray(np.pad(x, ((0, 0), (0, room - total), (0, 0)))) for x in (k, v)))
+    view = steps.install(None, filled_view(capacity), workspace, np.int32(0), np.int32(length))
+    active = np.array([True, False, False])
+    for position in range(length, total):
+        now = [np.broadcast_to(x[:, position], (SLOTS, KV_HEADS, DIM)) for x in (k, v)]
+        asking = np.full(SLOTS, position, np.int32)
+        view = append(view, *now, asking, active)
+        q = random.normal(0, 1, (SLOTS, 2 * KV_HEADS, DIM)).astype(np.float32)
+        got = attend(q, view, asking, active, window)
+        want = oracle.prefill(q[:1], k, v, position, 0.7, window)
+        np.testing.assert_allclose(got[:1], want, atol=1e-5)
+
+
+def test_idle_slots_keep_every_bit():
+    """One of them may be receiving a prompt: not even a NaN may be changed there."""
+    view = filled_view(5)
+    view = View(view.k.at[2].set(jnp.nan), view.v.at[2].set(-0.0), view.positions, view.used)
+    before = arrays(view)
+    ones = np.ones((SLOTS, KV_HEADS, DIM), np.float32)
+    for active in ([False] * 3, [False, True, False]):
+        after = arrays(append(view, ones, ones, np.full(SLOTS, 9, np.int32), np.array(active)))
+        for old, new in zip(before, after, strict=True):
+            assert old[~np.array(active)].tobytes() == new[~np.array(active)].tobytes()
+
+
+def test_installing_leaves_other_slots_alone():
+    view = filled_view(12)
+    before = arrays(view)
+    workspace = cache.allocate(Workspace.declare(kv_heads=KV_HEADS, tokens=8, head_dim=DIM, dtype=jnp.float32))
+    after = arrays(steps.install(None, view, workspace, np.int32(1), np.int32(5)))
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old[[0, 2]], new[[0, 2]])
+    assert after[2][1].tolist() == [[0, 1, 2, 3, 4] + [-1] * 7] * KV_HEADS
+    assert after[3].tolist() == [before[3][0], 5, before[3][2]]
+
+
+# A medium model, only compiled: sizes at which a copy of a cache is far larger than anything else.
+CONTEXT, PIECE = 65536, 256
+ROPE = RopeConfig(64, 1e4)
+MEDIUM = DecoderConfig(
+    family="qwen2",
+    vocab_size=1000,
+    width=256,
+    mlp_width=512,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    layers=(LayerConfig(ROPE), LayerConfig(ROPE, 1024)),
+    query_scale=0.125,
+    norm_eps=1e-6,
+    max_position=CONTEXT,
+)
+
+
+def shapes(specs):
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs, is_leaf=cache._is_spec)
+
+
+def abstract_parts():
+    """Layer kinds with their leaves, and the rest of the model with its leaves; all leaves are shapes."""
+    model = models.abstract(MEDIUM)
+    split = [steps.Part.split(layer) for layer in model.layers]
+    kinds = [
+        steps.LayerKind(part, layer.window, 0.125, None) for (part, _), layer in zip(split, MEDIUM.layers, strict=True)
+    ]
+    model.layers = nnx.List([])
+    return kinds, [leaves for _, leaves in split], *steps.Part.split(model)
+
+
+def sizes(text: str) -> set[tuple[int, ...]]:
+    """Shapes of all arrays of a compiled program."""
+    found = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", text)
+    return {tuple(map(int, shape.split(","))) for shape in found}
+
+
+def check_no_copies(compiled, donated: int):
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= donated
+    assert memory.temp_size_in_bytes < 0.05 * donated, f"{memory.temp_size_in_bytes:,} of {donated:,} bytes"
+    squares = [shape for shape in sizes(compiled.as_text()) if sum(size >= CONTEXT for size in shape) > 1]
+    assert not squares, "arrays of T x T"
+
+
+def test_decode_copies_no_cache():
+    slots = 4
+    kinds, layer_leaves, part, leaves = abstract_parts()
+    specs = tuple(
+        View.declare(slots=slots, kv_heads=2, capacity=layer.window or CONTEXT, head_dim=64, dtype=jnp.float32)
+        for layer in MEDIUM.layers
+    )
+    state = shapes(steps.DecodeState.declare(slots, MEDIUM.vocab_size))
+    alive, count = jax.ShapeDtypeStruct((slots,), jnp.bool_), jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = steps.decode.lower(part, tuple(kinds), 4, leaves, tuple(layer_leaves), shapes(specs), state, alive, count)
+    check_no_copies(lowered.compile(), cache.nbytes(specs))
+
+
+@pytest.mark.parametrize("layer", [0, 1], ids=["full", "window"])
+def test_prefill_copies_no_cache_and_never_multiplies_the_context_with_itself(layer):
+    kinds, layer_leaves, _, _ = abstract_parts()
+    workspace = Workspace.declare(kv_heads=2, tokens=CONTEXT, head_dim=64, dtype=jnp.float32)
+    hidden = jax.ShapeDtypeStruct((CONTEXT, MEDIUM.width), jnp.float32)
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = steps.prefill_layer.lower(kinds[layer], PIECE, layer_leaves[layer], hidden, shapes(workspace), start)
+    check_no_copies(lowered.compile(), cache.nbytes(workspace) + 4 * hidden.size)
+
+
+@pytest.mark.parametrize("window", [None, 1024])
+def test_install_copies_no_view(window):
+    view = View.declare(slots=4, kv_heads=2, capacity=window or CONTEXT, head_dim=64, dtype=jnp.float32)
+    workspace = Workspace.declare(kv_heads=2, tokens=512, head_dim=64, dtype=jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = steps.install.lower(None, shapes(view), shapes(workspace), number, number).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache.nbytes(view)
+    assert memory.temp_size_in_bytes < 0.7 * cache.nbytes(workspace)
