@@ -3,6 +3,7 @@
 import dataclasses
 
 CHUNK = 256  # tokens: the unit of hashing, storing and hitting
+SHORTEST_BUCKET = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Layout:
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
-            piece=config.prefill_piece or (CHUNK if on_cpu else 8 * CHUNK),
+            piece=config.prefill_piece or (2 * CHUNK if on_cpu else 8 * CHUNK),
             decode_steps=config.decode_steps,
             dtype=dtype,
             kv_dtype=config.kv_cache_dtype or dtype,
@@ -89,9 +90,15 @@ class Layout:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Workspace lengths in tokens: powers of two times the piece; the last one holds `max_model_len`."""
+        """Workspace lengths in tokens. A prompt shorter than a piece is one piece of its bucket's length.
+
+        From the piece on they double, and the last one holds `max_model_len`; below it they are quarters, so that a
+        short question does not cost a whole piece.
+        """
         needed = -(-self.max_model_len // self.piece) * self.piece
         lengths = [self.piece]
+        while lengths[0] >= 4 * SHORTEST_BUCKET:
+            lengths.insert(0, lengths[0] // 4)
         while lengths[-1] < needed:
             lengths.append(min(2 * lengths[-1], needed))
-        return tuple(lengths)
+        return tuple(b for a, b in zip([0, *lengths], lengths, strict=False) if a < self.max_model_len)

@@ -196,7 +196,9 @@ class EngineLoop:
             return False
         alive = np.zeros(self._runner.layout.slots, np.bool_)
         alive[list(holders)] = True
-        out = self._runner.decode(alive, self._runner.layout.decode_steps)
+        # While a prompt is read, one step a unit: more would finish early requests before the others join them.
+        count = 1 if self._prefill is not None else self._runner.layout.decode_steps
+        out = self._runner.decode(alive, count)
         self._pending.append(_Pending(out.emitted, out.sample, holders))
         return True
 

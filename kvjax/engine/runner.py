@@ -32,16 +32,20 @@ class Prefill:
     Attributes:
         tokens: the prompt, padded to its bucket; `length` is without padding.
         hidden: hidden states of all positions [T, E] before layer group `group`.
-        piece: the next piece of that group.
+        size: tokens of a piece; `piece` is the next one of that group.
     """
 
     tokens: np.ndarray
     length: int
     slot: int
     hidden: jax.Array
-    pieces: int
+    size: int
     group: int = 0
     piece: int = 0
+
+    @property
+    def pieces(self) -> int:
+        return -(-self.length // self.size)
 
     def progress(self, groups: int) -> float:
         """The share of its units that is done, of `groups` layer groups in all."""
@@ -114,12 +118,11 @@ class Runner:
 
     def begin(self, tokens: np.ndarray, slot: int) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`."""
-        piece = self.layout.piece
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        return Prefill(padded, len(tokens), slot, hidden, pieces=-(-len(tokens) // piece))
+        return Prefill(padded, len(tokens), slot, hidden, size=min(self.layout.piece, bucket))
 
     def advance(self, prefill: Prefill) -> bool:
         """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
@@ -128,7 +131,7 @@ class Runner:
             Whether all groups are done; then `finish` draws the first token.
         """
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
-        size = self.layout.piece
+        size = prefill.size
         start = np.int32(prefill.piece * size)
         group = self.groups[prefill.group]
         for place, layer in enumerate(group):
@@ -167,8 +170,8 @@ class Runner:
         return drawn
 
     def score(self, prefill: Prefill, piece: int) -> Sample:
-        """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * P + i + 1`."""
-        size = self.layout.piece
+        """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * size + i + 1`."""
+        size = prefill.size
         start = piece * size
         targets = np.zeros(size, np.int32)
         following = prefill.tokens[start + 1 : start + 1 + size]
@@ -191,7 +194,7 @@ class Runner:
         for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
-            prefill.pieces = 1  # one piece meets every shape
+            prefill.length = prefill.size  # one piece meets every shape
             while not self.advance(prefill):
                 pass
             jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))

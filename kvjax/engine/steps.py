@@ -6,6 +6,7 @@ compiled body serves every layer of its kind; a decode dispatch is a loop of who
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -163,7 +164,8 @@ def score(part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"]
     def chunk(pair: tuple[Array, Array]) -> Sample:
         return report(decoder.head(pair[0]), pair[1], jnp.bool_(True))
 
-    chunks = (x.reshape(-1, SCORED_ROWS, x.shape[-1]), targets.reshape(-1, SCORED_ROWS))
+    rows = math.gcd(SCORED_ROWS, len(targets))
+    chunks = (x.reshape(-1, rows, x.shape[-1]), targets.reshape(-1, rows))
     return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(chunk, chunks))
 
 

@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from kvjax.engine.config import CHUNK, EngineConfig, Layout
+from kvjax.engine.config import CHUNK, SHORTEST_BUCKET, EngineConfig, Layout
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_values_out_of_bounds_are_named(field, value, message):
 
 def test_a_layout_is_chosen_by_model_and_device():
     cpu, gpu = (Layout.resolve(EngineConfig(), 4096, platform) for platform in ("cpu", "gpu"))
-    assert (cpu.max_model_len, cpu.piece, cpu.dtype, cpu.kv_dtype) == (4096, 256, "float32", "float32")
+    assert (cpu.max_model_len, cpu.piece, cpu.dtype, cpu.kv_dtype) == (4096, 512, "float32", "float32")
     assert (gpu.max_model_len, gpu.piece, gpu.dtype, gpu.kv_dtype) == (4096, 2048, "bfloat16", "bfloat16")
     asked = EngineConfig(
         max_model_len=1000, max_num_seqs=7, prefill_piece=512, dtype="float16", kv_cache_dtype="float32", decode_steps=9
@@ -49,14 +49,15 @@ def test_a_context_longer_than_the_models_is_refused():
 @pytest.mark.parametrize(
     ("length", "piece", "buckets"),
     [
-        (2, 256, (256,)),
-        (256, 256, (256,)),
-        (257, 256, (256, 512)),
-        (512, 256, (256, 512)),
-        (1536, 256, (256, 512, 1024, 1536)),
-        (1537, 256, (256, 512, 1024, 1792)),
-        (131072, 2048, (2048, 4096, 8192, 16384, 32768, 65536, 131072)),
-        (1000, 2048, (2048,)),
+        (2, 256, (64,)),
+        (64, 256, (64,)),
+        (65, 256, (64, 256)),
+        (257, 256, (64, 256, 512)),
+        (512, 512, (32, 128, 512)),
+        (1536, 256, (64, 256, 512, 1024, 1536)),
+        (1537, 256, (64, 256, 512, 1024, 1792)),
+        (131072, 2048, (32, 128, 512, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
+        (1000, 2048, (32, 128, 512, 2048)),
     ],
 )
 def test_buckets(length, piece, buckets):
@@ -64,12 +65,13 @@ def test_buckets(length, piece, buckets):
 
 
 @hypothesis.given(length=st.integers(2, 1 << 20), pieces=st.integers(1, 8))
-def test_buckets_hold_every_prompt_and_waste_less_than_half(length, pieces):
+def test_buckets_hold_every_prompt(length, pieces):
     piece = pieces * CHUNK
     buckets = Layout.resolve(EngineConfig(max_model_len=length, prefill_piece=piece), 1 << 20, "cpu").buckets
     assert list(buckets) == sorted(set(buckets))
-    assert all(bucket % piece == 0 for bucket in buckets)
-    assert length <= buckets[-1] < length + piece
+    assert all(bucket % min(piece, bucket) == 0 for bucket in buckets)
+    assert length <= buckets[-1] < max(length + piece, 4 * length, 2 * SHORTEST_BUCKET * 4)
     for smaller, larger in itertools.pairwise(buckets):
-        assert larger <= 2 * smaller
-    assert len(buckets) < 15, "each is compiled"
+        assert smaller < length
+        assert larger <= (2 if larger > piece else 4) * smaller
+    assert len(buckets) < 18, "each is compiled"
