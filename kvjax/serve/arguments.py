@@ -76,6 +76,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             True,
         ),
         Option("shutdown_timeout", float, "SECONDS", "time for running requests after SIGTERM"),
+        Option("compile_cache", str, "DIR", "where compiled steps wait for the next start; none: nowhere"),
         Option("log_level", str, "|".join(LOG_LEVELS), "how much to log"),
     ),
 }

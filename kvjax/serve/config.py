@@ -16,6 +16,7 @@ class ServeConfig:
     api_key: keys that open the server; none at all leaves it open, which only a loopback host may be.
     max_model_len: tokens of one conversation; None takes the model's own context.
     gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
+    compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
     """
 
@@ -31,6 +32,7 @@ class ServeConfig:
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float | None = None
+    compile_cache: str = "~/.cache/kvjax/compiled"
     seed: int = 0
     chat_template: str | None = None
     shutdown_timeout: int | float = 30.0

@@ -1,5 +1,6 @@
 """Flags, environment, file: precedence, sizes, and mistakes that are told before anything loads."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 import kvjax
+from kvjax.serve.__main__ import keep_compiled
 from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse, size
 from kvjax.serve.config import ServeConfig, is_loopback
 
@@ -45,7 +47,7 @@ def test_all_flags(file):
         *("--api-key", "k2", "--max-model-len", "32k", "--max-num-seqs", "8", "--max-num-queued-reqs", "0"),
         *("--tensor-parallel-size", "2", "--dtype", "float32", "--kv-cache-dtype", "bfloat16"),
         *("--gpu-memory-utilization", "0.9", "--seed", "7", "--chat-template", template),
-        *("--shutdown-timeout", "2.5", "--log-level", "debug"),
+        *("--shutdown-timeout", "2.5", "--log-level", "debug", "--compile-cache", "none"),
     )
     assert config == ServeConfig(
         model="org/model",
@@ -64,6 +66,7 @@ def test_all_flags(file):
         chat_template="{{ messages }}",
         shutdown_timeout=2.5,
         log_level="debug",
+        compile_cache="none",
     )
 
 
@@ -245,7 +248,12 @@ def test_the_share_of_memory_is_set_before_jax_is_imported():
         "from kvjax.serve.__main__ import main\n"
         "main(sys.argv[1:])\n"
     )
-    environment = {"PATH": "", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "PYTHONPATH": str(CONFIGS.parents[1])}
+    environment = {
+        "PATH": "",
+        "KVJAX_COMPILE_CACHE": "none",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5",
+        "PYTHONPATH": str(CONFIGS.parents[1]),
+    }
     for arguments, said in (
         (["--gpu-memory-utilization", "0.9"], "['XLA_CLIENT_MEM_FRACTION=0.9000']"),
         ([], "['XLA_PYTHON_CLIENT_MEM_FRACTION=.5']"),
@@ -253,3 +261,18 @@ def test_the_share_of_memory_is_set_before_jax_is_imported():
         command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.stdout.strip() == said, done.stderr
+
+
+def test_compiled_steps_are_kept_in_a_private_folder(tmp_path, monkeypatch, capsys):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    folder = tmp_path / "a" / "b"
+    keep_compiled(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    keep_compiled(tmp_path / "other")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder), "the user's own choice stays"
+    (tmp_path / "file").touch()
+    keep_compiled(tmp_path / "file" / "x")
+    assert "this start compiles anew" in capsys.readouterr().err
