@@ -7,7 +7,8 @@ from kvjax.engine.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import Client, settle
 
-SLOTS = 4
+SLOTS, PIECE = 4, 256
+CONFIG = EngineConfig(max_num_seqs=SLOTS, max_num_queued_reqs=60, prefill_piece=PIECE)
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def tokenizer(folder):
 
 @pytest.fixture(scope="session")
 def _engine(folder):
-    with Engine.from_pretrained(folder, EngineConfig(max_num_seqs=SLOTS, max_num_queued_reqs=60)) as engine:
+    with Engine.from_pretrained(folder, CONFIG) as engine:
         yield engine
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import gc
 import threading
 import time
@@ -9,18 +10,19 @@ import time
 import jax
 import pytest
 
-from kvjax.engine import Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
+from kvjax.engine import Engine, EngineDeadError, Finish, QueueFullError, SamplingParams
 from tests.engine import tiny
 from tests.engine.client import PATIENCE, settle
+from tests.engine.conftest import CONFIG
 
-LONG = SamplingParams(max_tokens=1000, ignore_eos=True)
+LONG = SamplingParams(max_tokens=600, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=2, ignore_eos=True)
 
 
 @pytest.fixture
 def own(folder, _engine):
     """An engine for one test, laid out as the shared one: what that one has compiled serves it too."""
-    engine = Engine.from_pretrained(folder, EngineConfig(max_num_seqs=4, max_num_queued_reqs=4))
+    engine = Engine.from_pretrained(folder, dataclasses.replace(CONFIG, max_num_queued_reqs=4))
     yield engine
     engine.close()
 
@@ -46,7 +48,7 @@ def test_phases(own, client):
     own.check_integrity()
     own.start()
     assert own.phase == "ready"
-    assert "fits        4 conversations of 1,536 tokens" in own.startup_report()
+    assert "fits        4 conversations of 1,000 tokens" in own.startup_report()
     assert own.generate([[1]], SHORT, progress=False)[0].finish is Finish.LENGTH
     own.drain(1.0)
     assert own.phase == "draining"
@@ -60,7 +62,7 @@ def test_close_frees_the_device(own):
     before = bytes_on_device()
     own.start()
     own.generate([tiny.prompt(300)], SHORT, progress=False)
-    assert bytes_on_device() > before + 3_000_000
+    assert bytes_on_device() > before + 2_000_000
     own.close()
     assert bytes_on_device() <= before
 
@@ -155,7 +157,7 @@ def test_death_of_the_thread_is_told_to_everybody(started, client, monkeypatch, 
 
     working = getattr(started._runner, where)
     monkeypatch.setattr(started._runner, where, fail)
-    params = SamplingParams(max_tokens=1000, ignore_eos=True, prompt_logprobs=0)
+    params = SamplingParams(max_tokens=600, ignore_eos=True, prompt_logprobs=0)
     callers = [client.submit(started, tiny.prompt(300, i), params) for i in range(8)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         batch = pool.submit(started.generate, [[1], [2]], LONG, progress=False)

@@ -1,0 +1,392 @@
+"""What the engine answers is what the model says, and nobody else's business."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kvjax.engine import (
+    Completion,
+    ContextLengthExceededError,
+    Engine,
+    EngineConfig,
+    Finish,
+    QueueFullError,
+    SamplingParams,
+)
+from tests.engine import tiny
+from tests.engine.client import PATIENCE, settle
+from tests.engine.conftest import CONFIG, PIECE, SLOTS
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+LENGTHS = [1, 2, 64, 65, 99, 100, 101, 255, 256, 257, 511, 512, 513, 700, 990, tiny.CONTEXT - 1]
+
+
+def generate(engine: Engine, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
+    return engine.generate([prompt for prompt, _ in requests], [params for _, params in requests], progress=False)
+
+
+def check_against_dense(completion: Completion) -> None:
+    """Each token is the best one after those before it, and log-probabilities are the model's."""
+    dense = tiny.logprobs([*completion.prompt_tokens, *completion.tokens])
+    after = dense[len(completion.prompt_tokens) - 1 : -1]
+    assert completion.tokens == tuple(after.argmax(axis=-1))
+    for token, logprob, row in zip(completion.tokens, completion.logprobs, after, strict=True):
+        assert logprob.token == token
+        assert logprob.logprob == pytest.approx(row[token], abs=1e-4)
+        assert [i for i, _ in logprob.top] == np.argsort(-row)[: len(logprob.top)].tolist()
+        np.testing.assert_allclose(
+            [value for _, value in logprob.top], np.sort(-row)[: len(logprob.top)] * -1, atol=1e-4
+        )
+
+
+def test_greedy_answers_are_those_of_the_dense_model(engine):
+    """Prompts around the borders of pieces, blocks and the window; some generate up to the end of the context."""
+    requests = [
+        (tiny.prompt(n), dataclasses.replace(GREEDY, max_tokens=min(20, tiny.CONTEXT - n), logprobs=5)) for n in LENGTHS
+    ]
+    for (prompt, params), completion in zip(requests, generate(engine, requests), strict=True):
+        assert completion.prompt_tokens == tuple(prompt)
+        assert len(completion.tokens) == params.max_tokens
+        assert completion.finish is Finish.LENGTH
+        check_against_dense(completion)
+
+
+def test_a_long_answer_turns_the_ring_and_fills_the_context(engine):
+    [completion] = generate(engine, [(tiny.prompt(650), dataclasses.replace(GREEDY, max_tokens=None, logprobs=1))])
+    assert len(completion.tokens) == tiny.CONTEXT - 650
+    assert completion.finish is Finish.LENGTH
+    check_against_dense(completion)
+
+
+@pytest.mark.parametrize("length", [1, 2, 256, 257, 700])
+def test_log_probabilities_of_a_prompt_are_those_of_the_dense_model(engine, length):
+    prompt = tiny.prompt(length)
+    [scored, both] = generate(
+        engine,
+        [
+            (prompt, SamplingParams(max_tokens=0, prompt_logprobs=3)),
+            (prompt, dataclasses.replace(GREEDY, prompt_logprobs=3, max_tokens=1)),
+        ],
+    )
+    assert (scored.tokens, scored.text, scored.finish) == ((), "", Finish.LENGTH)
+    assert scored.prompt_logprobs == both.prompt_logprobs
+    first, *others = scored.prompt_logprobs
+    assert first is None
+    dense = tiny.logprobs(prompt)
+    assert len(others) == length - 1
+    for token, logprob, row in zip(prompt[1:], others, dense, strict=False):
+        assert logprob.token == token
+        assert logprob.logprob == pytest.approx(row[token], abs=1e-4)
+        assert [i for i, _ in logprob.top] == np.argsort(-row)[:3].tolist()
+
+
+MIXED = [
+    (tiny.prompt(3), dataclasses.replace(GREEDY, logprobs=2)),
+    (tiny.prompt(257), SamplingParams(seed=1, max_tokens=30, logprobs=0, ignore_eos=True)),
+    (tiny.prompt(300), SamplingParams(seed=2, max_tokens=17, top_p=0.8, top_k=40, logprobs=20, prompt_logprobs=1)),
+    (tiny.prompt(64), SamplingParams(seed=-3, max_tokens=40, min_p=0.1, temperature=1.3, frequency_penalty=0.5)),
+    (tiny.prompt(700), SamplingParams(seed=4, max_tokens=9, repetition_penalty=1.2, presence_penalty=-0.5, logprobs=3)),
+    (tiny.prompt(100), SamplingParams(seed=2**64 - 1, max_tokens=33, logit_bias={9: 3.0}, min_tokens=20)),
+    (tiny.prompt(513), SamplingParams(max_tokens=0, prompt_logprobs=20)),
+    (tiny.prompt(31), SamplingParams(seed=5, max_tokens=1, logprobs=1)),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(_engine):
+    """Each of MIXED with the whole engine to itself."""
+    return [generate(_engine, [request])[0] for request in MIXED]
+
+
+def test_an_answer_is_the_same_to_the_bit_among_others(engine, alone):
+    assert generate(engine, MIXED) == alone
+    assert generate(engine, MIXED[::-1]) == alone[::-1]
+
+
+@pytest.mark.parametrize("busy", range(SLOTS))
+def test_an_answer_is_the_same_to_the_bit_in_any_slot(engine, client, alone, busy):
+    """The slots below are taken by long requests; others come, are cancelled, and leave things behind."""
+    endless = SamplingParams(max_tokens=300, ignore_eos=True, temperature=5.0)
+    holding = [client.submit(engine, tiny.prompt(20 + i, busy), endless) for i in range(busy)]
+    for caller in holding:
+        caller.wait_for(1)
+    for number, ((prompt, params), want) in enumerate(zip(MIXED, alone, strict=True)):
+        leaving = [
+            client.submit(engine, tiny.prompt(50 + 90 * number, i), endless, leave_after=1 + i) for i in range(2)
+        ]
+        caller = client.submit(engine, prompt, params, request_id="watched")
+        leaving.append(client.submit(engine, tiny.prompt(600, number), endless, leave_after=1))
+        assert caller.result() == want
+        for other in leaving:
+            other.wait()
+    for caller in holding:
+        caller.disconnect()
+        caller.wait()
+
+
+@pytest.fixture(scope="module")
+def one_slot(folder):
+    config = EngineConfig(max_num_seqs=1, max_model_len=512, decode_steps=1, prefill_piece=PIECE)
+    with Engine.from_pretrained(folder, config) as engine:
+        yield engine
+        settle(engine)
+
+
+def test_one_slot_gives_the_same_tokens_as_four(engine, one_slot):
+    requests = [(tiny.prompt(n), GREEDY) for n in (1, 90, 255, 256, 257, 480)]
+    requests += [(prompt, dataclasses.replace(params, logprobs=None)) for prompt, params in MIXED if len(prompt) < 450]
+    wide, narrow = generate(engine, requests), generate(one_slot, requests)
+    for one, other in zip(wide, narrow, strict=True):
+        assert (one.tokens, one.text, one.finish) == (other.tokens, other.text, other.finish)
+
+
+def test_a_seed_is_an_answer(engine, one_slot):
+    """In another slot, in another batch, in another engine; and another seed is another answer."""
+    prompt = tiny.prompt(40)
+    params = [SamplingParams(seed=seed, max_tokens=24, ignore_eos=True) for seed in range(6)]
+    together = [completion.tokens for completion in generate(engine, [(prompt, each) for each in params])]
+    assert len(set(together)) == 6
+    assert [c.tokens for c in generate(one_slot, [(prompt, each) for each in params[::-1]])] == together[::-1]
+    unseeded = SamplingParams(max_tokens=24, ignore_eos=True)
+    assert len({completion.tokens for completion in generate(engine, [(prompt, unseeded)] * 4)}) == 4
+
+
+def test_unseeded_requests_of_equal_engines_are_equal(folder, _engine):
+    answers = []
+    for seed in (3, 3, 4):
+        with Engine.from_pretrained(folder, dataclasses.replace(CONFIG, seed=seed)) as engine:
+            answers.append([c.tokens for c in generate(engine, [(tiny.prompt(9), SamplingParams(max_tokens=12))] * 3)])
+            settle(engine)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_set(engine):
+    plain, filtered = generate(
+        engine,
+        [
+            (tiny.prompt(33), GREEDY),
+            (tiny.prompt(33), dataclasses.replace(GREEDY, top_p=0.1, top_k=2, min_p=0.9, seed=7)),
+        ],
+    )
+    assert plain == filtered
+
+
+def test_penalties_bias_and_minimum_length_step_by_step(engine):
+    """The whole chain on the dense model's logits, written once more in NumPy."""
+    params = dataclasses.replace(
+        GREEDY,
+        presence_penalty=0.7,
+        frequency_penalty=0.4,
+        repetition_penalty=1.3,
+        logit_bias={5: 2.0, 6: 2.5, tiny.EOS: 100.0},
+        min_tokens=12,
+        ignore_eos=False,
+        max_tokens=30,
+        logprobs=0,
+    )
+    prompt = tiny.prompt(120)
+    [completion] = generate(engine, [(prompt, params)])
+    dense = tiny.logits([*prompt, *completion.tokens])
+    for step, token in enumerate(completion.tokens):
+        logits, before = dense[len(prompt) - 1 + step].astype(np.float64), completion.tokens[:step]
+        for biased, bias in params.logit_bias.items():
+            logits[biased] += bias
+        if step < params.min_tokens:
+            logits[tiny.EOS] = -np.inf
+        seen = [*{*prompt, *before}]
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / 1.3, logits[seen] * 1.3)
+        for other in {*before}:
+            logits[other] -= 0.7 + 0.4 * before.count(other)
+        assert token == logits.argmax()
+    assert len(completion.tokens) == 13
+    assert completion.tokens[-1] == tiny.EOS
+    assert completion.finish is Finish.STOP
+    assert completion.stop_reason is None
+
+
+def test_bias_of_100_forces_and_of_minus_100_forbids(engine):
+    prompt = tiny.prompt(60)
+    [plain] = generate(engine, [(prompt, GREEDY)])
+    forced, forbidden = generate(
+        engine,
+        [
+            (prompt, SamplingParams(logit_bias={77: 100.0}, max_tokens=9, seed=1)),
+            (prompt, dataclasses.replace(GREEDY, logit_bias=dict.fromkeys(plain.tokens, -100.0))),
+        ],
+    )
+    assert forced.tokens == (77,) * 9
+    assert not {*plain.tokens} & {*forbidden.tokens}
+
+
+def test_ends_of_a_text(engine):
+    prompt = tiny.prompt(60)
+    toward_eos = dataclasses.replace(GREEDY, logit_bias={tiny.EOS: 100.0}, max_tokens=9)
+    [plain] = generate(engine, [(prompt, GREEDY)])
+    third = next(i for i in range(2, 20) if plain.tokens[i] not in plain.tokens[:i])
+    stop = (plain.tokens[third],)
+    cases = [
+        (dataclasses.replace(toward_eos, ignore_eos=False), ((tiny.EOS,), Finish.STOP, None)),
+        (toward_eos, ((tiny.EOS,) * 9, Finish.LENGTH, None)),
+        (dataclasses.replace(toward_eos, ignore_eos=False, min_tokens=9), None),
+        (dataclasses.replace(toward_eos, stop_token_ids=(tiny.EOS,)), ((tiny.EOS,), Finish.STOP, tiny.EOS)),
+        (
+            dataclasses.replace(GREEDY, stop_token_ids=stop),
+            (plain.tokens[: third + 1], Finish.STOP, plain.tokens[third]),
+        ),
+        (
+            dataclasses.replace(GREEDY, stop_token_ids=stop, max_tokens=third),
+            (plain.tokens[:third], Finish.LENGTH, None),
+        ),
+        (
+            dataclasses.replace(GREEDY, stop_token_ids=stop, max_tokens=third + 1),
+            (plain.tokens[: third + 1], Finish.STOP, plain.tokens[third]),
+        ),
+        (dataclasses.replace(GREEDY, max_tokens=1), (plain.tokens[:1], Finish.LENGTH, None)),
+        (dataclasses.replace(GREEDY, max_tokens=0), ((), Finish.LENGTH, None)),
+    ]
+    for (_params, want), got in zip(cases, generate(engine, [(prompt, params) for params, _ in cases]), strict=True):
+        if want is None:
+            assert len(got.tokens) == 9
+            assert tiny.EOS not in got.tokens[:8]
+        else:
+            assert (got.tokens, got.finish, got.stop_reason) == want
+        written = got.tokens[:-1] if got.finish is Finish.STOP else got.tokens
+        assert got.text == engine.tokenizer.decode(written).rstrip("�")
+
+
+def test_stop_strings_across_tokens(engine):
+    """Every piece of the greedy answer's text is a stop string once; the text ends before its first place."""
+    letters = dict.fromkeys(engine.tokenizer.encode("abcdefgh .!"), 50.0)
+    params = SamplingParams(seed=11, max_tokens=40, logit_bias=letters, logprobs=0, temperature=2.0)
+    [whole] = generate(engine, [(tiny.prompt(10), params)])
+    assert len(whole.text) == len(whole.tokens) == 40
+    stops = [whole.text[i : i + n] for i in (0, 1, 7, 20, 36) for n in (1, 2, 3, 4)] + ["zzz", whole.text + "a"]
+    stops = [(stop,) for stop in stops] + [(whole.text[9:12], whole.text[10:12]), (whole.text[9:11], whole.text[9:13])]
+    got = generate(engine, [(tiny.prompt(10), dataclasses.replace(params, stop=stop)) for stop in stops])
+    for stop, completion in zip(stops, got, strict=True):
+        end, met = min(((whole.text.find(s) + len(s), s) for s in stop if s in whole.text), default=(None, None))
+        if met is None:
+            assert completion.text == whole.text
+            assert completion.finish is Finish.LENGTH
+            continue
+        assert completion.finish is Finish.STOP
+        assert whole.text[: end - len(completion.stop_reason)] == completion.text
+        assert completion.stop_reason in stop
+        assert completion.tokens == whole.tokens[:end], "the tokens go to the end of the stop string and no further"
+        assert completion.logprobs == whole.logprobs[:end]
+
+
+def test_stop_strings_wait_for_the_minimum_length(engine):
+    letters = dict.fromkeys(engine.tokenizer.encode("ab"), 50.0)
+    params = SamplingParams(seed=1, max_tokens=30, logit_bias=letters, stop=("a", "b"), temperature=2.0)
+    for minimum in (0, 1, 2, 10):
+        [completion] = generate(engine, [(tiny.prompt(5), dataclasses.replace(params, min_tokens=minimum))])
+        assert len(completion.tokens) == max(minimum, 1)
+        assert completion.finish is Finish.STOP
+
+
+def test_streams_are_the_same_as_batches(engine, client, alone):
+    for (prompt, params), want in zip(MIXED, alone, strict=True):
+        caller = client.submit(engine, prompt, params)
+        assert caller.result() == want
+        *before, last = caller.deltas
+        assert last.timing is not None
+        assert last.timing.arrived <= last.timing.scheduled <= last.timing.first_token <= last.timing.finished
+        assert last.timing.prefix == {"computed": len(prompt)}
+        for delta in before:
+            assert delta.finish is delta.timing is None
+            assert delta.tokens
+        for delta in caller.deltas[1:]:
+            assert delta.prompt_logprobs is None
+
+
+def test_what_cannot_be_served_is_refused_before_it_is_queued(engine, client):
+    cases = [
+        ([], SamplingParams(), "the prompt is empty"),
+        (
+            [1, tiny.VOCAB],
+            SamplingParams(),
+            rf"token ids must be in \[0, {tiny.VOCAB}\); the prompt has 1 to {tiny.VOCAB}",
+        ),
+        ([-1], SamplingParams(), "the prompt has -1 to -1"),
+        ([1], SamplingParams(logit_bias={tiny.VOCAB: 1.0}), f"token {tiny.VOCAB} in logit_bias or stop_token_ids"),
+        ([1], SamplingParams(stop_token_ids=(-1,)), "token -1 in logit_bias or stop_token_ids is outside"),
+    ]
+    submitted = engine.stats().submitted
+    for prompt, params, message in cases:
+        with pytest.raises(ValueError, match=message):
+            engine.generate([[1], prompt], params, progress=False)
+        with pytest.raises(ValueError, match=message):
+            client.submit(engine, prompt, params).result()
+    assert engine.stats().submitted == submitted
+
+
+def test_the_context_is_a_bound_to_the_token(engine, client):
+    full = tiny.prompt(tiny.CONTEXT)
+    cases = [(full, 1), (full, None), (full[:-1], 2), ([*full, 1], 0), ([1], tiny.CONTEXT)]
+    for prompt, most in cases:
+        with pytest.raises(ContextLengthExceededError) as caught:
+            client.submit(engine, prompt, SamplingParams(max_tokens=most)).result()
+        error = caught.value
+        assert (error.prompt_tokens, error.max_tokens, error.max_model_len) == (
+            len(prompt),
+            most or (1 if most is None else 0),
+            tiny.CONTEXT,
+        )
+        with pytest.raises(ContextLengthExceededError):
+            engine.generate([prompt], SamplingParams(max_tokens=most), progress=False)
+    [scored] = generate(engine, [(full, SamplingParams(max_tokens=0, prompt_logprobs=0))])
+    assert len(scored.prompt_logprobs) == tiny.CONTEXT
+
+
+def test_overload_is_refused_and_places_come_back(engine, client):
+    with engine.reserve(64):
+        with pytest.raises(QueueFullError, match="64 of 64 places are taken, 1 more are asked for"):
+            engine.reserve()
+        with pytest.raises(QueueFullError):
+            client.submit(engine, [1], GREEDY).result()
+    with engine.reserve(2) as reservation:
+        callers = [client.submit(engine, [1], GREEDY, reservation=reservation) for _ in range(2)]
+        for caller in callers:
+            assert caller.result().finish is Finish.LENGTH
+        with pytest.raises(QueueFullError, match="no place left"):
+            client.submit(engine, [1], GREEDY, reservation=reservation).result()
+    with engine.reserve() as reservation, pytest.raises(ValueError, match="empty"):
+        client.submit(engine, [], GREEDY, reservation=reservation).result()
+
+
+def test_statistics_add_up(engine, client):
+    before = engine.stats()
+    callers = [client.submit(engine, tiny.prompt(300, i), GREEDY, request_id=f"r{i}") for i in range(6)]
+    callers[0].wait_for(1)
+    during = engine.stats()
+    assert len(during.slots) == SLOTS
+    assert during.running == sum(slot.state != "free" for slot in during.slots)
+    assert sum(slot.state == "prefill" for slot in during.slots) <= 1
+    for slot in during.slots:
+        assert (slot.state == "free") == (slot.request_id == "")
+        if slot.state == "decode":
+            assert 300 <= slot.tokens <= 320
+            assert slot.progress == 1.0
+    for caller in callers:
+        caller.result()
+    settle(engine)
+    after = engine.stats()
+    assert after.submitted - before.submitted == after.finished - before.finished == 6
+    assert after.prompt_tokens - before.prompt_tokens == 6 * 300
+    assert after.generated_tokens - before.generated_tokens == 6 * 20
+    assert after.prefill_units - before.prefill_units == 6 * 2 * 2  # pieces and groups
+    assert 19 <= after.decode_steps - before.decode_steps <= 6 * 19
+    assert after.waiting == after.running == 0
+    assert 0 < after.busy_seconds - before.busy_seconds < PATIENCE
+
+
+def test_a_text_prompt_and_an_empty_batch(engine):
+    [of_text], [of_tokens] = (
+        engine.generate([prompt], GREEDY, progress=False) for prompt in ("the end", engine.tokenizer.encode("the end"))
+    )
+    assert of_text == of_tokens
+    assert engine.generate([], GREEDY, progress=False) == []
+    with pytest.raises(ValueError, match="argument"):
+        engine.generate([[1], [2]], [GREEDY], progress=False)
