@@ -152,7 +152,8 @@ def test_a_seed_is_an_answer(engine, one_slot):
     assert len({completion.tokens for completion in generate(engine, [(prompt, unseeded)] * 4)}) == 4
 
 
-def test_unseeded_requests_of_equal_engines_are_equal(folder, _engine):
+@pytest.mark.usefixtures("_engine")  # has compiled what these need
+def test_unseeded_requests_of_equal_engines_are_equal(folder):
     answers = []
     for seed in (3, 3, 4):
         with Engine.from_pretrained(folder, dataclasses.replace(CONFIG, seed=seed)) as engine:
