@@ -52,6 +52,8 @@ def prefill_attention(
         visible = fresh & _sees(asking, begin + jnp.arange(block), window)
         scores = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
         weights, carry = _rescale(carry, jnp.where(visible, scores, MASKED))
+        # behind the piece lies what an earlier request has left, and 0 * NaN is NaN
+        values = jnp.where((begin + jnp.arange(block) < start + piece)[:, None], values, 0)
         new = jnp.einsum("kmt,ktd->kmd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
         return carry[0], carry[1], carry[2] + new
 
@@ -121,6 +123,7 @@ def _decode(
             scores = jnp.einsum("bkgd,bkcd->bkgc", rows, keys, preferred_element_type=jnp.float32) * scale
             weights, carry = _rescale(carry, jnp.where(visible[:, :, None], scores, MASKED))
             weights = weights.astype(v.dtype)
+            values = jnp.where((places >= 0)[..., None], values, 0)  # may be an earlier request's; 0 * NaN is NaN
             new = jnp.einsum("bkgc,bkcd->bkgd", weights, values, preferred_element_type=jnp.float32)
             return carry[0], carry[1], carry[2] + new
 
