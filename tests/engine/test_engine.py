@@ -1,6 +1,7 @@
 """What the engine answers is what the model says, and nobody else's business."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -381,6 +382,51 @@ def test_statistics_add_up(engine, client):
     assert 19 <= after.decode_steps - before.decode_steps <= 6 * 19
     assert after.waiting == after.running == 0
     assert 0 < after.busy_seconds - before.busy_seconds < PATIENCE
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6, 17])
+def test_the_device_stops_at_the_limit_by_itself(engine, most):
+    """The first token comes from the prompt, and no step is computed for nobody."""
+    before = engine.stats().decode_steps
+    generate(engine, [(tiny.prompt(30), dataclasses.replace(GREEDY, max_tokens=most))])
+    settle(engine)
+    assert engine.stats().decode_steps - before == most - 1
+
+
+def test_statistics_show_a_prompt_being_read(engine, client, monkeypatch):
+    """The engine's thread is held between two units of a prompt."""
+    arrived, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    advance = engine._runner.advance
+
+    def held(prefill):
+        arrived.release()
+        assert go_on.acquire(timeout=PATIENCE)
+        return advance(prefill)
+
+    monkeypatch.setattr(engine._runner, "advance", held)
+    callers = [client.submit(engine, tiny.prompt(600, i), GREEDY, request_id=f"r{i}") for i in range(2)]
+    seen = []
+    for _ in range(6):  # 2 groups of layers, 3 pieces each
+        assert arrived.acquire(timeout=PATIENCE)
+        stats = engine.stats()
+        seen.append(stats.slots[0])
+        assert stats.running == 1
+        go_on.release()
+    assert {slot.state for slot in seen} == {"prefill"}
+    assert {slot.request_id for slot in seen} == {"r0"}
+    assert [slot.progress for slot in seen] == pytest.approx([i / 6 for i in range(6)])
+    assert [slot.tokens for slot in seen] == [0, 100, 200, 300, 400, 500]
+    assert arrived.acquire(timeout=PATIENCE)  # the second prompt begins when the first is done
+    stats = engine.stats()
+    assert [slot.state for slot in stats.slots] == ["decode", "prefill", "free", "free"]
+    assert (stats.running, stats.waiting) == (2, 0)
+    callers[1].disconnect()
+    go_on.release()
+    for _ in range(20):
+        go_on.release()
+    callers[1].wait()
+    assert callers[0].result().finish is Finish.LENGTH
+    assert len(callers[1].deltas) == 0
 
 
 def test_a_text_prompt_and_an_empty_batch(engine):
