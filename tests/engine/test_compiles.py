@@ -24,7 +24,7 @@ CONFIG = dataclasses.replace(
     head_dim=8,
     layers=(LayerConfig(ROPE, 70), LayerConfig(ROPE)),
 )
-LONGEST, SLOTS, REQUESTS = 600, 3, 200
+LONGEST, SLOTS, REQUESTS = 300, 3, 200
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def engine(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("other"), CONFIG)
     config = EngineConfig(max_model_len=LONGEST, max_num_seqs=SLOTS, prefill_piece=256)
     with Engine.from_pretrained(folder, config) as engine:
-        assert engine.layout.buckets == (64, 256, 512, 768)
+        assert engine.layout.buckets == (64, 256, 512)
         yield engine
 
 
@@ -42,8 +42,8 @@ def anything(random: np.random.Generator) -> tuple[list[int], SamplingParams]:
     def choose(*values):
         return values[random.integers(len(values))]
 
-    length = int(choose(1, 5, 63, 64, 65, 200, 256, 257, 500, 512, 513, LONGEST - 1, LONGEST))
-    most = min(int(choose(0, 1, 1, 2, 5, 30)), LONGEST - length)
+    length = int(choose(1, 5, 63, 64, 65, 200, 255, 256, 257, LONGEST - 1, LONGEST))
+    most = min(int(choose(0, 1, 1, 2, 5, 100)), LONGEST - length)
     some = random.choice(CONFIG.vocab_size, 5, replace=False).tolist()
     return random.integers(0, CONFIG.vocab_size, length).tolist(), SamplingParams(
         max_tokens=most,
@@ -82,7 +82,7 @@ def test_nothing_is_compiled_after_warm_up(engine):
         settle(engine)
     stats = engine.stats()
     assert stats.submitted > REQUESTS - 20
-    assert stats.cancelled > 10
+    assert stats.cancelled > 0
     assert stats.finished > 100
     assert stats.compiles_after_warmup == 0
     assert {caller.deltas[-1].finish for caller in callers if caller.deltas} <= {None, *Finish} - {Finish.ERROR}

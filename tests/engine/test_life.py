@@ -33,6 +33,19 @@ def started(own):
     return own
 
 
+@pytest.fixture
+def slow(started, monkeypatch):
+    """An engine whose long requests take seconds, so that they are there when something happens."""
+    decode = started._runner.decode
+
+    def wait(*arguments):
+        time.sleep(0.02)
+        return decode(*arguments)
+
+    monkeypatch.setattr(started._runner, "decode", wait)
+    return started
+
+
 def bytes_on_device() -> int:
     gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
@@ -102,25 +115,25 @@ def test_drain_does_not_wait_for_a_place_that_is_never_used(started):
         started.drain(0.05)
 
 
-def test_drain_cancels_what_takes_too_long(started, client):
-    callers = [client.submit(started, tiny.prompt(9, i), LONG) for i in range(6)]
+def test_drain_cancels_what_takes_too_long(slow, client):
+    callers = [client.submit(slow, tiny.prompt(9, i), LONG) for i in range(6)]
     callers[0].wait_for(1)
-    started.drain(0.0)
+    slow.drain(0.0)
     assert {caller.result().finish for caller in callers} == {Finish.CANCELLED}
-    settle(started)
-    assert started.stats().cancelled == 6
+    settle(slow)
+    assert slow.stats().cancelled == 6
 
 
-def test_close_with_requests_running(started, client):
-    callers = [client.submit(started, tiny.prompt(9, i), LONG) for i in range(6)]
+def test_close_with_requests_running(slow, client):
+    callers = [client.submit(slow, tiny.prompt(9, i), LONG) for i in range(6)]
     callers[0].wait_for(1)
-    started.close()
+    slow.close()
     for caller in callers:
         assert caller.result().finish is Finish.ERROR
         assert caller.deltas[-1].error == "the engine has stopped"
-    assert started.phase == "stopped"
-    assert started.stats().failed == 6
-    started.check_integrity()
+    assert slow.phase == "stopped"
+    assert slow.stats().failed == 6
+    slow.check_integrity()
 
 
 def test_close_twice_and_use_afterwards(started, client):
