@@ -1,47 +1,22 @@
 """Tokens to text and stop strings: whatever the borders of tokens, the text is that of all tokens at once."""
 
-from pathlib import Path
-
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 from tokenizers import decoders
-from transformers import PreTrainedTokenizerFast
 
 from kvjax.engine.detokenizer import Detokenizer, StopStrings
 from kvjax.engine.tokenizer import REPLACEMENT, Tokenizer
-from tests.engine import tiny
-
-# Text as people write it: scripts of 1 to 4 bytes a character, marks that combine, emoji of several characters.
-TEXT = st.text(
-    st.one_of(
-        st.characters(codec="utf-8"),
-        st.sampled_from("the in an\n\t  "),
-        st.sampled_from("你好世界こんにちは안녕"),
-        st.sampled_from("🙂👩‍👩‍👧🏳️‍🌈🇩🇪👍🏽"),
-        st.sampled_from("éü̈àä̃ʼक्षि"),
-        st.just(REPLACEMENT),
-    ),
-    max_size=30,
-)
-
-PUBLISHED = Path(__file__).parents[2] / "models" / "kvjax_small"
-
-
-def wrap(tokenizer) -> Tokenizer:
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=tiny.SPECIAL[0]))
+from tests.engine import tiny, vocabularies
+from tests.engine.vocabularies import TEXT
 
 
 @pytest.fixture(scope="module")
 def of_name():
-    return {
-        "byte level": wrap(tiny.byte_level()),
-        "byte fallback": wrap(tiny.byte_fallback()),
-        "published": Tokenizer.from_pretrained(PUBLISHED),
-    }
+    return {name: vocabularies.make(name) for name in vocabularies.NAMES}
 
 
-NAMES = pytest.mark.parametrize("name", ["byte level", "byte fallback", "published"])
+NAMES = pytest.mark.parametrize("name", vocabularies.NAMES)
 
 
 def detokenize(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
@@ -71,7 +46,7 @@ def test_steps_join_to_the_text(of_name, name, text):
 def test_an_unfinished_character_at_the_end_is_left_out(of_name, name, text, cut):
     tokenizer = of_name[name]
     tokens = tokenizer.encode(text, add_special_tokens=False)[:cut]
-    whole = b"".join(tokenizer.token_bytes(token) for token in tokens).replace("▁".encode(), b" ")
+    whole = b"".join(tokenizer.token_bytes(token) for token in tokens)
     assert "".join(detokenize(tokenizer, tokens)) == whole.decode(errors="ignore")
 
 
@@ -118,7 +93,7 @@ def test_a_space_between_words_of_a_sentencepiece_model_stays():
     raw.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = wrap(raw)
+    tokenizer = vocabularies.wrap(raw)
     tokens = tokenizer.encode(" a bc 😀 d", add_special_tokens=False)
     assert tokenizer.decode(tokens) == "a bc 😀 d"
     for insert in ([], [tiny.EOS], [tiny.EOS] * 40):

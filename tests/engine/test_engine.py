@@ -279,6 +279,15 @@ def test_stop_strings_across_tokens(engine):
         assert completion.logprobs == whole.logprobs[:end]
 
 
+def test_a_stop_string_may_end_inside_a_token(engine):
+    """Then its text is cut there, and the token still counts."""
+    [token] = engine.tokenizer.encode("th")
+    params = SamplingParams(max_tokens=9, logit_bias={token: 100.0})
+    cases = {("ht",): ("t", 2), ("h",): ("t", 1), ("th",): ("", 1), ("hth",): ("t", 2), ("x", "tt"): ("th" * 9, 9)}
+    answers = generate(engine, [(tiny.prompt(3), dataclasses.replace(params, stop=stop)) for stop in cases])
+    assert [(answer.text, len(answer.tokens)) for answer in answers] == list(cases.values())
+
+
 def test_stop_strings_wait_for_the_minimum_length(engine):
     letters = dict.fromkeys(engine.tokenizer.encode("ab"), 50.0)
     params = SamplingParams(seed=1, max_tokens=30, logit_bias=letters, stop=("a", "b"), temperature=2.0)

@@ -4,13 +4,15 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import gc
+import shutil
 import threading
 import time
 
 import jax
 import pytest
 
-from kvjax.engine import Engine, EngineDeadError, Finish, QueueFullError, SamplingParams
+from kvjax.engine import Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
+from kvjax.engine.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import PATIENCE, settle
 from tests.engine.conftest import CONFIG
@@ -239,3 +241,23 @@ def test_a_failing_tokenizer_fails_one_request(started, client, monkeypatch):
 def test_threads_end(started):
     started.close()
     assert not [thread for thread in threading.enumerate() if thread is started._loop._thread]
+
+
+def test_what_cannot_be_started_says_why(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer can be read"):
+        Engine.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="max_model_len=1001 is more than the 1000 tokens"):
+        Engine.from_pretrained(folder, EngineConfig(max_model_len=1001))
+    many = dataclasses.replace(tiny.CONFIG, eos_token_ids=tuple(range(9)))
+    with pytest.raises(ValueError, match="the model has 9 end-of-sequence tokens; at most 8"):
+        Engine(folder, many, Tokenizer.from_pretrained(folder), EngineConfig())
+    without_weights = shutil.copytree(folder, tmp_path / "part", ignore=shutil.ignore_patterns("*.safetensors"))
+    for engine, error, message in (
+        (Engine.from_pretrained(without_weights), FileNotFoundError, "has neither model.safetensors nor"),
+        (Engine.from_pretrained(folder, EngineConfig(tensor_parallel_size=64)), ValueError, "but JAX sees"),
+    ):
+        with pytest.raises(error, match=message), engine:
+            pass
+        engine.close()
+        assert engine.phase == "stopped"
+        assert engine.stats().submitted == 0
