@@ -9,6 +9,13 @@ from kvjax.engine import Completion, Delta, Engine, SamplingParams
 
 PATIENCE = 120.0  # seconds after which a test gives up; nothing here takes more than one or two
 
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+
+
+def generate(engine: Engine, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
+    """One batch with parameters of their own."""
+    return engine.generate([prompt for prompt, _ in requests], [params for _, params in requests], progress=False)
+
 
 class Caller:
     """One request being streamed. `deltas` grows while it goes on."""
