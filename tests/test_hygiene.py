@@ -42,9 +42,7 @@ def tracked(*suffixes: str) -> list[Path]:
 
 
 def library() -> list[Path]:
-    return [
-        path for path in tracked(".py") if path.relative_to(ROOT).parts[0] in ("kvjax", "models", "configs")
-    ]
+    return [path for path in tracked(".py") if path.relative_to(ROOT).parts[0] in ("kvjax", "models", "configs")]
 
 
 def faults(source: str) -> Iterator[str]:
@@ -133,9 +131,7 @@ def test_pinned_versions_come_from_no_place_in_particular():
     assert len(lines) > 50
     for line in lines:
         assert "==" in line, f"constraints.txt: {line!r} is not name==version"
-        assert not any(mark in line for mark in ("://", " @ ", "--")), (
-            f"constraints.txt: {line!r} has a place"
-        )
+        assert not any(mark in line for mark in ("://", " @ ", "--")), f"constraints.txt: {line!r} has a place"
     names = ("package-lock.json", "pnpm-lock.yaml")
     locks = [path for path in tracked() if path.suffix == ".lock" or path.name in names]
     with_addresses = [str(path.relative_to(ROOT)) for path in locks if "://" in path.read_text()]

@@ -1,7 +1,5 @@
 """How a generated answer is scored, and how sure a mean of scores is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -101,9 +101,7 @@ def test_hand_worked_ruler_strings():
         "What is the special magic number for calm-dog mentioned in the provided text?\n"
     )
     four = RULER.ask({"a": ("1",), "b": ("2",), "c": ("3",)}, "number")
-    assert four.question == (
-        "What are all the special magic numbers for a, b, and c mentioned in the provided text?\n"
-    )
+    assert four.question == ("What are all the special magic numbers for a, b, and c mentioned in the provided text?\n")
     assert RULER.context("x", values=1, kind="id").startswith("A special magic uuid is hidden")
     assert RULER.context("x", values=4, kind="word").startswith("Some special magic words are hidden")
     assert RULER.assign("B", "A", first=False) == "VAR B = VAR A."
