@@ -1,7 +1,7 @@
 """Dense causal attention over whole sequences, for training and for comparing models; nothing is cached.
 
-Queries go through in blocks and a block's scores are computed again in the backward pass, so memory grows
-with T * block, not with T * T.
+Queries go through in blocks that see only the keys before their own end, so half of T * T is never computed;
+a block's scores are computed again in the backward pass, so memory grows with T * block.
 """
 
 import jax
@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax.models.config import DecoderConfig, LayerConfig
 from kvjax.models.layers import Attend
 
-_BLOCK = 512
+_BLOCK = 256
+# blocks are written out one by one, since each has its own number of keys: so many bodies a layer at most
+_BLOCKS = 16
 
 
 def visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
@@ -23,31 +25,35 @@ def visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None)
 def causal(config: DecoderConfig, layer: LayerConfig, block: int = _BLOCK) -> Attend:
     """An `attend` for [*B T] where the last batch axis is the sequence, from position 0."""
 
+    def rows(
+        q: Float[Array, "*B K G R D"],
+        k: Float[Array, "*B K S D"],
+        v: Float[Array, "*B K S D"],
+        seen: Bool[Array, "R S"],
+    ) -> Float[Array, "*B K G R D"]:
+        # a group's queries as rows of one matrix: the keys of its head are read once, and nothing is repeated
+        flat = q.reshape(*q.shape[:-3], -1, q.shape[-1])
+        scores = jnp.einsum("...qd,...sd->...qs", flat, k, preferred_element_type=jnp.float32)
+        scores = jnp.where(seen, scores.reshape(*q.shape[:-1], -1), -jnp.inf).reshape(scores.shape)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        mixed = jnp.einsum("...qs,...sd->...qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (mixed / weights.sum(axis=-1, keepdims=True)).astype(q.dtype).reshape(q.shape)
+
     def attend(
         q: Float[Array, "*B T H D"], k: Float[Array, "*B T K D"], v: Float[Array, "*B T K D"]
     ) -> Float[Array, "*B T H D"]:
         length = q.shape[-3]
-        keys = jnp.arange(length)
-
-        @jax.checkpoint
-        def rows(q: Float[Array, "*B R H D"], start: Int[Array, ""]) -> Float[Array, "*B R H D"]:
-            grouped = q.reshape(*q.shape[:-2], config.num_kv_heads, config.group_size, config.head_dim)
-            scores = jnp.einsum("...tkgd,...skd->...kgts", grouped, k, preferred_element_type=jnp.float32)
-            mask = visible(start + jnp.arange(q.shape[-3]), keys, layer.window)
-            weights = jax.nn.softmax(jnp.where(mask, scores * config.query_scale, -jnp.inf), axis=-1)
-            mixed = jnp.einsum(
-                "...kgts,...skd->...tkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-            )
-            return mixed.reshape(q.shape).astype(q.dtype)
-
-        if length <= block:
-            return rows(q, jnp.int32(0))
-        blocks = -(-length // block)
-        padding = [(0, 0)] * (q.ndim - 3) + [(0, blocks * block - length), (0, 0), (0, 0)]
-        split = jnp.pad(q, padding).reshape(*q.shape[:-3], blocks, block, *q.shape[-2:])
-        split = jnp.moveaxis(split, -4, 0)
-        out = jax.lax.map(lambda pair: rows(*pair), (split, jnp.arange(blocks) * block))
-        out = jnp.moveaxis(out, 0, -4)
-        return out.reshape(*q.shape[:-3], blocks * block, *q.shape[-2:])[..., :length, :, :]
+        size = max(block, -(-length // _BLOCKS))
+        grouped = q.reshape(*q.shape[:-2], config.num_kv_heads, config.group_size, config.head_dim)
+        grouped = jnp.moveaxis(grouped * config.query_scale, -4, -2)
+        keys, values = jnp.moveaxis(k, -3, -2), jnp.moveaxis(v, -3, -2)
+        mixed = []
+        for start in range(0, length, size):
+            stop = min(start + size, length)
+            first = 0 if layer.window is None else max(0, start - layer.window + 1)
+            seen = visible(jnp.arange(start, stop), jnp.arange(first, stop), layer.window)
+            here = keys[..., first:stop, :], values[..., first:stop, :]
+            mixed.append(jax.checkpoint(rows)(grouped[..., start:stop, :], *here, seen))
+        return jnp.moveaxis(jnp.concatenate(mixed, axis=-2), -2, -4).reshape(q.shape)
 
     return attend
