@@ -1,7 +1,46 @@
-"""How a generated answer is scored, and how sure a mean of scores is."""
+"""How a generated answer is scored, by the name a task gives: every score lies in [0, 1], more is better.
 
-import math
-from collections.abc import Sequence
+A metric takes the reply and all accepted answers. `string_match_all` wants each of them; every other metric
+takes the answer that the reply comes closest to.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvjax.eval.metrics_interval import mean_interval, wilson_interval
+from kvjax.eval.metrics_text import code_line, last_number, squad_words, words
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "edit_similarity",
+    "exact_match",
+    "find_metric",
+    "gsm8k",
+    "mean_interval",
+    "rouge_l",
+    "score_turns",
+    "string_match_all",
+    "string_match_part",
+    "token_f1",
+    "wilson_interval",
+]
+
+Metric = Callable[[str, Sequence[str]], float]
+
+
+def _given(answers: Sequence[str]) -> Sequence[str]:
+    if not answers:
+        raise ValueError("answers is empty: a sample has at least one")
+    return answers
+
+
+def _distance() -> Any:
+    try:
+        from rapidfuzz import distance
+    except ImportError as error:
+        raise ImportError('edit_similarity and rouge_l need rapidfuzz: pip install "kvjax[eval]"') from error
+    return distance
 
 
 def string_match_all(prediction: str, answers: Sequence[str]) -> float:
@@ -10,10 +49,8 @@ def string_match_all(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: no answers.
     """
-    if not answers:
-        raise ValueError("answers is empty: a sample has at least one")
     text = prediction.lower()
-    return sum(answer.lower() in text for answer in answers) / len(answers)
+    return sum(answer.lower() in text for answer in _given(answers)) / len(answers)
 
 
 def string_match_part(prediction: str, answers: Sequence[str]) -> float:
@@ -25,15 +62,109 @@ def string_match_part(prediction: str, answers: Sequence[str]) -> float:
     return float(string_match_all(prediction, answers) > 0)
 
 
-def wilson_interval(mean: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share seen in `count` trials (Wilson 1927); 95% by default.
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is one of the answers but for blanks and line ends (RepoBench's), else 0.0.
 
     Raises:
-        ValueError: no trials, or a mean outside [0, 1].
+        ValueError: no answers.
     """
-    if count < 1 or not 0.0 <= mean <= 1.0:
-        raise ValueError(f"a share in [0, 1] of at least one trial is needed, got {mean} of {count}")
-    centre = mean + z * z / (2 * count)
-    spread = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return float(any(prediction.split() == answer.split() for answer in _given(answers)))
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall in words, normalised as SQuAD does, of the best answer.
+
+    Two texts without a word are equal, a text with and one without share nothing.
+
+    Raises:
+        ValueError: no answers.
+    """
+    found = squad_words(prediction)
+
+    def score(answer: str) -> float:
+        wanted = squad_words(answer)
+        if not wanted or not found:
+            return float(wanted == found)
+        return 2 * (wanted & found).total() / (wanted.total() + found.total())
+
+    return max(map(score, _given(answers)))
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """ROUGE-L's F (beta 1) over lower-cased words of letters and digits, unstemmed, of the best answer.
+
+    That is `rougeL` of Google's rouge-score. The longest common subsequence is of the whole texts, not of sentences.
+
+    Raises:
+        ValueError: no answers.
+        ImportError: rapidfuzz is missing.
+    """
+    lcs, found = _distance().LCSseq, words(prediction)
+
+    def score(answer: str) -> float:
+        wanted = words(answer)
+        if not wanted or not found:
+            return 0.0
+        return 2 * lcs.similarity(found, wanted) / (len(found) + len(wanted))
+
+    return max(map(score, _given(answers)))
+
+
+def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
+    """LongBench's score of code: the indel similarity of the prediction's first line of code, of the best answer.
+
+    Indel similarity is 1 - (insertions + deletions) / (both lengths), a replacement counting as one of each; it is
+    not 1 - Levenshtein / (the longer length). The line is the first without a backtick, `#` or `//`, or nothing.
+
+    Raises:
+        ValueError: no answers.
+        ImportError: rapidfuzz is missing.
+    """
+    indel, line = _distance().Indel, code_line(prediction)
+    return max(indel.normalized_similarity(line, answer) for answer in _given(answers))
+
+
+def gsm8k(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the last number of the prediction is the last of an answer, as a value: '$1,200.00' is '1200'.
+
+    Raises:
+        ValueError: no answers, or one without a number.
+    """
+    wanted = [last_number(answer) for answer in _given(answers)]
+    if None in wanted:
+        raise ValueError(f"an answer of {list(answers)} holds no number: GSM8K's score compares numbers")
+    return float(last_number(prediction) in wanted)
+
+
+METRICS: dict[str, Metric] = {
+    "string_match_all": string_match_all,
+    "string_match_part": string_match_part,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "rouge_l": rouge_l,
+    "edit_similarity": edit_similarity,
+    "gsm8k": gsm8k,
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric called `name`.
+
+    Raises:
+        KeyError: there is none; the message lists all names.
+    """
+    if name not in METRICS:
+        raise KeyError(f"no metric {name!r}; there are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def score_turns(metric: str, replies: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """A sample's score: the mean over its turns of the metric called `metric`.
+
+    Raises:
+        ValueError: there are not as many replies as turns, or none.
+    """
+    if not replies or len(replies) != len(answers):
+        raise ValueError(f"{len(replies)} replies to {len(answers)} turns: one reply to each, and at least one")
+    scores = [find_metric(metric)(reply, accepted) for reply, accepted in zip(replies, answers, strict=True)]
+    return sum(scores) / len(scores)

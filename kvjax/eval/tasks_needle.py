@@ -46,6 +46,11 @@ class NeedleTask:
         if self.values < 1 or (self.values > 1 and self.keys > 1):
             raise ValueError(f"{self.values} values of {self.keys} keys: several values take exactly one key")
 
+    @property
+    def metric(self) -> str:
+        """A key of `METRICS`."""
+        return "string_match_all"
+
     def sample(self, *, length: int, seed: int, count: CountTokens) -> Sample:
         """A test case whose prompt and answer take at most `length` tokens, and nearly that.
 
@@ -65,6 +70,7 @@ class NeedleTask:
             question.answer_prefix,
             question.answers,
             self.surface.niah_max_new_tokens,
+            reply=question.reply,
         )
 
     def draw_facts(self, rng: random.Random) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,9 @@ class Sample:
     Attributes:
         context: the text that a compressor sees; ends in a line end.
         question, answer_prefix, answers: as in `Question`.
-        max_new_tokens: tokens that the answer may take.
+        max_new_tokens: tokens that each answer may take.
+        later: questions asked after the first on the same context, each after the former is answered.
+        reply: the perfect continuation of the first `answer_prefix`; empty where only the answers are known.
     """
 
     context: str
@@ -38,15 +40,22 @@ class Sample:
     answer_prefix: str
     answers: tuple[str, ...]
     max_new_tokens: int
+    later: tuple[Question, ...] = ()
+    reply: str = ""
+
+    @property
+    def turns(self) -> tuple[Question, ...]:
+        """All questions in the order of asking; a sample's score is the mean of its turns' scores."""
+        return (Question(self.question, self.answer_prefix, self.answers, self.reply), *self.later)
 
     @property
     def prompt(self) -> str:
-        """What a completing model continues."""
+        """What a completing model continues in the first turn."""
         return self.context + self.question + self.answer_prefix
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What a chat model answers: the same, without the answer's beginning."""
+        """What a chat model answers in the first turn: the same, without the answer's beginning."""
         return [{"role": "user", "content": (self.context + self.question).rstrip("\n")}]
 
 

@@ -30,6 +30,11 @@ class VariableTask:
         if self.hops < 0 or self.chains < 1:
             raise ValueError(f"hops must be >= 0 and chains >= 1, got {self.hops} and {self.chains}")
 
+    @property
+    def metric(self) -> str:
+        """A key of `METRICS`."""
+        return "string_match_all"
+
     def sample(self, *, length: int, seed: int, count: CountTokens) -> Sample:
         """A test case whose prompt and answer take at most `length` tokens, and nearly that.
 
@@ -66,4 +71,5 @@ class VariableTask:
             question.answer_prefix,
             question.answers,
             self.surface.vt_max_new_tokens,
+            reply=question.reply,
         )
