@@ -1,0 +1,177 @@
+"""The command line of `python -m kvjax.eval`, checked as far as it can be before anything heavy is imported."""
+
+import argparse
+import difflib
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import kvjax
+from kvjax.eval.runner import Conduct
+from kvjax.eval.tasks import TASKS, Task
+
+DEFAULT_TASKS = ("mini/*",)
+COMPILE_CACHE = "~/.cache/kvjax/compiled"
+
+
+class ArgumentError(ValueError):
+    """A setting that is wrong; the message is for the one who wrote it."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Attributes, each with a flag of its name (`python -m kvjax.eval --help`):
+
+    model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
+    url: of a server; None evaluates `model` in this process.
+    tasks: what to ask; `lengths` in tokens, `samples` of each.
+    output: of the samples, JSON Lines; None keeps them nowhere.
+    show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
+    """
+
+    model: str | None
+    url: str | None
+    api_key: str | None
+    tokenizer: str | None
+    max_model_len: int | None
+    timeout: float
+    compile_cache: str
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    samples: int
+    conduct: Conduct
+    output: str | None
+    json: bool
+    list: bool
+    show: Task | None
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Arguments:
+    """Reads the command line. Ends the process with status 2 and a sentence if anything is wrong."""
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    try:
+        return _checked(given, environment)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kvjax.eval",
+        usage="%(prog)s [--model FOLDER | --url URL] [--tasks NAME ...] [--lengths TOKENS ...] [flags]",
+        description="Score a model on long-context tasks: in this process, or behind any server with the OpenAI API.",
+        epilog="Exit status: 0 all samples have a score, 1 some failed or were not asked, 2 a flag is wrong, "
+        "130 interrupted; run the same command with --output again to go on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kvjax {kvjax.__version__}")
+
+    target = parser.add_argument_group("whom to ask")
+    target.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a model in the Hugging Face format (default: the small one that ships with kvjax); "
+        "with --url, the server's name for it (default: its first)",
+    )
+    target.add_argument("--url", help="a server, as http://localhost:8000; needs openai")
+    target.add_argument("--api-key", metavar="KEY", help="for the server (default: $OPENAI_API_KEY, which `ps` hides)")
+    target.add_argument("--tokenizer", metavar="FOLDER", help="counts tokens if the server has no /tokenize")
+    target.add_argument(
+        "--max-model-len",
+        metavar="TOKENS",
+        type=int,
+        help="of prompt and answer, without --url (default: the longest of --lengths and 1024 more)",
+    )
+    target.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of a request (default: 600)")
+    target.add_argument(
+        "--compile-cache",
+        metavar="DIR",
+        default=COMPILE_CACHE,
+        help=f"where compiled steps wait for the next run; none: nowhere (default: {COMPILE_CACHE})",
+    )
+
+    what = parser.add_argument_group("what to ask")
+    what.add_argument(
+        "--tasks",
+        metavar="NAME",
+        nargs="+",
+        default=DEFAULT_TASKS,
+        help="names or patterns, as mini/vt or 'ruler/niah_*' (default: 'mini/*'); --list shows all",
+    )
+    what.add_argument(
+        "--lengths",
+        metavar="TOKENS",
+        nargs="+",
+        type=int,
+        default=(512,),
+        help="of each sample with its answers (default: 512)",
+    )
+    what.add_argument("--samples", metavar="N", type=int, default=20, help="of each task at each length (default: 20)")
+    what.add_argument("--seed", metavar="N", type=int, default=0, help="another one draws other samples (default: 0)")
+    what.add_argument(
+        "--form",
+        choices=("completion", "chat"),
+        default="completion",
+        help="completion: the prompt ends in the beginning of the answer (default); chat: through the chat template",
+    )
+    what.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
+
+    how = parser.add_argument_group("how to run it")
+    how.add_argument("--output", metavar="FILE.jsonl", help="keep each sample here, and go on where a run ended")
+    how.add_argument("--concurrency", metavar="N", type=int, default=4, help="samples asked at once (default: 4)")
+    how.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
+
+    look = parser.add_argument_group("only look")
+    look.add_argument("--list", action="store_true", help="list the tasks, each with a question it asks")
+    look.add_argument("--show", metavar="NAME", help="show a sample of a task")
+    return parser
+
+
+def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Arguments:
+    for name in ("tokenizer", "api_key"):
+        if getattr(given, name) is not None and given.url is None:
+            raise ArgumentError(f"--{name.replace('_', '-')} is for a server: give --url as well")
+    if given.max_model_len is not None and given.url is not None:
+        raise ArgumentError("--max-model-len is the server's to set: leave it out, or leave out --url")
+    for name in ("samples", "timeout", "max_model_len"):
+        if getattr(given, name) is not None and not getattr(given, name) > 0:
+            raise ArgumentError(f"--{name.replace('_', '-')} {getattr(given, name)} must be more than 0")
+    if min(given.lengths) < 1:
+        raise ArgumentError(f"--lengths {min(given.lengths)} must be at least 1 token")
+    return Arguments(
+        model=given.model,
+        url=given.url,
+        api_key=given.api_key or environment.get("OPENAI_API_KEY"),
+        tokenizer=given.tokenizer,
+        max_model_len=given.max_model_len,
+        timeout=given.timeout,
+        compile_cache=given.compile_cache,
+        tasks=select(given.tasks),
+        lengths=tuple(dict.fromkeys(given.lengths)),
+        samples=given.samples,
+        conduct=Conduct(given.form, given.seed, given.temperature, given.concurrency),
+        output=given.output,
+        json=given.json,
+        list=given.list,
+        show=select([given.show])[0] if given.show else None,
+    )
+
+
+def select(patterns: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> tuple[Task, ...]:
+    """The tasks that match any of the names or patterns, each once.
+
+    Raises:
+        ArgumentError: a pattern matches nothing; the message has the nearest names.
+    """
+    found: dict[str, Task] = {}
+    for pattern in patterns:
+        names = [name for name in tasks if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            near = difflib.get_close_matches(pattern, [*tasks, *(name.split("/")[-1] for name in tasks)], n=2)
+            near = [name for name in tasks if name in near or name.split("/")[-1] in near]
+            hint = f"did you mean {' or '.join(near)}?" if near else "--list shows all tasks"
+            raise ArgumentError(f"no task matches {pattern!r}; {hint}")
+        found |= {name: tasks[name] for name in names}
+    return tuple(found.values())

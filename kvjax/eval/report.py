@@ -1,0 +1,136 @@
+"""What a person sees of an evaluation: how far it is, and the table at its end."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from kvjax.eval.record import Record
+from kvjax.eval.summary import Cell, Summary
+
+PARTS = 10  # a log, unlike a terminal, gets so many lines
+SHOWN_ERRORS = 5
+
+
+class Watch:
+    """Shows the progress of an evaluation: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, console: Console, done: Sequence[Record], total: int) -> None:
+        """`done`: records of an earlier run; `total`: of all, these included."""
+        self._console, self._total, self._earlier = console, total, len(done)
+        self._records = list(done)
+        self._began = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[score]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("samples", total=total, completed=len(done), score=self._score())
+
+    def saw(self, record: Record) -> None:
+        """Another sample is done."""
+        self._records.append(record)
+        done = len(self._records)
+        self._bar.update(self._task, completed=done, score=self._score())
+        new, all_new = done - self._earlier, self._total - self._earlier
+        if not self._console.is_terminal and new * PARTS // all_new > (new - 1) * PARTS // all_new:
+            seconds = (time.monotonic() - self._began) / new * (all_new - new)
+            score = Text.from_markup(self._score()).plain
+            self._console.print(f"{done}/{self._total} samples, {score}, {duration(seconds)} left", highlight=False)
+
+    def _score(self) -> str:
+        scores = [record.score for record in self._records if record.score is not None]
+        failed = len(self._records) - len(scores)
+        mean = f"mean {100 * sum(scores) / len(scores):.1f}" if scores else "mean -"
+        return mean + (f", [red]{failed} failed[/red]" if failed else "")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """'12 s', '3 min' or '2.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(summary: Summary, title: str) -> Table:
+    """Tasks by lengths: each cell the mean x100, and the bounds of its 95% interval."""
+    lengths = summary.lengths
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    shown.add_column("score x100 [dim](95% interval)[/dim]", "mean of tasks", no_wrap=True)
+    for length in lengths:
+        shown.add_column(column_name(length), _mean(summary.mean(length=length)), justify="right", no_wrap=True)
+    several = len(lengths) > 1
+    if several:
+        shown.add_column("mean", _mean(summary.mean()), justify="right", no_wrap=True)
+    cells = {(cell.task, cell.length): cell for cell in summary.cells}
+    for task in summary.tasks:
+        row = [_cell(cells.get((task, length))) for length in lengths]
+        shown.add_row(task, *row, *([_mean(summary.mean(task=task))] if several else []))
+    return shown
+
+
+def pace_lines(summary: Summary) -> list[Text]:
+    """How fast the answers came, a line a length."""
+    return [
+        Text(
+            f"{column_name(pace.length):>8}  first token after {pace.first_token_seconds:.2f} s"
+            + (f", then {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""),
+            style="dim",
+        )
+        for pace in summary.paces
+    ]
+
+
+def error_lines(summary: Summary) -> list[Text]:
+    """What failed and why, the most frequent first."""
+    lines = []
+    if summary.failed:
+        lines.append(Text(f"{summary.failed} samples failed and have no score:", style="red"))
+        lines += [Text(f"{count:>6} x  {error}") for error, count in summary.errors[:SHOWN_ERRORS]]
+        hidden = len(summary.errors) - SHOWN_ERRORS
+        lines += [Text(f"          and {hidden} other errors", style="dim")] if hidden > 0 else []
+    if summary.missing:
+        lines.append(Text(f"{summary.missing} samples were not asked", style="yellow"))
+    return lines
+
+
+def column_name(length: int) -> str:
+    """The heading of a length; samples of a file have lengths of their own."""
+    return f"{length:,}" if length else "file"
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("")
+    text = _mean(cell.mean)
+    if cell.low is not None and cell.high is not None:
+        text.append(f" {100 * cell.low:3.0f}-{100 * cell.high:<3.0f}", style="dim")
+    if cell.failed:
+        text.append(f" {cell.failed} failed", style="red")
+    return text
+
+
+def _mean(mean: float | None) -> Text:
+    if mean is None:
+        return Text("-", style="dim")
+    return Text(f"{100 * mean:.1f}", style="green" if mean >= 0.9 else "yellow" if mean >= 0.5 else "red")

@@ -1,0 +1,81 @@
+"""What an evaluation asks and what it gets back, whoever answers: an engine in this process or a server far away."""
+
+import abc
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["completion", "chat"]
+# A text to go on from, or the messages of a conversation to answer.
+Prompt = str | Sequence[dict[str, str]]
+
+
+class RequestFailedError(RuntimeError):
+    """One request got no answer, and others may: too long for the context, refused, broken off."""
+
+
+class TargetGoneError(RequestFailedError):
+    """Nobody answers, so the next request will hardly fare better: the server is gone, the engine has ended."""
+
+
+class TargetError(ValueError):
+    """The target cannot be asked at all as it was described; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one prompt.
+
+    Attributes:
+        text: without the prompt.
+        finish: why it ended, in OpenAI's words: 'stop' or 'length'.
+        prompt_tokens, tokens: how many were read and how many generated.
+        first_token_seconds, seconds: from asking to the first text and to the last, waiting in queues included.
+    """
+
+    text: str
+    finish: str
+    prompt_tokens: int
+    tokens: int
+    first_token_seconds: float
+    seconds: float
+
+
+class Target(abc.ABC):
+    """A model that can be asked. Answers do not depend on what else it is being asked at the same time.
+
+    Attributes:
+        name: for people.
+        max_model_len: most tokens of prompt and answer together, None if the target does not tell.
+        identity: what names the model and its weights, JSON; answers of two targets that differ in it are
+            never joined into one result.
+    """
+
+    name: str
+    max_model_len: int | None
+    identity: Mapping[str, str]
+
+    @abc.abstractmethod
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a text, or of a conversation with the template's own. Blocks; safe from any thread.
+
+        Raises:
+            RequestFailedError: they cannot be counted.
+        """
+
+    @abc.abstractmethod
+    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Generates at most `max_tokens` for one prompt; cancelling it cancels the request.
+
+        Call it only inside `session`, as often at once as the target is to be loaded.
+
+        Raises:
+            RequestFailedError: this request got no whole answer.
+            TargetGoneError: no request will.
+        """
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """Holds what belongs to one event loop, such as connections, for as long as it is entered."""
+        yield

@@ -1,0 +1,91 @@
+"""An `Engine` in this process as the target of an evaluation: requests share its continuous batch."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from kvjax.engine import Delta, Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
+from kvjax.eval.target import Answer, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
+
+_ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
+
+
+class EngineTarget(Target):
+    """Asks an engine, which the caller starts before the first `complete` and closes after the last."""
+
+    def __init__(self, engine: Engine, identity: Mapping[str, str] | None = None) -> None:
+        """`identity` defaults to the name of the model, which tells nothing about its weights."""
+        self.engine = engine
+        self.name = engine.model_name
+        self.max_model_len = engine.max_model_len
+        self.identity = dict(identity or {"model": engine.model_name})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], config: EngineConfig | None = None) -> "EngineTarget":
+        """The engine of a model folder, not started yet.
+
+        Raises:
+            TargetError: there is no model in the folder, or the engine cannot run it.
+        """
+        try:
+            engine = Engine.from_pretrained(folder, config)
+        except (ValueError, OSError, NotImplementedError) as error:
+            raise TargetError(f"{os.fspath(folder)}: {error}") from error
+        identity = {"model": Path(folder).resolve().name, "files": fingerprint(Path(folder))}
+        return cls(engine, identity | {"dtype": engine.layout.dtype})
+
+    def count(self, prompt: Prompt) -> int:
+        return len(self._tokens(prompt))
+
+    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+        tokens = self._tokens(prompt)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        text, count, first, began = "", 0, None, time.monotonic()
+        last = Delta()
+        try:
+            async with contextlib.aclosing(self.engine.stream(tokens, params)) as deltas:
+                async for last in deltas:
+                    text += last.text
+                    count += len(last.tokens)
+                    if first is None and last.tokens:
+                        first = time.monotonic()
+        except EngineDeadError as error:
+            raise TargetGoneError(str(error)) from error
+        except QueueFullError as error:
+            raise RequestFailedError(f"{error or 'the queue is full'}: lower --concurrency") from error
+        except ValueError as error:
+            raise RequestFailedError(str(error)) from error
+        if last.finish is Finish.ERROR:
+            raise TargetGoneError(last.error or "the engine could not finish the request")
+        if last.finish not in (Finish.STOP, Finish.LENGTH):
+            raise RequestFailedError(f"the request ended with {last.finish}: {last.error or 'no reason given'}")
+        now = time.monotonic()
+        return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        tokenizer = self.engine.tokenizer
+        if isinstance(prompt, str):
+            return tokenizer.encode(prompt)
+        try:
+            return tokenizer.apply_chat_template(prompt)
+        except ValueError as error:
+            raise RequestFailedError(str(error)) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hexadecimal digits that change with a model's weights, configuration or tokenizer.
+
+    Of each file it reads the length and at most a MiB at either end: gigabytes of weights cost nothing.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_ENDS))
+            file.seek(max(size - _ENDS, 0))
+            digest.update(file.read(_ENDS))
+    return digest.hexdigest()[:12]
