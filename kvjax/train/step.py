@@ -59,8 +59,9 @@ def first_params(config: TrainConfig, decoder: DecoderConfig) -> tuple[nnx.Graph
     """A random decoder, split into what it is and its float32 weights."""
     made = random_decoder(decoder, jax.random.key(config.seed), jnp.float32, embedding_std=config.model.embedding_std)
     if decoder.tied:
-        # a token's own embedding would else outshout all others: with this its first logit is about one
-        made.norm.weight[...] = jnp.full((decoder.width,), 1.0 / decoder.width)
+        # A token's own embedding would else outshout all others: with this its first logit is about one. The dtype
+        # is named because a weak one is lost in the first step, and the second would compile anew.
+        made.norm.weight[...] = jnp.full((decoder.width,), 1.0 / decoder.width, jnp.float32)
     graph, params = nnx.split(made)
     return graph, params
 

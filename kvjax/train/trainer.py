@@ -125,14 +125,12 @@ class Trainer:
         fresh = {"params": self.first, "optimiser": optimiser(self.config, stage).init(self.first)}
         if place == Place():
             # the step donates its state, and the first weights are asked for again
-            return jax.tree.map(jnp.copy, fresh)
-        return checkpoints.restore(place, fresh)
+            return _settled(jax.tree.map(jnp.copy, fresh))
+        return _settled(checkpoints.restore(place, fresh))
 
     def _restarted(self, state: State, stage: int) -> State:
-        return {
-            "params": state["params"],
-            "optimiser": optimiser(self.config, self.config.stages[stage]).init(state["params"]),
-        }
+        fresh = optimiser(self.config, self.config.stages[stage]).init(state["params"])
+        return _settled({"params": state["params"], "optimiser": fresh})
 
     def _stage(
         self, place: Place, state: State, checkpoints: Checkpoints, stop_after: int | None
@@ -191,3 +189,8 @@ class Trainer:
         }
         with (self.config.runs / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
+
+
+def _settled(state: State) -> State:
+    # arrays of a checkpoint are tied to their device and new ones are not, which the step would compile twice for
+    return jax.device_put(state, jax.local_devices()[0])
