@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, JournalError, TargetError) as error:
         print(f"kvjax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"kvjax: cannot write: {error}", file=sys.stderr)
+        return 1
 
 
 def run(given: Arguments, out: Console, log: Console, resources: contextlib.ExitStack) -> int:
@@ -75,8 +78,9 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     if given.json:
         print(json.dumps(summary.to_json(shown), indent=1))
     else:
-        title = f"{target.name}, {given.conduct.form}, {given.samples} samples a cell"
-        out.print(table(summary, title), *pace_lines(summary), sep="\n")
+        drawn = "greedy" if given.conduct.temperature == 0 else f"temperature {given.conduct.temperature:g}"
+        out.print(f"\n  [bold]{target.name}[/bold]  {given.conduct.form}, {drawn}, {given.samples} samples a cell")
+        out.print(table(summary), *pace_lines(summary), "", sep="\n")
     for line in error_lines(summary):
         log.print(line)
     if (interrupted or summary.failed or summary.missing) and given.output:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 FORMAT = 1
 Key = tuple[str, int, int]  # task, length, index
@@ -60,7 +60,7 @@ class Record:
         return self.task, self.length, self.index
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+    def from_json(cls, fields: Mapping[str, Any]) -> "Record":
         """The inverse of `dataclasses.asdict`. Raises KeyError, TypeError or ValueError for other fields."""
         turns = tuple(Turn(**{**turn, "answers": tuple(turn["answers"])}) for turn in fields["turns"])
         return cls(**{**fields, "turns": turns})
@@ -108,14 +108,15 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        # in ASCII: a model may say half a character, or a line end that only Unicode knows
+        self._file.write(json.dumps(content).encode("ascii") + b"\n")
         self._file.flush()
 
     def _read(self, head: Mapping[str, Any]) -> int:

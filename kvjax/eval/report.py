@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 from rich import box
 from rich.console import Console
@@ -57,7 +56,7 @@ class Watch:
         mean = f"mean {100 * sum(scores) / len(scores):.1f}" if scores else "mean -"
         return mean + (f", [red]{failed} failed[/red]" if failed else "")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Watch":
         self._bar.start()
         return self
 
@@ -72,10 +71,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def table(summary: Summary, title: str) -> Table:
+def table(summary: Summary) -> Table:
     """Tasks by lengths: each cell the mean x100, and the bounds of its 95% interval."""
     lengths = summary.lengths
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_footer=True)
     shown.add_column("score x100 [dim](95% interval)[/dim]", "mean of tasks", no_wrap=True)
     for length in lengths:
         shown.add_column(column_name(length), _mean(summary.mean(length=length)), justify="right", no_wrap=True)
@@ -91,14 +90,13 @@ def table(summary: Summary, title: str) -> Table:
 
 def pace_lines(summary: Summary) -> list[Text]:
     """How fast the answers came, a line a length."""
-    return [
-        Text(
-            f"{column_name(pace.length):>8}  first token after {pace.first_token_seconds:.2f} s"
-            + (f", then {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""),
-            style="dim",
-        )
-        for pace in summary.paces
-    ]
+    width = max((len(column_name(pace.length)) for pace in summary.paces), default=0)
+    lines = []
+    for pace in summary.paces:
+        line = f"  {column_name(pace.length):>{width}}  first token after {pace.first_token_seconds:.2f} s"
+        line += f", then {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""
+        lines.append(Text(line, style="dim"))
+    return [Text("  of the median request", style="dim"), *lines] if lines else []
 
 
 def error_lines(summary: Summary) -> list[Text]:

@@ -53,20 +53,18 @@ class OpenAITarget(Target):
             "timeout": timeout,
         }
         self._async: Any = None
-        self._sync = openai.OpenAI(**self._options)
         self._tokenizer = _read_tokenizer(tokenizer)
-        card = self._card(model)
-        self._model: str = card.id
+        self._sync = openai.OpenAI(**self._options)
+        try:
+            card = self._card(model)
+            self._model: str = card.id
+            self._check_count()
+        except TargetError:
+            self.close()
+            raise
         self.name = f"{card.id} at {self._root}"
         self.max_model_len = getattr(card, "max_model_len", None)
         self.identity = {"model": card.id, "url": self._base}
-        try:
-            self.count("A word or two.")
-        except RequestFailedError as error:
-            raise TargetError(
-                f"{self._root} has no /tokenize that answers ({error}); give the model's tokenizer "
-                f"with --tokenizer FOLDER"
-            ) from error
 
     def close(self) -> None:
         """Closes the connections that counted tokens."""
@@ -126,9 +124,10 @@ class OpenAITarget(Target):
                         first = time.monotonic()
                     text += new or ""
                     finish = choice.finish_reason or finish
-        except self._openai.APIError as error:
-            raise RequestFailedError(_sentence(error)) from error
-        except Exception as error:  # of the HTTP library below the client, which it does not translate here
+        except Exception as error:
+            if isinstance(error, self._openai.APIError) and not isinstance(error, self._openai.APIConnectionError):
+                raise RequestFailedError(_sentence(error)) from error
+            # openai 2 lets errors of the HTTP library below it through here
             raise TargetGoneError(f"the connection broke in the middle of an answer: {_sentence(error)}") from error
         finally:
             await stream.close()
@@ -143,6 +142,15 @@ class OpenAITarget(Target):
             (first or now) - began,
             now - began,
         )
+
+    def _check_count(self) -> None:
+        try:
+            self.count("A word or two.")
+        except RequestFailedError as error:
+            raise TargetError(
+                f"{self._root} has no /tokenize that answers ({error}); give the model's tokenizer "
+                f"with --tokenizer FOLDER"
+            ) from error
 
     def _card(self, model: str | None) -> Any:
         """The server's description of the model."""

@@ -1,0 +1,46 @@
+"""A model whose answers a test writes: words are its tokens, and it remembers what it was asked."""
+
+import asyncio
+from collections.abc import Callable
+
+from kvjax.eval.target import Answer, Prompt, Target
+
+TEMPLATE = 3  # tokens that it writes around each message
+
+
+class FakeTarget(Target):
+    """Answers with `say(prompt)`, which may raise instead.
+
+    Attributes:
+        asked: (prompt, max_tokens, seed) in the order of asking.
+        most: requests in flight at the same time, at most.
+    """
+
+    def __init__(self, say: Callable[[Prompt], str] = lambda prompt: "", max_model_len: int | None = 4096) -> None:
+        self.name, self.identity, self.max_model_len = "fake", {"model": "fake"}, max_model_len
+        self.say = say
+        self.asked: list[tuple[Prompt, int, int]] = []
+        self.most = self._flying = 0
+
+    def count(self, prompt: Prompt) -> int:
+        if isinstance(prompt, str):
+            return len(prompt.split())
+        return sum(len(message["content"].split()) + TEMPLATE for message in prompt)
+
+    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+        self.asked.append((prompt, max_tokens, seed))
+        self._flying += 1
+        self.most = max(self.most, self._flying)
+        try:
+            await asyncio.sleep(0.001)
+            text = self.say(prompt)
+        finally:
+            self._flying -= 1
+        return Answer(text, "stop", self.count(prompt), len(text.split()), 0.5, 1.0)
+
+
+def reads(prompt: Prompt) -> str:
+    """What a perfect reader of mini/niah_single tasks says."""
+    text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    key = text.rsplit("for ", 1)[1].split(" ")[0].split("?")[0]
+    return text.split(f"The code for {key} is ")[1].split(".")[0]
