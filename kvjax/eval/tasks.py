@@ -1,11 +1,20 @@
-"""The generated tasks by name: `ruler/...` in RULER's words, `mini/...` in short ones for small models."""
+"""The generated tasks by name.
+
+`ruler/...` are RULER's tasks in RULER's words, `text/...` the shapes of other benchmarks in plain English, and
+`mini/...` the same in short words for small models, whose figures are comparable with nobody else's.
+"""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from kvjax.eval.tasks_answering import answering_tasks
+from kvjax.eval.tasks_chain import chain_tasks
+from kvjax.eval.tasks_code import code_tasks
+from kvjax.eval.tasks_counting import counting_tasks
 from kvjax.eval.tasks_needle import needle_tasks
 from kvjax.eval.tasks_sample import CountTokens, Sample
 from kvjax.eval.tasks_surface import MINI, RULER
+from kvjax.eval.tasks_turns import turns_tasks
 from kvjax.eval.tasks_variables import VariableTask
 
 
@@ -38,6 +47,7 @@ def _tasks() -> Iterator[Task]:
     for surface in (RULER, MINI):
         yield from needle_tasks(surface)
         yield VariableTask(f"{surface.name}/vt", surface)
+    yield from (*counting_tasks(), *answering_tasks(), *turns_tasks(), *chain_tasks(), *code_tasks())
 
 
 TASKS: dict[str, Task] = {task.name: task for task in _tasks()}

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from kvjax.eval.tasks import TASKS, find_task
+from kvjax.eval.metrics import METRICS, score_turns
+from kvjax.eval.tasks import TASKS, Task, find_task
 from kvjax.eval.tasks_needle import NeedleTask
 from kvjax.eval.tasks_sample import Sample, largest_fit
 from kvjax.eval.tasks_surface import MINI, RULER
@@ -32,12 +33,20 @@ def words(text: str) -> int:
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
-def test_both_surfaces_have_rulers_eight_needle_tasks_and_variable_tracking():
-    for surface in ("mini", "ruler"):
-        assert [n for n in TASKS if n.startswith(surface)] == [
-            *(f"{surface}/niah_{name}" for name in EIGHT),
-            f"{surface}/vt",
-        ]
+def total(sample: Sample) -> int:
+    """Tokens of everything that is said with perfect replies; a line end closes each turn."""
+    turns = [turn.question + turn.answer_prefix + turn.reply + "\n" for turn in sample.turns]
+    return words(sample.context) + sum(map(words, turns))
+
+
+def test_the_names_are_those_that_documents_and_training_know():
+    shapes = ["turns_niah", "turns_kv", "chain", "next_line"]
+    ruler = [*(f"niah_{name}" for name in EIGHT), "vt", "cwe", "fwe", "qa_1", "qa_2"]
+    wanted = {f"ruler/{name}" for name in ruler} | {f"text/{name}" for name in shapes}
+    assert set(TASKS) == wanted | {f"mini/{name}" for name in ruler + shapes}
+    for name, task in TASKS.items():
+        assert isinstance(task, Task)
+        assert (task.name, task.metric in METRICS) == (name, True)
 
 
 def test_an_unknown_task_is_named_with_all_that_exist():
@@ -48,32 +57,55 @@ def test_an_unknown_task_is_named_with_all_that_exist():
 @pytest.mark.parametrize("name", ALL)
 def test_a_sample_depends_on_name_length_and_seed_only(name):
     task = find_task(name)
-    one = task.sample(length=500, seed=3, count=words)
+    one = task.sample(length=700, seed=3, count=words)
     random.seed(99)  # the global generator has no say
-    assert task.sample(length=500, seed=3, count=words) == one
-    assert task.sample(length=500, seed=4, count=words) != one
+    assert task.sample(length=700, seed=3, count=words) == one
+    different = {task.sample(length=700, seed=seed, count=words).prompt for seed in range(5)}
+    assert len(different) == 5
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("length", [300, 1000, 3000])
+@pytest.mark.parametrize("length", [700, 1500, 3000])
 def test_a_sample_fills_its_length_and_never_exceeds_it(name, length):
     sample = find_task(name).sample(length=length, seed=1, count=words)
-    reply = sum(words(answer) + 3 for answer in sample.answers)
-    assert words(sample.prompt) <= length
-    assert words(sample.prompt) + reply > length - 80
+    assert length - 80 < total(sample) <= length
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if re.search("mini|niah_.*[12]$", name)])
+def test_a_short_length_is_enough_for_tasks_of_short_words(name):
+    sample = find_task(name).sample(length=300, seed=1, count=words)
+    assert 300 - 80 < total(sample) <= 300
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_context_holds_every_answer_and_question_and_prefix_hold_no_value(name):
-    sample = find_task(name).sample(length=600, seed=5, count=words)
-    for answer in sample.answers:
-        assert answer in sample.context
-        if "vt" not in name:
-            assert answer not in sample.question + sample.answer_prefix
+def test_a_perfect_reply_scores_1_and_silence_0(name):
+    task = find_task(name)
+    turns = task.sample(length=900, seed=2, count=words).turns
+    answers = [turn.answers for turn in turns]
+    assert score_turns(task.metric, [turn.reply for turn in turns], answers) == 1.0
+    assert score_turns(task.metric, [""] * len(turns), answers) == 0.0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_sample_has_the_form_that_models_are_asked_in(name):
+    sample = find_task(name).sample(length=800, seed=5, count=words)
     assert sample.prompt == sample.context + sample.question + sample.answer_prefix
     assert sample.context.endswith("\n")
-    assert sample.question.endswith("\n")
     assert sample.max_new_tokens > 0
+    for turn in sample.turns:
+        assert turn.question.endswith("\n")
+        assert turn.answer_prefix == turn.answer_prefix.rstrip()
+        assert turn.reply[0].isspace()
+        assert all(answer in turn.reply for answer in turn.answers)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not re.search("chain|next_line", name)])
+def test_the_context_holds_every_answer_and_question_and_prefix_hold_no_value(name):
+    for turn in (sample := find_task(name).sample(length=800, seed=5, count=words)).turns:
+        for answer in turn.answers:
+            assert answer in sample.context
+            if "vt" not in name:
+                assert not re.search(rf"\b{answer}\b", turn.question + turn.answer_prefix)
 
 
 def test_a_hand_worked_mini_needle():

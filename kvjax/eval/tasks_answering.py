@@ -1,0 +1,226 @@
+"""Questions over documents: each document tells of one person, and a question asks for one fact of one of them.
+
+All documents share their templates, so only the name tells them apart. With two hops the name asked about leads to
+another document, which holds the fact.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from kvjax.eval.tasks_sample import CountTokens, Question, Sample, largest_fit
+from kvjax.eval.tasks_words import NOUNS, sentences
+
+_FIRST = """
+Ada Alma Anton Arthur Bella Bruno Clara Conrad Daniel Dora Edgar Elena Emil Felix Flora Frida Georg Greta Hanna
+Henry Hugo Ida Iris Ivan Jakob Julia Karl Laura Leo Lena Lucas Marie Martin Nina Nora Oscar Otto Paula Peter Rosa
+Rudolf Simon Sofia Stefan Thea Theo Vera Victor Walter Wanda
+"""
+_LAST = """
+Abbott Adler Baker Barton Becker Bishop Brandt Carter Castell Crane Dalton Decker Drake Ellis Farrow Fischer Fleming
+Foster Garner Gibson Graham Hale Hansen Hartley Hobbs Holm Jansen Keller Kessler Lambert Larkin Lindner Lowell Mercer
+Miller Morris Nolan Norton Olsen Palmer Parker Porter Quinn Ramsey Reuter Rowland Sander Sawyer Shelby Stein Talbot
+Tanner Thorne Turner Vogel Walden Weber Winter Wolfe Young
+"""
+_JOBS = """
+architect astronomer baker barber biologist bookbinder brewer carpenter chemist clockmaker composer dentist gardener
+geologist glassblower historian jeweller journalist judge librarian locksmith mason miller nurse painter pharmacist
+photographer pilot plumber potter sailor sculptor shepherd surgeon tailor teacher translator weaver
+"""
+_TOWNS = """
+Aldermoor Ashbrook Birchwood Blackwater Brindle Calverton Clearwater Cranmore Dunmore Eastbourne Elmhurst Fairview
+Foxhollow Glenwood Greywater Harlow Hazelton Highfield Kingsport Lakeview Larkspur Longmeadow Maplewood Marlow
+Millbrook Newbridge Northgate Oakridge Pinehurst Queensbury Ravenna Riverside Rosedale Silverton Stonebridge
+Summerfield Thornbury Underhill Westbrook Willowdale
+"""
+_INSTRUMENTS = """
+accordion banjo bassoon bugle cello clarinet cornet cymbals fiddle flute guitar harmonica harp harpsichord horn lute
+lyre mandolin oboe organ piano piccolo recorder saxophone tambourine trombone trumpet tuba viola violin zither
+"""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whoever a document is about: their facts, one an aspect, and the friend who a second hop leads to."""
+
+    name: str
+    facts: tuple[str, ...]
+    friend: str
+
+
+@runtime_checkable
+class AnsweringWords(Protocol):
+    """How documents and questions are worded."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that the answer may take."""
+        ...
+
+    def names(self, count: int, rng: random.Random) -> list[str]:
+        """Distinct names: `count` of them, or all there are."""
+        ...
+
+    def facts(self, rng: random.Random) -> tuple[str, ...]:
+        """Random facts, one an aspect."""
+        ...
+
+    def document(self, person: Person) -> str:
+        """All that is told of a person."""
+        ...
+
+    def filler(self, count: int, rng: random.Random) -> list[str]:
+        """Documents about nobody, for when the names are used up; may be empty."""
+        ...
+
+    def context(self, documents: list[str]) -> str:
+        """The documents in their order, and what stands around them."""
+        ...
+
+    def ask(self, person: Person, aspect: int, friend: Person | None) -> Question:
+        """Asks for a fact of `person`, or of the `friend` whom the document of `person` names."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainAnswering:
+    """RULER's instructions around short lives of people."""
+
+    max_new_tokens: int = 32
+
+    def names(self, count: int, rng: random.Random) -> list[str]:
+        first, last = _FIRST.split(), _LAST.split()
+        initials = [""] if count <= len(first) * len(last) else [f" {letter}." for letter in "ABCDEFGHIJKLMNOPRST"]
+        pool = [f"{one}{initial} {two}" for one in first for initial in initials for two in last]
+        return rng.sample(pool, min(count, len(pool)))
+
+    def facts(self, rng: random.Random) -> tuple[str, ...]:
+        return (
+            rng.choice(_JOBS.split()),
+            rng.choice(_TOWNS.split()),
+            rng.choice(_INSTRUMENTS.split()),
+            str(rng.randrange(1700, 2000)),
+        )
+
+    def document(self, person: Person) -> str:
+        job, town, instrument, year = person.facts
+        return (
+            f"{person.name}\n{person.name} was born in the year {year} and grew up in {town}. "
+            f"After school came an apprenticeship as a {job}, which became a profession for life. "
+            f"In the evenings there was music: {person.name} played the {instrument}. "
+            f"The closest friend of {person.name} was {person.friend}."
+        )
+
+    def filler(self, count: int, rng: random.Random) -> list[str]:
+        return []
+
+    def context(self, documents: list[str]) -> str:
+        told = "\n\n".join(f"Document {i}:\n{document}" for i, document in enumerate(documents, 1))
+        rule = "Answer the question based on the given documents. Only give me the answer and do not output any other"
+        return f"{rule} words.\n\nThe following are given documents.\n\n{told}\n\n{rule} words.\n\n"
+
+    def ask(self, person: Person, aspect: int, friend: Person | None) -> Question:
+        who = f"the closest friend of {person.name}" if friend else person.name
+        asked = (
+            f"What was the profession of {who}?",
+            f"In which town did {who} grow up?",
+            f"Which instrument did {who} play?",
+            f"In which year was {who} born?",
+        )
+        answer = (friend or person).facts[aspect]
+        return Question(f"Question: {asked[aspect]}\n", "Answer:", (answer,), f" {answer}")
+
+
+@dataclass(frozen=True)
+class MiniAnswering:
+    """Documents of four sentences of seven tokens: 'The fox likes the lamp.'"""
+
+    max_new_tokens: int = 4
+    _verbs = ("likes", "finds", "keeps")
+
+    def names(self, count: int, rng: random.Random) -> list[str]:
+        return rng.sample(NOUNS, min(count, len(NOUNS)))
+
+    def facts(self, rng: random.Random) -> tuple[str, ...]:
+        return tuple(rng.sample(NOUNS, len(self._verbs)))
+
+    def document(self, person: Person) -> str:
+        told = [f"The {person.name} {verb} the {fact}." for verb, fact in zip(self._verbs, person.facts, strict=True)]
+        return " ".join((*told, f"The {person.name} knows the {person.friend}."))
+
+    def filler(self, count: int, rng: random.Random) -> list[str]:
+        return sentences(count, rng)
+
+    def context(self, documents: list[str]) -> str:
+        return "\n".join(documents) + "\n"
+
+    def ask(self, person: Person, aspect: int, friend: Person | None) -> Question:
+        verb, answer = self._verbs[aspect], (friend or person).facts[aspect]
+        if friend:
+            who = f"The one that the {person.name} knows"
+            return Question(f"{who} {verb} what?\n", f"{who} {verb} the", (answer,), f" {answer}.")
+        return Question(f"The {person.name} {verb} what?\n", f"The {person.name} {verb} the", (answer,), f" {answer}.")
+
+
+@dataclass(frozen=True)
+class AnsweringTask:
+    """Question answering over as many documents as fit; `hops` is 1 or 2."""
+
+    name: str
+    wording: AnsweringWords
+    hops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.hops not in (1, 2):
+            raise ValueError(f"hops must be 1 or 2, got {self.hops}")
+
+    @property
+    def metric(self) -> str:
+        """A key of `METRICS`."""
+        return "string_match_part"
+
+    def sample(self, *, length: int, seed: int, count: CountTokens) -> Sample:
+        """A test case whose prompt and answer take at most `length` tokens, and nearly that.
+
+        Raises:
+            ValueError: `length` does not even hold the documents asked about and the question.
+        """
+        rng = random.Random(f"{self.name}/{length}/{seed}")
+        people = list(self._people(length // 8 + 3, rng))
+        person, friend = people[0], people[1] if self.hops == 2 else None
+        question = self.wording.ask(person, rng.randrange(len(person.facts)), friend)
+        needed = [self.wording.document(one) for one in people[: self.hops]]
+        places = [rng.random() for _ in needed]
+        others = [self.wording.document(one) for one in people[self.hops :]]
+        others += self.wording.filler(length // 8, rng)
+        room = length - count(question.question + question.answer_prefix + question.reply)
+
+        def context(size: int) -> str:
+            placed = [((i + 0.5) / max(size, 1), document) for i, document in enumerate(others[:size])]
+            ordered = sorted([*placed, *zip(places, needed, strict=True)], key=lambda item: item[0])
+            return self.wording.context([document for _, document in ordered])
+
+        size = largest_fit(lambda size: count(context(size)) <= room, upper=len(others))
+        return Sample(
+            context(size),
+            question.question,
+            question.answer_prefix,
+            question.answers,
+            self.wording.max_new_tokens,
+            reply=question.reply,
+        )
+
+    def _people(self, count: int, rng: random.Random) -> Iterator[Person]:
+        """People of whom the first names the second as a friend, and every other one anybody."""
+        names = self.wording.names(count, rng)
+        for i, name in enumerate(names):
+            other = rng.randrange(len(names) - 1)
+            friend = names[1] if i == 0 else names[other + (other >= i)]
+            yield Person(name, self.wording.facts(rng), friend)
+
+
+def answering_tasks() -> tuple[AnsweringTask, ...]:
+    """One hop (as SQuAD in RULER) and two (as HotpotQA), in RULER's instructions and in short sentences."""
+    wordings: tuple[tuple[str, AnsweringWords], ...] = (("ruler", PlainAnswering()), ("mini", MiniAnswering()))
+    return tuple(AnsweringTask(f"{name}/qa_{hops}", wording, hops) for name, wording in wordings for hops in (1, 2))
