@@ -127,13 +127,15 @@ def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
 def gsm8k(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the last number of the prediction is the last of an answer, as a value: '$1,200.00' is '1200'.
 
+    What comes after the line end before a further 'Question:' is not the answer any more, and left out.
+
     Raises:
         ValueError: no answers, or one without a number.
     """
     wanted = [last_number(answer) for answer in _given(answers)]
     if None in wanted:
         raise ValueError(f"an answer of {list(answers)} holds no number: GSM8K's score compares numbers")
-    return float(last_number(prediction) in wanted)
+    return float(last_number(prediction.split("\nQuestion:")[0]) in wanted)
 
 
 METRICS: dict[str, Metric] = {

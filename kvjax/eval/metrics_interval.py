@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _RESAMPLES = 10_000
+_AT_ONCE = 1_000_000  # scores drawn at a time: megabytes, however many there are
 
 
 def wilson_interval(mean: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
@@ -39,6 +40,10 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
     if np.isin(values, (0.0, 1.0)).all():
         return mean, *wilson_interval(mean, values.size)
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(values.size, size=values.size)].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
+    rows = max(1, _AT_ONCE // values.size)
+    means = [
+        values[rng.integers(values.size, size=(min(rows, _RESAMPLES - start), values.size))].mean(axis=1)
+        for start in range(0, _RESAMPLES, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return mean, float(low), float(high)
