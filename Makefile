@@ -59,8 +59,9 @@ format: .venv/installed-dev ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix --exit-zero
 	$(BIN)/ruff format
 
-bench: .venv/installed-$(DEVICE) ## Print the measurements that the documents quote
-	@exec $(BIN)/python -m benchmarks.foundation $(ARGS)
+bench: .venv/installed-test ## Print the measurements that the documents quote; takes minutes on an idle machine
+	@$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.foundation $(ARGS)
 
 constraints: .venv/installed-dev ## Move constraints.txt to the newest versions (jax stays at JAX=0.11.2)
 	@. scripts/phase.sh

@@ -8,18 +8,17 @@ every round, so that whatever else the machine does meets both; the ratio is the
 """
 
 import argparse
-import datetime
 import gc
-import json
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+from benchmarks.report import write_report
 
 DECODED = 64
 VOCAB = 32_000
@@ -144,19 +143,8 @@ def main() -> None:
             del arms
             gc.collect()
     if options.output:
-        import jax
-        import torch
-
-        hardware = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        versions = {"jax": jax.__version__, "torch": torch.__version__}
-        report = {
-            "date": datetime.date.today().isoformat(),
-            "command": f"python -m benchmarks.foundation --rounds {options.rounds}",
-            "hardware": hardware,
-            "versions": versions,
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        command = f"python -m benchmarks.foundation --rounds {options.rounds}"
+        write_report(options.output, command, rows, ["jax", "jaxlib", "torch", "transformers"])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.loop import EngineLoop
+from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
 from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
     MAX_STOP_TOKENS,
@@ -115,7 +116,23 @@ class Engine:
         return self.model_config.vocab_size
 
     def start(self) -> None:
-        """Loads the weights, compiles every step and starts serving. Blocks for seconds to minutes."""
+        """Loads the weights, compiles every step and starts serving. Blocks for seconds to minutes.
+
+        Raises:
+            InsufficientMemoryError: it does not fit on the devices; the message says what would.
+        """
+        check_fits(self.model_config, self.layout, free_bytes())
+        try:
+            self._start()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InsufficientMemoryError(
+                f"a device ran out of memory while {self._phase}: lower --max-num-seqs from {self.layout.slots} or "
+                f"--max-model-len from {self.max_model_len} ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _start(self) -> None:
         mesh = _mesh(self._devices)
         with self._timed("weights"):
             model = models.load(

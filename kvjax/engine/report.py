@@ -4,18 +4,19 @@ from collections.abc import Mapping
 
 import jax
 
+from kvjax.engine.memory import in_units, plan
 from kvjax.engine.runner import Runner
 
 
 def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float]) -> str:
-    """Lines of text; bytes are over all devices and exact, from the shapes of the arrays."""
+    """Lines of text; bytes are over all devices, from the shapes of the arrays."""
     layout, model = runner.layout, runner.model_config
     devices = 1 if runner.mesh is None else runner.mesh.size
     device = jax.devices()[0]
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
     shapes = ", ".join(f"{shape} {value:.1f} s" for shape, value in compiled.items())
-    memory = runner.memory()
-    table = [f"  {purpose:<14} {_bytes(value):>10}" for purpose, value in memory.items()]
+    memory = plan(model, layout, runner.profile)
+    table = [f"  {purpose:<14} {in_units(value):>10}" for purpose, value in memory.items()]
     per_token = memory["views"] / (layout.slots * layout.max_model_len)
     return "\n".join(
         [
@@ -25,16 +26,8 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
             f"compiled    {shapes} (tokens of a prompt's bucket)",
             "memory",
             *table,
-            f"  {'total':<14} {_bytes(sum(memory.values())):>10}",
+            f"  {'total':<14} {in_units(sum(memory.values())):>10}",
             f"fits        {layout.slots} conversations of {layout.max_model_len:,} tokens,"
-            f" {layout.slots * layout.max_model_len:,} tokens in all, {_bytes(per_token)} of KV a token",
+            f" {layout.slots * layout.max_model_len:,} tokens in all, {in_units(per_token)} of KV a token",
         ]
     )
-
-
-def _bytes(value: int | float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"

@@ -206,21 +206,6 @@ class Runner:
         seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
         return seconds
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on all devices by purpose, from the declared shapes; the workspaces are those of the longest prompt."""
-        longest = self.layout.buckets[-1]
-        workspace = [self._declare_workspace(longest)] * max(len(group) for group in self.groups)
-        weights = sum(leaf.nbytes for leaf in self._trunk_leaves)
-        weights += sum(leaf.nbytes for leaves in self._layer_leaves for leaf in leaves)
-        width = self.model_config.width * self._trunk_leaves[0].dtype.itemsize
-        return {
-            "weights": weights,
-            "views": cache.nbytes(self._view_specs),
-            "decode state": cache.nbytes(self._state_specs),
-            "workspaces": cache.nbytes(workspace) * len(self.groups[:2]),
-            "hidden states": longest * width,
-        }
-
     def free(self) -> None:
         """Lets go of every array on the device. No step may follow."""
         self.views, self.state, self._workspaces = (), self._state_specs, (0, [])

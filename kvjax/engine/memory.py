@@ -1,0 +1,133 @@
+"""Bytes on the devices by purpose, from shapes alone: known, and refused, before a weight is read."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kvjax import cache, models
+from kvjax.attention.dense import DECODE_BLOCK, PREFILL_BLOCK
+from kvjax.budget import BudgetProfile
+from kvjax.cache import View, Workspace
+from kvjax.engine.config import CHUNK, Layout
+from kvjax.engine.steps import SCORED_ROWS, DecodeState
+from kvjax.models import DecoderConfig
+
+Plan = dict[str, int]  # bytes over all devices, by purpose
+
+
+class InsufficientMemoryError(MemoryError):
+    """The engine does not fit; the message says what is needed, what is free, and what to change."""
+
+
+def plan(model: DecoderConfig, layout: Layout, profile: BudgetProfile) -> Plan:
+    """What an engine takes on all devices together.
+
+    Everything but "temporaries" is exact. Those are the intermediate results of the largest step, added up as if none
+    of them were fused away or shared memory with another; XLA needs less.
+    """
+    longest = layout.buckets[-1]
+    groups = profile.groups(model.layers)
+    item = jnp.dtype(layout.dtype).itemsize
+    heads = {"kv_heads": model.num_kv_heads, "head_dim": model.head_dim, "dtype": layout.kv_dtype}
+    views = [View.declare(slots=layout.slots, capacity=budget.capacity, **heads) for budget in profile.layers]
+    workspace = [Workspace.declare(tokens=longest, **heads)] * max(map(len, groups))
+    weights = jax.tree.leaves(nnx.state(models.abstract(model, jnp.dtype(layout.dtype))))
+    return {
+        "weights": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights),
+        "views": cache.nbytes(views),
+        "decode state": cache.nbytes(DecodeState.declare(layout.slots, model.vocab_size)),
+        "workspaces": cache.nbytes(workspace) * len(groups[:2]),
+        "hidden states": longest * model.width * item,
+        "temporaries": max(
+            _prefill_temporaries(model, min(layout.piece, longest), item), _head_temporaries(model, layout)
+        ),
+    }
+
+
+def _prefill_temporaries(model: DecoderConfig, piece: int, item: int) -> int:
+    """One layer over one piece."""
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    activations = piece * (4 * model.width + 3 * queries + 4 * keys + 3 * model.mlp_width) * item
+    block = min(PREFILL_BLOCK, piece)
+    scores = 3 * model.num_heads * piece * block * 4  # scores, mask and weights of one block of keys
+    carry = 2 * model.num_heads * piece * (model.head_dim + 2) * 4
+    return activations + scores + carry + 2 * keys * block * item
+
+
+def _head_temporaries(model: DecoderConfig, layout: Layout) -> int:
+    """Logits: sampling sorts those of all slots, with their ids; a prompt's own are made `SCORED_ROWS` at a time."""
+    rows = max(8 * layout.slots, 4 * min(SCORED_ROWS, layout.piece))
+    scores = 3 * layout.slots * model.num_heads * DECODE_BLOCK * 4
+    return rows * model.vocab_size * 4 + scores
+
+
+def free_bytes() -> int | None:
+    """Bytes that are free on all devices together; None if this machine does not say."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return sum(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
+    """Refuses a layout that does not fit in `free` bytes, and names the change that makes it fit.
+
+    Raises:
+        InsufficientMemoryError: it does not fit.
+    """
+
+    def parts(layout: Layout) -> Plan:
+        return plan(model, layout, BudgetProfile.full([layer.window for layer in model.layers], layout.max_model_len))
+
+    def needed(layout: Layout) -> int:
+        return sum(parts(layout).values())
+
+    def with_slots(slots: int) -> Layout:
+        return dataclasses.replace(layout, slots=slots)
+
+    def with_length(chunks: int) -> Layout:
+        return dataclasses.replace(layout, max_model_len=chunks * CHUNK)
+
+    if free is None or needed(layout) <= free:
+        return
+    fewer = _largest(lambda slots: needed(with_slots(slots)) <= free, layout.slots - 1)
+    shorter = _largest(lambda chunks: needed(with_length(chunks)) <= free, (layout.max_model_len - 1) // CHUNK)
+    if fewer:
+        way_out = f"--max-num-seqs {fewer} fits, that is so many conversations at a time instead of {layout.slots}"
+    elif shorter:
+        way_out = f"--max-model-len {shorter * CHUNK} fits, instead of {layout.max_model_len} tokens a conversation"
+    else:
+        way_out = "no context fits beside the weights: spread them over more devices with --tensor-parallel-size"
+        if layout.dtype == "float32":
+            way_out += ", or halve them with --dtype bfloat16"
+    listed = ", ".join(f"{purpose} {in_units(value)}" for purpose, value in parts(layout).items())
+    raise InsufficientMemoryError(
+        f"{in_units(needed(layout))} of memory are needed ({listed}) and {in_units(free)} are free; {way_out}"
+    )
+
+
+def _largest(fits: Callable[[int], bool], upper: int) -> int:
+    """The largest n in [1, upper] that fits, 0 if none does; what is larger than one that does not, does not."""
+    low = 0
+    while low < upper:
+        middle = (low + upper + 1) // 2
+        low, upper = (middle, upper) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def in_units(value: int | float) -> str:
+    """Bytes as people read them: '1.50 GiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"

@@ -1,0 +1,98 @@
+"""What the engine plans with is what it takes, and what cannot fit is refused with a way out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kvjax import models
+from kvjax.budget import BudgetProfile
+from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.engine import Engine
+from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, in_units, plan
+from kvjax.engine.runner import Runner
+from tests.engine.tiny import CONFIG, CONTEXT
+
+GIB = 1 << 30
+LARGE = dataclasses.replace(CONFIG, width=1024, mlp_width=4096, vocab_size=32_000, head_dim=64, max_position=16_384)
+LAYOUT = Layout.resolve(EngineConfig(max_num_seqs=8), LARGE.max_position, "gpu")
+
+
+def total(layout: Layout) -> int:
+    windows = [layer.window for layer in LARGE.layers]
+    return sum(plan(LARGE, layout, BudgetProfile.full(windows, layout.max_model_len)).values())
+
+
+def test_the_plan_is_what_a_runner_holds():
+    layout = Layout.resolve(EngineConfig(max_num_seqs=3), CONTEXT, "cpu")
+    profile = BudgetProfile.full([layer.window for layer in CONFIG.layers], CONTEXT)
+    before = {id(array) for array in jax.live_arrays()}
+    runner = Runner(models.random(CONFIG, jax.random.key(0)), layout, profile)
+    prefill = runner.begin(np.zeros(CONTEXT - 1, np.int32), slot=0)
+    runner.advance(prefill)
+    held = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)
+    planned = plan(CONFIG, layout, profile)
+    assert sum(planned.values()) - planned["temporaries"] == pytest.approx(held, abs=64)  # a scalar or two
+
+
+def test_xla_needs_no_more_temporaries_than_planned():
+    layout = Layout.resolve(EngineConfig(max_num_seqs=3), CONTEXT, "cpu")
+    profile = BudgetProfile.full([layer.window for layer in CONFIG.layers], CONTEXT)
+    Runner(models.random(CONFIG, jax.random.key(0)), layout, profile).warm_up()
+    ours = [
+        executable.get_compiled_memory_stats().temp_size_in_bytes
+        for executable in jax.devices()[0].client.live_executables()
+        if executable.hlo_modules()[0].name in ("jit_prefill_layer", "jit_decode", "jit_score", "jit_first_token")
+    ]
+    assert 0 < max(ours) <= plan(CONFIG, layout, profile)["temporaries"]
+
+
+def test_what_fits_is_not_refused():
+    check_fits(LARGE, LAYOUT, total(LAYOUT))
+    check_fits(LARGE, LAYOUT, None)  # a machine that does not say
+
+
+def test_one_byte_short_names_fewer_conversations_and_they_fit():
+    with pytest.raises(InsufficientMemoryError, match=r"--max-num-seqs (\d) fits") as refused:
+        check_fits(LARGE, LAYOUT, total(LAYOUT) - 1)
+    assert in_units(total(LAYOUT)) in str(refused.value)
+    assert "--max-num-seqs 7 fits" in str(refused.value)
+    check_fits(LARGE, dataclasses.replace(LAYOUT, slots=7), total(LAYOUT) - 1)
+
+
+def test_one_conversation_too_long_names_a_length_that_fits():
+    one = dataclasses.replace(LAYOUT, slots=1)
+    with pytest.raises(InsufficientMemoryError, match=r"--max-model-len \d+ fits") as refused:
+        check_fits(LARGE, one, total(one) - 1)
+    length = int(str(refused.value).split("--max-model-len ")[1].split()[0])
+    check_fits(LARGE, dataclasses.replace(one, max_model_len=length), total(one) - 1)
+    with pytest.raises(InsufficientMemoryError):
+        check_fits(LARGE, dataclasses.replace(one, max_model_len=length + 256), total(one) - 1)
+
+
+def test_weights_too_large_name_more_devices():
+    with pytest.raises(InsufficientMemoryError, match="--tensor-parallel-size"):
+        check_fits(LARGE, LAYOUT, 1 << 20)
+
+
+def test_an_engine_refuses_before_it_reads_weights(folder, monkeypatch):
+    monkeypatch.setattr("kvjax.engine.engine.free_bytes", lambda: 1000)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("read the weights"))
+    with pytest.raises(InsufficientMemoryError, match="1000 B are free"):
+        Engine.from_pretrained(folder).start()
+
+
+def test_a_device_that_runs_full_names_what_to_lower(folder, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+
+    monkeypatch.setattr(models, "load", full)
+    with pytest.raises(InsufficientMemoryError, match="while loading: lower --max-num-seqs"):
+        Engine.from_pretrained(folder).start()
+
+
+def test_this_machine_says_what_is_free():
+    free = free_bytes()
+    assert free is not None
+    assert 100 * (1 << 20) < free < 10_000 * GIB
