@@ -1,6 +1,7 @@
 """`python -m kvjax.eval`: reads the arguments, and only then imports what answering needs."""
 
 import contextlib
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -19,7 +20,7 @@ from kvjax.eval.report import Watch, error_lines, pace_lines, table
 from kvjax.eval.runner import Case, evaluate
 from kvjax.eval.summary import Summary
 from kvjax.eval.target import Target, TargetError
-from kvjax.eval.tasks import TASKS
+from kvjax.eval.tasks import TASKS, Task
 
 MARGIN = 1024  # tokens beyond the longest sample, for answers longer than the right ones
 SMALL_MODEL = "kvjax_small"
@@ -30,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates; returns the exit status."""
     given = parse(sys.argv[1:] if arguments is None else arguments)
     out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    log = Console(stderr=True, highlight=False, soft_wrap=True)
     if given.list or given.show:
         out.print(specimen(given.show) if given.show else catalogue(TASKS.values()))
         return 0
     try:
-        check_metrics(given)
+        given = dataclasses.replace(given, tasks=with_metrics(given, log))
         with contextlib.ExitStack() as resources:
-            return run(given, out, Console(stderr=True, highlight=False), resources)
+            return run(given, out, log, resources)
     except (ArgumentError, JournalError, TargetError) as error:
         print(f"kvjax: {error}", file=sys.stderr)
         return 2
@@ -135,16 +137,20 @@ def open_target(given: Arguments, resources: contextlib.ExitStack) -> tuple[Targ
     if not (folder / "config.json").is_file():
         raise ArgumentError(f"--model {str(folder)!r} is no folder with a config.json: no model is in it")
     keep_compiled(given.compile_cache)
-    from kvjax.engine import EngineConfig
-    from kvjax.eval.target_engine import EngineTarget
     from kvjax.models import read_config
 
     try:
         most = read_config(folder).max_position
-        length = given.max_model_len or min(max(given.lengths) + MARGIN, most)
-        config = EngineConfig(max_model_len=length, max_num_seqs=given.conduct.concurrency)
     except (ValueError, OSError, NotImplementedError) as error:
         raise TargetError(f"{folder}: {error}") from error
+    length = given.max_model_len or min(max(given.lengths) + MARGIN, most)
+    for flag, tokens, bound in (("--max-model-len", length, most), ("--lengths", max(given.lengths), length)):
+        if tokens > bound:
+            raise ArgumentError(f"{flag} {tokens} is more than the {bound} tokens of context of {folder.name}")
+    from kvjax.engine import EngineConfig
+    from kvjax.eval.target_engine import EngineTarget
+
+    config = EngineConfig(max_model_len=length, max_num_seqs=given.conduct.concurrency)
     local = EngineTarget.from_pretrained(folder, config)
 
     def start() -> None:
@@ -156,13 +162,23 @@ def open_target(given: Arguments, resources: contextlib.ExitStack) -> tuple[Targ
     return local, start
 
 
-def check_metrics(given: Arguments) -> None:
-    """Raises ArgumentError if a package is missing that scoring one of the tasks needs."""
-    try:
-        for name in {task.metric for task in given.tasks}:
-            METRICS[name]("1", ("1",))
-    except ImportError as error:
-        raise ArgumentError(str(error)) from error
+def with_metrics(given: Arguments, log: Console) -> tuple[Task, ...]:
+    """The tasks that can be scored here: by default those, but a task that was asked for must be.
+
+    Raises:
+        ArgumentError: a package is missing that scoring needs.
+    """
+    tasks = []
+    for task in given.tasks:
+        try:
+            METRICS[task.metric]("1", ("1",))
+        except ImportError as error:
+            if not given.all_by_default:
+                raise ArgumentError(f"{task.name}: {error}") from error
+            log.print(f"{task.name} is left out: {error}", markup=False)
+        else:
+            tasks.append(task)
+    return tuple(tasks)
 
 
 def small_model() -> Path:

@@ -25,7 +25,7 @@ class Arguments:
 
     model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
     url: of a server; None evaluates `model` in this process.
-    tasks: what to ask; `lengths` in tokens, `samples` of each.
+    tasks: what to ask, `all_by_default` if nobody named them; `lengths` in tokens, `samples` of each.
     output: of the samples, JSON Lines; None keeps them nowhere.
     show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
     """
@@ -38,6 +38,7 @@ class Arguments:
     timeout: float
     compile_cache: str
     tasks: tuple[Task, ...]
+    all_by_default: bool
     lengths: tuple[int, ...]
     samples: int
     conduct: Conduct
@@ -97,7 +98,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--tasks",
         metavar="NAME",
         nargs="+",
-        default=DEFAULT_TASKS,
         help="names or patterns, as mini/vt or 'ruler/niah_*' (default: 'mini/*'); --list shows all",
     )
     what.add_argument(
@@ -148,7 +148,8 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         max_model_len=given.max_model_len,
         timeout=given.timeout,
         compile_cache=given.compile_cache,
-        tasks=select(given.tasks),
+        tasks=select(given.tasks or DEFAULT_TASKS),
+        all_by_default=given.tasks is None,
         lengths=tuple(dict.fromkeys(given.lengths)),
         samples=given.samples,
         conduct=Conduct(given.form, given.seed, given.temperature, given.concurrency),

@@ -20,8 +20,8 @@ def catalogue(tasks: Iterable[Task]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("task", no_wrap=True)
     shown.add_column("score", no_wrap=True)
-    shown.add_column("turns", justify="right")
-    shown.add_column("asks, for instance", overflow="ellipsis", no_wrap=True)
+    shown.add_column("turns", justify="right", no_wrap=True)
+    shown.add_column("asks, for instance", overflow="ellipsis", no_wrap=True, ratio=1)
     for task in tasks:
         sample = example(task)
         turns = Text(str(len(sample.turns)), style="dim" if len(sample.turns) == 1 else "")
