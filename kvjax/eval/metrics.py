@@ -1,12 +1,13 @@
 """How a generated answer is scored, by the name a task gives: every score lies in [0, 1], more is better.
 
-A metric takes the reply and all accepted answers. `string_match_all` wants each of them; every other metric
-takes the answer that the reply comes closest to.
+A metric takes the reply and all accepted answers. `string_match_all` wants each of them, `classification` the
+first; every other metric takes the answer that the reply comes closest to.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kvjax.eval.metrics_benchmark import choice, classification, first_line, leading_number, number_share
 from kvjax.eval.metrics_interval import mean_interval, wilson_interval
 from kvjax.eval.metrics_text import code_line, last_number, squad_words, words
 
@@ -146,6 +147,13 @@ METRICS: dict[str, Metric] = {
     "rouge_l": rouge_l,
     "edit_similarity": edit_similarity,
     "gsm8k": gsm8k,
+    # of single data sets
+    "first_line_token_f1": first_line(token_f1),
+    "first_line_rouge_l": first_line(rouge_l),
+    "classification": first_line(classification),
+    "number_share": number_share,
+    "leading_number": leading_number,
+    "choice": choice,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a metric sees of a text: its words, its first line of code, its last number."""
+"""What a metric sees of a text: its words, its first line of code, its first and last number."""
 
 import re
 import string
@@ -32,3 +32,9 @@ def last_number(text: str) -> Decimal | None:
     """The value of the last number in a text, if there is one."""
     found = _NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def first_number(text: str) -> Decimal | None:
+    """The value of the first number in a text, if there is one."""
+    found = _NUMBER.search(text)
+    return Decimal(found.group().replace(",", "")) if found else None
