@@ -99,7 +99,8 @@ def main() -> None:
     prompt = np.random.default_rng(0).integers(3, config.vocab_size, options.tokens - 64).astype(np.int32)
     prefill = runner.begin(prompt, slot=0)
     most_alive = alive()
-    while not runner.advance(prefill):
+    while not prefill.done:
+        runner.advance(prefill)
         most_alive = max(most_alive, alive())
         jax.block_until_ready(prefill.hidden)
     runner.finish(prefill, SamplingParams(), (), seed=0, limit=64)

@@ -33,6 +33,7 @@ from kvjax.engine.request import (
     Delta,
     EngineDeadError,
     Finish,
+    RequestFailedError,
     SamplingParams,
 )
 from kvjax.engine.runner import Runner
@@ -215,10 +216,13 @@ class Engine:
 
         Raises:
             ValueError: as `stream`, before anything is generated.
-            EngineDeadError: the engine has failed.
+            EngineDeadError: the engine is not ready, or fails on the way.
+            RequestFailedError: one of the requests failed; the others are cancelled.
         """
         from tqdm.auto import tqdm
 
+        if self.phase != "ready":
+            raise EngineDeadError(f"the engine is {self.phase}")
         given = params or SamplingParams()
         each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
@@ -238,7 +242,7 @@ class Engine:
                 received[index].append(delta)
                 generated += len(delta.tokens)
                 if delta.finish is Finish.ERROR:
-                    raise EngineDeadError(delta.error)
+                    raise (EngineDeadError if self.failure else RequestFailedError)(delta.error)
                 if delta.finish:
                     unfinished -= 1
                     bar.set_postfix_str(f"{generated / (time.monotonic() - began):,.0f} tok/s", refresh=False)

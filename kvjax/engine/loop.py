@@ -56,6 +56,7 @@ class EngineLoop:
         self._cancelled: list[ActiveRequest] = []
         self._pending: collections.deque[_Pending] = collections.deque()
         self._prefill: Prefill | None = None
+        self._scores: list[TokenLogprob] = []  # of the prompt being read, if they are asked for
         self._stopping = False
         self._working = False
         self._ended = False
@@ -124,7 +125,7 @@ class EngineLoop:
         if held is None:
             return SlotStats("free")
         if slot == self._scheduler.prefilling:
-            done = 0.0 if prefill is None else prefill.progress(len(self._runner.groups))
+            done = 0.0 if prefill is None else prefill.progress
             return SlotStats("prefill", held.request_id, round(done * len(held.prompt)), done)
         return SlotStats("decode", held.request_id, len(held.prompt) + held.generated, 1.0)
 
@@ -187,7 +188,7 @@ class EngineLoop:
             return
         slot, request = admitted
         request.scheduled()
-        self._prefill = self._runner.begin(request.prompt, slot)
+        self._prefill, self._scores = self._runner.begin(request.prompt, slot), []
 
     def _decode(self) -> bool:
         with self._condition:
@@ -203,20 +204,25 @@ class EngineLoop:
         return True
 
     def _advance(self) -> bool:
-        """Runs one unit of the prefill; after the last one the request decodes."""
+        """Runs one unit of the prefill, or scores one piece of the prompt; after the last the request decodes."""
         prefill = self._prefill
         if prefill is None:
             return False
-        jax.block_until_ready(prefill.hidden)  # one unit ahead and no more: a cancelled prompt ends soon
-        if not self._runner.advance(prefill):
-            self._count(prefill_units=1)
-            return True
         request = self._scheduler.slots[prefill.slot]
         assert request is not None
+        jax.block_until_ready(prefill.hidden)  # one unit ahead and no more: a cancelled prompt ends soon
+        if prefill.done:
+            self._score(prefill, request)
+        else:
+            self._runner.advance(prefill)
+            self._count(prefill_units=1)
+        wanted = request.params.prompt_logprobs is not None
+        if not prefill.done or (wanted and len(self._scores) < prefill.length - 1):
+            return True
+        if wanted:
+            request.prompt_logprobs = (None, *self._scores[: prefill.length - 1])
         self._prefill = None
-        if request.params.prompt_logprobs is not None:
-            request.prompt_logprobs = self._score(prefill, request.params.prompt_logprobs)
-        self._count(prefill_units=1, prompt_tokens=prefill.length)
+        self._count(prompt_tokens=prefill.length)
         if request.limit == 0:
             self._leave(request)
             self._end(request, Finish.LENGTH)
@@ -227,12 +233,10 @@ class EngineLoop:
             self._scheduler.prefilled()
         return True
 
-    def _score(self, prefill: Prefill, alternatives: int) -> tuple[TokenLogprob | None, ...]:
-        """The log-probability of every prompt token after the first, which has none."""
-        rows = []
-        for piece in range(prefill.pieces):
-            rows += _logprobs(jax.device_get(self._runner.score(prefill, piece)), alternatives)
-        return (None, *rows[: prefill.length - 1])
+    def _score(self, prefill: Prefill, request: ActiveRequest) -> None:
+        """Reads the log-probabilities of the next piece of the prompt's own tokens."""
+        scored = self._runner.score(prefill, len(self._scores) // prefill.size)
+        self._scores += _logprobs(jax.device_get(scored), request.params.prompt_logprobs or 0)
 
     def _collect(self, keep: int) -> None:
         """Reads finished dispatches, all but the last `keep`, and hands their tokens out."""

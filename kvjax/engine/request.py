@@ -193,7 +193,11 @@ class QueueFullError(RuntimeError):
 
 
 class EngineDeadError(RuntimeError):
-    """The engine's thread has ended; the process should exit."""
+    """The engine is not running: not started, closed, or its thread has failed."""
+
+
+class RequestFailedError(RuntimeError):
+    """One request failed inside the engine; the others, and the engine, are well."""
 
 
 def _bounded(name: str, value: int | float, low: int | float, high: int | float, *, open_low: bool = False) -> None:

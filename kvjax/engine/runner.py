@@ -33,6 +33,7 @@ class Prefill:
         tokens: the prompt, padded to its bucket; `length` is without padding.
         hidden: hidden states of all positions [T, E] before layer group `group`.
         size: tokens of a piece; `piece` is the next one of that group.
+        groups: layer groups in all.
     """
 
     tokens: np.ndarray
@@ -40,6 +41,7 @@ class Prefill:
     slot: int
     hidden: jax.Array
     size: int
+    groups: int
     group: int = 0
     piece: int = 0
 
@@ -47,9 +49,14 @@ class Prefill:
     def pieces(self) -> int:
         return -(-self.length // self.size)
 
-    def progress(self, groups: int) -> float:
-        """The share of its units that is done, of `groups` layer groups in all."""
-        return (self.group * self.pieces + self.piece) / (groups * self.pieces)
+    @property
+    def done(self) -> bool:
+        return self.group == self.groups
+
+    @property
+    def progress(self) -> float:
+        """The share of its units that is done."""
+        return (self.group * self.pieces + self.piece) / (self.groups * self.pieces)
 
 
 class Runner:
@@ -122,13 +129,12 @@ class Runner:
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        return Prefill(padded, len(tokens), slot, hidden, size=min(self.layout.piece, bucket))
+        return Prefill(padded, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
 
-    def advance(self, prefill: Prefill) -> bool:
+    def advance(self, prefill: Prefill) -> None:
         """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
 
-        Returns:
-            Whether all groups are done; then `finish` draws the first token.
+        Once it is `done`, `finish` draws the first token.
         """
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
         size = prefill.size
@@ -140,14 +146,13 @@ class Runner:
             )
         prefill.piece += 1
         if prefill.piece < prefill.pieces:
-            return False
+            return
         slot, length = np.int32(prefill.slot), np.int32(prefill.length)
         views = list(self.views)
         for place, layer in enumerate(group):
             views[layer] = steps.install(self.mesh, views[layer], workspace[place], slot, length)
             self.views = tuple(views)
         prefill.piece, prefill.group = 0, prefill.group + 1
-        return prefill.group == len(self.groups)
 
     def finish(
         self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int
@@ -195,8 +200,8 @@ class Runner:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
             prefill.length = prefill.size  # one piece meets every shape
-            while not self.advance(prefill):
-                pass
+            while not prefill.done:
+                self.advance(prefill)
             jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))
             jax.block_until_ready(self.score(prefill, 0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began

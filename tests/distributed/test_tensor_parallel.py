@@ -43,8 +43,8 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
     windows = [layer.window for layer in CONFIG.layers]
     runner = Runner(decoder, layout, BudgetProfile.full(windows, layout.max_model_len), mesh)
     prefill = runner.begin(PROMPT, slot=1)
-    while not runner.advance(prefill):
-        pass
+    while not prefill.done:
+        runner.advance(prefill)
     scores = np.concatenate([np.asarray(runner.score(prefill, piece).logprob) for piece in range(prefill.pieces)])
     greedy = SamplingParams(temperature=0.0)
     tokens = np.asarray(runner.finish(prefill, greedy, (), seed=0, limit=NEW_TOKENS).token).tolist()
