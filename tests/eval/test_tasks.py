@@ -2,8 +2,10 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from kvjax.eval.metrics import METRICS, score_turns
 from kvjax.eval.tasks import TASKS, Task, find_task
@@ -220,3 +222,21 @@ def test_words_are_distinct_and_filler_is_what_it_says():
     assert not set(NOUNS) & set(ADJECTIVES)
     assert noise(7)[5:] == noise(2)
     assert len(set(sentences(50, random.Random(0)))) == 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(Path(__file__).parents[2] / "models" / "kvjax_small" / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("mini/")])
+def test_mini_tasks_fit_the_tokens_of_the_model_that_ships(name, length, tokenizer):
+    def count(text):
+        return len(tokenizer.encode(text).ids)
+
+    for seed in range(3):
+        sample = find_task(name).sample(length=length, seed=seed, count=count)
+        said = [turn.question + turn.answer_prefix + turn.reply for turn in sample.turns]
+        assert length - 48 < count(sample.context + "\n".join(said)) <= length
+        assert all(count(turn.reply) <= sample.max_new_tokens for turn in sample.turns)
