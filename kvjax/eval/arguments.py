@@ -5,13 +5,16 @@ import difflib
 import fnmatch
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import kvjax
+from kvjax.eval.loaders_dataset import DataSet
 from kvjax.eval.runner import Conduct
 from kvjax.eval.tasks import TASKS, Task
 
 DEFAULT_TASKS = ("mini/*",)
+KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
 
@@ -25,7 +28,9 @@ class Arguments:
 
     model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
     url: of a server; None evaluates `model` in this process.
-    tasks: what to ask, `all_by_default` if nobody named them; `lengths` in tokens, `samples` of each.
+    tasks: what to ask, `all_by_default` if nobody named them; `data` is what files hold.
+    lengths: in tokens; empty for the default, which is the model's context for files.
+    samples: of each task at each length; None for the default, which is all for files.
     output: of the samples, JSON Lines; None keeps them nowhere.
     show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
     """
@@ -39,8 +44,9 @@ class Arguments:
     compile_cache: str
     tasks: tuple[Task, ...]
     all_by_default: bool
+    data: tuple[DataSet, ...]
     lengths: tuple[int, ...]
-    samples: int
+    samples: int | None
     conduct: Conduct
     output: str | None
     json: bool
@@ -83,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-model-len",
         metavar="TOKENS",
         type=int,
-        help="of prompt and answer, without --url (default: the longest of --lengths and 1024 more)",
+        help="of prompt and answer (default: the server's, or the longest of --lengths and 1024 more)",
     )
     target.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="of a request (default: 600)")
     target.add_argument(
@@ -105,10 +111,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         nargs="+",
         type=int,
-        default=(512,),
-        help="of each sample with its answers (default: 512)",
+        default=(),
+        help="of each sample with its answers (default: 512; for --data what the model takes)",
     )
-    what.add_argument("--samples", metavar="N", type=int, default=20, help="of each task at each length (default: 20)")
+    what.add_argument(
+        "--data",
+        metavar="KIND:FILE",
+        action="append",
+        default=[],
+        help="a file of a published benchmark, as ruler:niah_single_1.jsonl; may repeat "
+        f"(kinds: {', '.join(KINDS)}); without --tasks nothing else is asked",
+    )
+    what.add_argument(
+        "--samples",
+        metavar="N",
+        type=int,
+        help="of each task at each length (default: 20, for --data all)",
+    )
     what.add_argument("--seed", metavar="N", type=int, default=0, help="another one draws other samples (default: 0)")
     what.add_argument(
         "--form",
@@ -133,12 +152,10 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
     for name in ("tokenizer", "api_key"):
         if getattr(given, name) is not None and given.url is None:
             raise ArgumentError(f"--{name.replace('_', '-')} is for a server: give --url as well")
-    if given.max_model_len is not None and given.url is not None:
-        raise ArgumentError("--max-model-len is the server's to set: leave it out, or leave out --url")
     for name in ("samples", "timeout", "max_model_len"):
         if getattr(given, name) is not None and not getattr(given, name) > 0:
             raise ArgumentError(f"--{name.replace('_', '-')} {getattr(given, name)} must be more than 0")
-    if min(given.lengths) < 1:
+    if given.lengths and min(given.lengths) < 1:
         raise ArgumentError(f"--lengths {min(given.lengths)} must be at least 1 token")
     return Arguments(
         model=given.model,
@@ -148,8 +165,9 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         max_model_len=given.max_model_len,
         timeout=given.timeout,
         compile_cache=given.compile_cache,
-        tasks=select(given.tasks or DEFAULT_TASKS),
+        tasks=select(given.tasks or (() if given.data else DEFAULT_TASKS)),
         all_by_default=given.tasks is None,
+        data=read_data(given.data),
         lengths=tuple(dict.fromkeys(given.lengths)),
         samples=given.samples,
         conduct=Conduct(given.form, given.seed, given.temperature, given.concurrency),
@@ -158,6 +176,32 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         list=given.list,
         show=select([given.show])[0] if given.show else None,
     )
+
+
+def read_data(named: Sequence[str]) -> tuple[DataSet, ...]:
+    """The data sets of `KIND:FILE` each; their names begin with `data/`, apart from generated tasks.
+
+    Raises:
+        ArgumentError: there is no such kind, no such file, or something else is in it.
+    """
+    if not named:
+        return ()
+    from kvjax.eval.loaders import load
+
+    found: dict[str, DataSet] = {}
+    for text in named:
+        kind, colon, path = text.partition(":")
+        if not colon or kind not in KINDS:
+            raise ArgumentError(f"--data {text!r}: write it as KIND:FILE; kinds are {', '.join(KINDS)}")
+        try:
+            loaded = load(kind, Path(path).expanduser())
+        except (OSError, ValueError, ImportError) as error:
+            raise ArgumentError(f"--data {text}: {error}") from error
+        data = replace(loaded, name=f"data/{loaded.name}")
+        if data.name in found:
+            raise ArgumentError(f"--data has two files of {data.name}: evaluate one after the other")
+        found[data.name] = data
+    return tuple(found.values())
 
 
 def select(patterns: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> tuple[Task, ...]:

@@ -37,7 +37,7 @@ class Record:
     """One sample: either scored, or failed with the reason. A failed one has no score, which is not a score of 0.
 
     Attributes:
-        length: tokens asked for; 0 for a sample of a file, which has its own.
+        length: tokens of the sample and its answers, which one from a file may stay below.
         index: which of the samples of its task and length.
         score: the mean over its turns; None if a request failed.
         error: why it failed; None if it was scored.

@@ -77,26 +77,28 @@ def table(summary: Summary) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, show_footer=True)
     shown.add_column("score x100 [dim](95% interval)[/dim]", "mean of tasks", no_wrap=True)
     for length in lengths:
-        shown.add_column(column_name(length), _mean(summary.mean(length=length)), justify="right", no_wrap=True)
+        shown.add_column(f"{length:,}", _mean(summary.mean(length=length)), justify="right", no_wrap=True)
+        shown.add_column("")
     several = len(lengths) > 1
     if several:
         shown.add_column("mean", _mean(summary.mean()), justify="right", no_wrap=True)
     cells = {(cell.task, cell.length): cell for cell in summary.cells}
     for task in summary.tasks:
-        row = [_cell(cells.get((task, length))) for length in lengths]
+        row = [text for length in lengths for text in _cell(cells.get((task, length)))]
         shown.add_row(task, *row, *([_mean(summary.mean(task=task))] if several else []))
     return shown
 
 
 def pace_lines(summary: Summary) -> list[Text]:
     """How fast the answers came, a line a length."""
-    width = max((len(column_name(pace.length)) for pace in summary.paces), default=0)
-    lines = []
+    width = max((len(f"{pace.length:,}") for pace in summary.paces), default=0)
+    lines, head = [], "median request"
     for pace in summary.paces:
-        line = f"  {column_name(pace.length):>{width}}  first token after {pace.first_token_seconds:.2f} s"
+        line = f"  {head:14}  {pace.length:>{width},}  first token after {pace.first_token_seconds:.2f} s"
         line += f", then {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""
         lines.append(Text(line, style="dim"))
-    return [Text("  of the median request", style="dim"), *lines] if lines else []
+        head = ""
+    return lines
 
 
 def error_lines(summary: Summary) -> list[Text]:
@@ -112,23 +114,20 @@ def error_lines(summary: Summary) -> list[Text]:
     return lines
 
 
-def column_name(length: int) -> str:
-    """The heading of a length; samples of a file have lengths of their own."""
-    return f"{length:,}" if length else "file"
-
-
-def _cell(cell: Cell | None) -> Text:
+def _cell(cell: Cell | None) -> tuple[Text, Text]:
+    """The mean, and what is to be known about it."""
     if cell is None:
-        return Text("")
-    text = _mean(cell.mean)
+        return Text(""), Text("")
+    note = Text("")
     if cell.low is not None and cell.high is not None:
-        text.append(f" {100 * cell.low:3.0f}-{100 * cell.high:<3.0f}", style="dim")
+        note.append(f"{100 * cell.low:3.0f}-{100 * cell.high:.0f}", style="dim")
     if cell.failed:
-        text.append(f" {cell.failed} failed", style="red")
-    return text
+        note.append(f" {cell.failed} failed", style="red")
+    return _mean(cell.mean), note
 
 
 def _mean(mean: float | None) -> Text:
     if mean is None:
-        return Text("-", style="dim")
-    return Text(f"{100 * mean:.1f}", style="green" if mean >= 0.9 else "yellow" if mean >= 0.5 else "red")
+        return Text("").append("-", style="dim")
+    # appended, so that the colour is that of the number alone
+    return Text("").append(f"{100 * mean:.1f}", style="green" if mean >= 0.9 else "yellow" if mean >= 0.5 else "red")

@@ -4,13 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
 from kvjax.eval import __main__ as command
+from kvjax.eval.arguments import KINDS
+from kvjax.eval.loaders import LOADERS
+from kvjax.eval.metrics import METRICS
 from kvjax.eval.target import RequestFailedError, TargetGoneError
+from kvjax.eval.target_open import open_target
 from kvjax.eval.tasks import TASKS
 from tests.eval.fake_target import FakeTarget, reads
+from tests.eval.openai_server import MODELS, serving
 
 TWO = ["--tasks", "mini/niah_single_1", "mini/niah_single_2", "--lengths", "100", "200", "--samples", "3"]
 
@@ -85,7 +91,9 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
         (["--form", "poem"], "invalid choice: 'poem'"),
         (["--tokenizer", "x"], "--tokenizer is for a server: give --url as well"),
         (["--api-key", "x"], "--api-key is for a server"),
-        (["--url", "http://x", "--max-model-len", "9"], "--max-model-len is the server's to set"),
+        (["--data", "ruler"], "write it as KIND:FILE; kinds are ruler, longbench"),
+        (["--data", "squad:x.json"], "write it as KIND:FILE; kinds are ruler, longbench"),
+        (["--data", "ruler:/nowhere/vt.jsonl"], "no file /nowhere/vt.jsonl"),
         (["--url", "nowhere"], "url='nowhere' is no address: write it as http://localhost:8000"),
         (["--model", "/nowhere"], "no folder with a config.json"),
         (["--max-model-len", "999999"], "--max-model-len 999999 is more than the"),
@@ -101,7 +109,7 @@ def test_a_missing_package_is_named_before_anything_is_asked(capsys, monkeypatch
     def missing(prediction, answers):
         raise ImportError('needs rapidfuzz: pip install "kvjax[eval]"')
 
-    monkeypatch.setitem(command.METRICS, "string_match_all", missing)
+    monkeypatch.setitem(METRICS, "string_match_all", missing)
     assert 'pip install "kvjax[eval]"' in wrong(capsys, *TWO)
     assert not target.asked
 
@@ -110,7 +118,7 @@ def test_a_missing_package_takes_tasks_from_the_default_ones_only(capsys, monkey
     def missing(prediction, answers):
         raise ImportError("needs rapidfuzz")
 
-    monkeypatch.setitem(command.METRICS, "edit_similarity", missing)
+    monkeypatch.setitem(METRICS, "edit_similarity", missing)
     target.say = lambda prompt: "no idea"
     assert command.main(["--samples", "1", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -224,6 +232,65 @@ def test_ctrl_c_leaves_a_good_file_and_a_table(capsys, target, tmp_path):
     assert command.main([*TWO, *output]) == 0
     lines = (tmp_path / "run.jsonl").read_text().splitlines()
     assert len(lines) == 13  # the settings, and each sample once
+
+
+def ruler_file(folder, samples: int, name: str = "niah_single_1"):
+    path = folder / f"{name}.jsonl"
+    row = {"input": "Many words. The key is 7.\nWhat is the special magic number for a mentioned?", "outputs": ["7"]}
+    path.write_text(f"{json.dumps(row | {'answer_prefix': ' It is'})}\n" * samples)
+    return path
+
+
+def test_a_file_is_asked_whole_at_the_context_of_the_model(capsys, target, tmp_path):
+    target.say = lambda prompt: "It is 7."
+    path = ruler_file(tmp_path, 3)
+    assert command.main(["--data", f"ruler:{path}", "--json", "--output", str(tmp_path / "run.jsonl")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    [cell] = summary["cells"]
+    assert (cell["task"], cell["length"], cell["scored"], cell["mean"]) == ("data/ruler/niah_single_1", 4096, 3, 1.0)
+    assert command.main(["--data", f"ruler:{path}", "--lengths", "200", "--samples", "2", "--json"]) == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert (cell["length"], cell["scored"]) == (200, 2)
+    # another content under the same name does not go on with these results
+    ruler_file(tmp_path, 4)
+    assert "data was " in wrong(capsys, "--data", f"ruler:{path}", "--output", str(tmp_path / "run.jsonl"))
+
+
+def test_files_and_tasks_go_together_at_lengths_of_their_own(capsys, target, tmp_path):
+    target.say = lambda prompt: "It is 7."
+    data = ["--data", f"ruler:{ruler_file(tmp_path, 2)}", "--data", f"ruler:{ruler_file(tmp_path, 2, 'niah_single_2')}"]
+    assert command.main([*data, "--tasks", "mini/niah_single_1"]) == 0
+    out = capsys.readouterr().out
+    assert "2 to 20 samples a cell" in out
+    assert [line.split()[0] for line in out.splitlines() if "/niah" in line] == [
+        "mini/niah_single_1",
+        "data/ruler/niah_single_1",
+        "data/ruler/niah_single_2",
+    ]
+    assert len(target.asked) == 24
+
+
+def test_files_without_a_length_need_one(capsys, target, tmp_path):
+    target.max_model_len = None
+    assert "give --max-model-len" in wrong(capsys, "--data", f"ruler:{ruler_file(tmp_path, 2)}")
+    other = tmp_path / "other"
+    other.mkdir()
+    twice = ["--data", f"ruler:{ruler_file(tmp_path, 2)}", "--data", f"ruler:{ruler_file(other, 2)}"]
+    assert "has two files of data/ruler/niah_single_1" in wrong(capsys, *twice)
+
+
+def test_the_kinds_of_data_are_those_that_can_be_loaded():
+    assert list(LOADERS) == list(KINDS)
+
+
+def test_a_server_that_does_not_tell_its_context_is_told():
+    for told, given, used in ((None, "512", 512), (256, "512", 256), (1024, "512", 512), (256, None, 256)):
+        models = {"object": "list", "data": [MODELS["data"][0] | {"max_model_len": told}]}
+        replies = {"/v1/models": (200, models), "/tokenize": (200, {"count": 5})}
+        with serving(lambda path, body, headers, replies=replies: replies[path]) as url, ExitStack() as resources:
+            flags = [] if given is None else ["--max-model-len", given]
+            target, _ = open_target(command.parse(["--url", url, *flags]), resources)
+            assert target.max_model_len == used
 
 
 def test_a_disk_that_is_full_is_said(capsys, target, tmp_path, monkeypatch):

@@ -1,0 +1,87 @@
+"""Which samples an evaluation asks: every task at every length, and files at the length that the model takes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvjax.eval.arguments import ArgumentError, Arguments
+from kvjax.eval.loaders_dataset import DataSet
+from kvjax.eval.metrics import METRICS
+from kvjax.eval.runner import Case
+from kvjax.eval.tasks import Task
+
+LENGTHS = (512,)
+SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`samples` samples of a task at a length in tokens; for a file that is what a sample may have at most."""
+
+    task: Task
+    length: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells, and their cases index by index: a run that is interrupted has something of each."""
+
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def of(cls, given: Arguments, tasks: Sequence[Task], context: int | None) -> "Plan":
+        """The plan for a model that takes `context` tokens, None if nobody knows.
+
+        Raises:
+            ArgumentError: a length is more than the context, or it is not known and files need it.
+        """
+        if given.data and not given.lengths and context is None:
+            raise ArgumentError("the server does not tell how long its context is: give --max-model-len")
+        for length in given.lengths:
+            if context is not None and length > context:
+                raise ArgumentError(f"--lengths {length} is more than the model's context of {context} tokens")
+        cells = [Cell(task, length, given.samples or SAMPLES) for task in tasks for length in given.lengths or LENGTHS]
+        for data in given.data:
+            count = min(given.samples or len(data.samples), len(data.samples))
+            cells += [Cell(data, length, count) for length in given.lengths or (context or 0,)]
+        return cls(tuple(cells))
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """Names and lengths of the cells."""
+        return [(cell.task.name, cell.length) for cell in self.cells]
+
+    @property
+    def cases(self) -> list[Case]:
+        rounds = range(max(cell.samples for cell in self.cells))
+        return [Case(cell.task, cell.length, index) for index in rounds for cell in self.cells if index < cell.samples]
+
+    def __str__(self) -> str:
+        """How many samples a cell has, for a heading."""
+        counts = sorted({cell.samples for cell in self.cells})
+        return f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} samples a cell"
+
+
+def fingerprint(data: DataSet) -> str:
+    """Twelve hexadecimal digits that change with any sample of a data set."""
+    return hashlib.sha256(repr(data.samples).encode()).hexdigest()[:12]
+
+
+def with_metrics(given: Arguments) -> tuple[tuple[Task, ...], list[str]]:
+    """The tasks that can be scored with the packages that are here, and a sentence about each other one.
+
+    Raises:
+        ArgumentError: one of the others was asked for by name.
+    """
+    tasks, left_out = [], []
+    for task in (*given.tasks, *given.data):
+        try:
+            METRICS[task.metric]("1", ("1",))
+        except ImportError as error:
+            if task in given.data or not given.all_by_default:
+                raise ArgumentError(f"{task.name}: {error}") from error
+            left_out.append(f"{task.name} is left out: {error}")
+        else:
+            tasks += [task] if task in given.tasks else []
+    return tuple(tasks), left_out
