@@ -134,20 +134,26 @@ class PlainAnswering:
 
 @dataclass(frozen=True)
 class MiniAnswering:
-    """Documents of four sentences of seven tokens: 'The fox likes the lamp.'"""
+    """Documents of four sentences of seven tokens: 'The town of fox is lake.'"""
 
     max_new_tokens: int = 4
-    _verbs = ("likes", "finds", "keeps")
+    # nouns too, since those are single tokens
+    _aspects = ("town", "fruit", "ship")
+    _friend = "sister"
+
+    @property
+    def _nouns(self) -> list[str]:
+        return [noun for noun in NOUNS if noun not in (*self._aspects, self._friend)]
 
     def names(self, count: int, rng: random.Random) -> list[str]:
-        return rng.sample(NOUNS, min(count, len(NOUNS)))
+        return rng.sample(self._nouns, min(count, len(self._nouns)))
 
     def facts(self, rng: random.Random) -> tuple[str, ...]:
-        return tuple(rng.sample(NOUNS, len(self._verbs)))
+        return tuple(rng.sample(self._nouns, len(self._aspects)))
 
     def document(self, person: Person) -> str:
-        told = [f"The {person.name} {verb} the {fact}." for verb, fact in zip(self._verbs, person.facts, strict=True)]
-        return " ".join((*told, f"The {person.name} knows the {person.friend}."))
+        told = (*zip(self._aspects, person.facts, strict=True), (self._friend, person.friend))
+        return " ".join(f"The {aspect} of {person.name} is {fact}." for aspect, fact in told)
 
     def filler(self, count: int, rng: random.Random) -> list[str]:
         return sentences(count, rng)
@@ -156,11 +162,9 @@ class MiniAnswering:
         return "\n".join(documents) + "\n"
 
     def ask(self, person: Person, aspect: int, friend: Person | None) -> Question:
-        verb, answer = self._verbs[aspect], (friend or person).facts[aspect]
-        if friend:
-            who = f"The one that the {person.name} knows"
-            return Question(f"{who} {verb} what?\n", f"{who} {verb} the", (answer,), f" {answer}.")
-        return Question(f"The {person.name} {verb} what?\n", f"The {person.name} {verb} the", (answer,), f" {answer}.")
+        who = f"the {self._friend} of {person.name}" if friend else person.name
+        asked, answer = f"{self._aspects[aspect]} of {who}", (friend or person).facts[aspect]
+        return Question(f"What is the {asked}?\n", f"The {asked} is", (answer,), f" {answer}.")
 
 
 @dataclass(frozen=True)
