@@ -1,15 +1,17 @@
 """An `Engine` in this process as the target of an evaluation: requests share its continuous batch."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from kvjax.engine import Delta, Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
 from kvjax.eval.target import Answer, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
 
+_LAST_WORDS_SECONDS = 5.0
 _ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
 
 
@@ -36,6 +38,16 @@ class EngineTarget(Target):
             raise TargetError(f"{os.fspath(folder)}: {error}") from error
         identity = {"model": Path(folder).resolve().name, "files": fingerprint(Path(folder))}
         return cls(engine, identity | {"dtype": engine.layout.dtype})
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            # the engine still tells cancelled requests of their end, which a closed event loop could not take
+            patience = time.monotonic() + _LAST_WORDS_SECONDS
+            while self._busy() and time.monotonic() < patience:
+                await asyncio.sleep(0.01)
 
     def count(self, prompt: Prompt) -> int:
         return len(self._tokens(prompt))
@@ -64,6 +76,10 @@ class EngineTarget(Target):
             raise RequestFailedError(f"the request ended with {last.finish}: {last.error or 'no reason given'}")
         now = time.monotonic()
         return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
+
+    def _busy(self) -> bool:
+        stats = self.engine.stats()
+        return stats.submitted > stats.finished + stats.cancelled + stats.failed
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         tokenizer = self.engine.tokenizer

@@ -50,6 +50,23 @@ def test_seeds_count_when_it_is_warm(target):
     assert one.text == same.text != other.text
 
 
+def test_after_an_interruption_the_engine_has_nothing_left_to_say(target, caplog):
+    async def interrupted():
+        async with target.session(), asyncio.TaskGroup() as group:
+            for prompt in PROMPTS[:2]:
+                group.create_task(target.complete(prompt, max_tokens=40))
+            while target.engine.stats().running < 2:
+                await asyncio.sleep(0.001)
+            raise KeyError("stop")
+
+    before = target.engine.stats()
+    with pytest.raises(BaseExceptionGroup):
+        asyncio.run(interrupted())
+    stats = target.engine.stats()
+    assert stats.submitted == before.submitted + 2 == stats.finished + stats.cancelled + stats.failed
+    assert not caplog.records
+
+
 def test_what_does_not_fit_says_how_much_does(target):
     with pytest.raises(RequestFailedError, match="context is 64 tokens"):
         ask(target, ["tin"], max_tokens=64)
