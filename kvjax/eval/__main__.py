@@ -21,7 +21,8 @@ from kvjax.eval.target import Target, TargetError
 from kvjax.eval.target_open import open_target
 from kvjax.eval.tasks import TASKS
 
-WIDE = 200  # columns of a table that no terminal bounds
+WIDE = 200  # columns where no terminal bounds them
+MEASURED = 10_000  # columns; no table has more
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +70,10 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     else:
         drawn = "greedy" if given.conduct.temperature == 0 else f"temperature {given.conduct.temperature:g}"
         out.print(f"\n  [bold]{target.name}[/bold]  {given.conduct.form}, {drawn}, {plan}")
-        out.print(table(summary), *pace_lines(summary), "", sep="\n")
+        shown = table(summary)
+        # rather lines that a narrow terminal wraps than numbers that are cut
+        out.width = max(out.width, out.measure(shown, options=out.options.update(max_width=MEASURED)).maximum)
+        out.print(shown, *pace_lines(summary), "", sep="\n")
     for line in error_lines(summary):
         log.print(line)
     if (interrupted or summary.failed or summary.missing) and given.output:

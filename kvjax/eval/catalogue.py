@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from kvjax.eval.tasks import Task
@@ -15,19 +13,19 @@ SHORTEST, LONGEST = 128, 1 << 20
 SHOWN = 600  # characters at either end of a context
 
 
-def catalogue(tasks: Iterable[Task]) -> Table:
-    """All tasks, a line each."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("task", no_wrap=True)
-    shown.add_column("score", no_wrap=True)
-    shown.add_column("turns", justify="right", no_wrap=True)
-    shown.add_column("asks, for instance", overflow="ellipsis", no_wrap=True, ratio=1)
+def catalogue(tasks: Iterable[Task]) -> Group:
+    """All tasks, a line each: its name, its score, how many turns it has, and what it asks; a terminal cuts the end."""
+    rows = [("task", "score", "turns", "asks, for instance")]
     for task in tasks:
         sample = example(task)
-        turns = Text(str(len(sample.turns)), style="dim" if len(sample.turns) == 1 else "")
-        asked = " ".join((sample.question.strip().splitlines() or [sample.answer_prefix])[-1].split())
-        shown.add_row(task.name, Text(task.metric, style="dim"), turns, Text(asked))
-    return shown
+        asked = (sample.question.strip().splitlines() or [sample.answer_prefix])[-1]
+        rows.append((task.name, task.metric, str(len(sample.turns)), " ".join(asked.split())))
+    names, metrics = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = []
+    for index, (name, metric, turns, asked) in enumerate(rows):
+        line = Text(f"{name:<{names}}  ", no_wrap=True, overflow="ellipsis", style="" if index else "bold")
+        lines.append(line.append(f"{metric:<{metrics}}  ", style="dim").append(f"{turns:>5}  {asked}"))
+    return Group(*lines)
 
 
 def specimen(task: Task) -> Group:

@@ -57,7 +57,8 @@ class Watch:
         return mean + (f", [red]{failed} failed[/red]" if failed else "")
 
     def __enter__(self) -> "Watch":
-        self._bar.start()
+        if len(self._records) < self._total:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -43,7 +43,7 @@ class OpenAITarget(Target):
         try:
             import openai
         except ImportError as error:
-            raise TargetError("--url needs the openai client: pip install 'openai>=2'") from error
+            raise TargetError('--url needs the openai client: pip install "kvjax[eval]"') from error
         self._openai = openai
         self._base, self._root = _addresses(url)
         self._options: dict[str, Any] = {
