@@ -10,7 +10,7 @@ from pathlib import Path
 
 import kvjax
 from kvjax.eval.loaders_dataset import DataSet
-from kvjax.eval.runner import Conduct
+from kvjax.eval.runner import SEEDS, Conduct
 from kvjax.eval.tasks import TASKS, Task
 
 DEFAULT_TASKS = ("mini/*",)
@@ -155,6 +155,8 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
     for name in ("samples", "timeout", "max_model_len"):
         if getattr(given, name) is not None and not getattr(given, name) > 0:
             raise ArgumentError(f"--{name.replace('_', '-')} {getattr(given, name)} must be more than 0")
+    if given.samples is not None and given.samples > SEEDS:
+        raise ArgumentError(f"--samples {given.samples} is more than the {SEEDS:,} of one seed: use several --seed")
     if given.lengths and min(given.lengths) < 1:
         raise ArgumentError(f"--lengths {min(given.lengths)} must be at least 1 token")
     return Arguments(

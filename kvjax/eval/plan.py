@@ -15,7 +15,7 @@ SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCell:
     """`samples` samples of a task at a length in tokens; for a file that is what a sample may have at most."""
 
     task: Task
@@ -27,7 +27,7 @@ class Cell:
 class Plan:
     """All cells, and their cases index by index: a run that is interrupted has something of each."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[PlannedCell, ...]
 
     @classmethod
     def of(cls, given: Arguments, tasks: Sequence[Task], context: int | None) -> "Plan":
@@ -41,10 +41,12 @@ class Plan:
         for length in given.lengths:
             if context is not None and length > context:
                 raise ArgumentError(f"--lengths {length} is more than the model's context of {context} tokens")
-        cells = [Cell(task, length, given.samples or SAMPLES) for task in tasks for length in given.lengths or LENGTHS]
+        cells = [
+            PlannedCell(task, length, given.samples or SAMPLES) for task in tasks for length in given.lengths or LENGTHS
+        ]
         for data in given.data:
             count = min(given.samples or len(data.samples), len(data.samples))
-            cells += [Cell(data, length, count) for length in given.lengths or (context or 0,)]
+            cells += [PlannedCell(data, length, count) for length in given.lengths or (context or 0,)]
         return cls(tuple(cells))
 
     @property

@@ -1,5 +1,6 @@
 """What became of one sample, and the file of such lines that an evaluation leaves and goes on from."""
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -84,19 +85,23 @@ class Journal:
         """Opens the file for going on, or starts it.
 
         Raises:
-            JournalError: it holds something else, or results of other settings, or cannot be written.
+            JournalError: it holds something else, or results of other settings, or cannot be written, or is being.
         """
         self.path = path
         self.records: dict[Key, Record] = {}
         head = {"kvjax.eval": FORMAT, "settings": dict(settings)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._read(head) if path.exists() else 0
-            self._file = path.open("r+b" if path.exists() else "w+b")
+            self._file = path.open("a+b")
         except OSError as error:
             raise JournalError(f"output={str(path)!r} cannot be used: {error.strerror}; choose another") from error
+        try:
+            self._lock()
+            whole = self._read(head)
+        except JournalError:
+            self.close()
+            raise
         self._file.truncate(whole)
-        self._file.seek(whole)
         if not whole:
             self._write(head)
 
@@ -118,6 +123,13 @@ class Journal:
         # in ASCII: a model may say half a character, or a line end that only Unicode knows
         self._file.write(json.dumps(content).encode("ascii") + b"\n")
         self._file.flush()
+
+    def _lock(self) -> None:
+        """Holds the file until it is closed, for this process alone."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalError(f"output={str(self.path)!r} is being written by another run: wait for it") from error
 
     def _read(self, head: Mapping[str, Any]) -> int:
         """Fills `records`; returns the length of the file's whole lines in bytes."""
@@ -142,12 +154,12 @@ class Journal:
     def _lines(self) -> Iterator[tuple[bytes, int]]:
         """Each line that has its end, and where that is; not the one that a killed process was writing."""
         end = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                end += len(line)
-                yield line, end
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            yield line, end
 
 
 def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], version: int) -> None:

@@ -64,7 +64,8 @@ class OpenAITarget(Target):
             raise
         self.name = f"{card.id} at {self._root}"
         self.max_model_len = getattr(card, "max_model_len", None)
-        self.identity = {"model": card.id, "url": self._base}
+        # another tokenizer counts otherwise, so it makes other samples
+        self.identity = {"model": card.id, "url": self._base, "tokenizer": tokenizer or "/tokenize"}
 
     def close(self) -> None:
         """Closes the connections that counted tokens."""

@@ -86,6 +86,7 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
         (["--lengths", "0"], "--lengths 0 must be at least 1 token"),
         (["--lengths", "many"], "invalid int value: 'many'"),
         (["--samples", "0"], "--samples 0 must be more than 0"),
+        (["--samples", "1000001"], "--samples 1000001 is more than the 1,000,000 of one seed"),
         (["--timeout", "nan"], "--timeout nan must be more than 0"),
         (["--concurrency", "0"], "concurrency=0 must be at least 1"),
         (["--form", "poem"], "invalid choice: 'poem'"),
@@ -125,6 +126,10 @@ def test_a_missing_package_takes_tasks_from_the_default_ones_only(capsys, monkey
     assert "mini/next_line is left out: needs rapidfuzz" in err
     tasks = {cell["task"] for cell in json.loads(out)["cells"]}
     assert tasks == {name for name in TASKS if name.startswith("mini/")} - {"mini/next_line"}
+
+
+def test_a_length_beyond_the_context_is_refused(capsys, target):
+    assert "--lengths 5000 is more than the model's context of 4096 tokens" in wrong(capsys, "--lengths", "5000")
 
 
 def test_a_table_and_status_0(capsys, target):

@@ -90,6 +90,15 @@ def test_a_later_format_is_refused(path):
         Journal(path, SETTINGS)
 
 
+def test_two_runs_do_not_write_one_file(path):
+    with Journal(path, SETTINGS) as journal:
+        with pytest.raises(JournalError, match="being written by another run"):
+            Journal(path, SETTINGS)
+        journal.append(RECORDS[0])
+    write(path, RECORDS[1:])
+    assert len(path.read_text().splitlines()) == 4
+
+
 def test_an_empty_file_is_a_new_one(path):
     path.parent.mkdir()
     path.touch()

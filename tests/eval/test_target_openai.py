@@ -71,7 +71,7 @@ def test_addresses_with_and_without_v1_are_one(ending):
     script = Script(completions=(200, stream(text("a", "stop"))))
     with serving(script) as url:
         target = OpenAITarget(url + ending)
-        assert target.identity == {"model": "m", "url": f"{url}/v1"}
+        assert target.identity == {"model": "m", "url": f"{url}/v1", "tokenizer": "/tokenize"}
         ask(target)
     assert [path for path, _, _ in script.heard] == ["/v1/models", "/tokenize", "/v1/completions"]
 
