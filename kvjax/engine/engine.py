@@ -38,7 +38,7 @@ from kvjax.engine.request import (
 )
 from kvjax.engine.runner import Runner
 from kvjax.engine.sampling import MAX_ENDINGS
-from kvjax.engine.sequence import ActiveRequest, Sink
+from kvjax.engine.sequence import ActiveRequest, CallerGoneError, Sink
 from kvjax.engine.stats import EngineStats
 from kvjax.engine.tokenizer import Tokenizer
 
@@ -190,7 +190,10 @@ class Engine:
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
 
         def sink(delta: Delta) -> None:
-            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+            try:
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
+            except RuntimeError as error:  # the loop is closed
+                raise CallerGoneError from error
 
         with self._place(reservation):
             request = self._submit(prompt, params, sink, request_id)

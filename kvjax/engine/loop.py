@@ -23,7 +23,7 @@ from kvjax.engine.request import Finish, TokenLogprob
 from kvjax.engine.runner import Prefill, Runner
 from kvjax.engine.sampling import Sample
 from kvjax.engine.scheduler import Scheduler
-from kvjax.engine.sequence import ActiveRequest
+from kvjax.engine.sequence import ActiveRequest, CallerGoneError
 from kvjax.engine.stats import EngineStats, SlotStats
 
 logger = logging.getLogger(__name__)
@@ -261,6 +261,10 @@ class EngineLoop:
         before = request.generated
         try:
             request.accept(tokens, () if wanted is None else _logprobs(rows, wanted))
+        except CallerGoneError:
+            self._leave(request)
+            self._end(request, Finish.CANCELLED)
+            return
         except Exception:
             logger.exception("request %s failed", request.request_id)
             self._leave(request)

@@ -9,7 +9,11 @@ from kvjax.engine.detokenizer import Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
 
-Sink = Callable[[Delta], None]
+Sink = Callable[[Delta], None]  # may raise CallerGoneError
+
+
+class CallerGoneError(Exception):
+    """Nobody is there to hear about a request; it should leave."""
 
 
 class ActiveRequest:

@@ -11,7 +11,15 @@ import time
 import jax
 import pytest
 
-from kvjax.engine import Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
+from kvjax.engine import (
+    Engine,
+    EngineConfig,
+    EngineDeadError,
+    Finish,
+    QueueFullError,
+    RequestFailedError,
+    SamplingParams,
+)
 from kvjax.engine.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import PATIENCE, settle
@@ -67,6 +75,8 @@ def test_phases(own, client):
     assert own.generate([[1]], SHORT, progress=False)[0].finish is Finish.LENGTH
     own.drain(1.0)
     assert own.phase == "draining"
+    with pytest.raises(EngineDeadError, match="the engine is draining"):
+        own.generate([[1]], SHORT, progress=False)
     own.close()
     assert own.phase == "stopped"
     assert own.stats().finished == 1
@@ -195,7 +205,7 @@ def test_death_of_the_thread_is_told_to_everybody(started, client, monkeypatch, 
     assert started.phase == "failed"
 
 
-def test_a_caller_whose_event_loop_is_gone_harms_nobody(started, client):
+def test_a_caller_whose_event_loop_is_gone_harms_nobody(started, client, caplog):
     """Its loop is closed while the engine still has tokens for it."""
 
     async def leave_it_open():
@@ -215,6 +225,8 @@ def test_a_caller_whose_event_loop_is_gone_harms_nobody(started, client):
     assert other.result().finish is Finish.LENGTH
     asyncio.run(stream.aclose())
     settle(started)
+    assert started.stats().cancelled == 1
+    assert not caplog.records
 
 
 def test_a_failing_tokenizer_fails_one_request(started, client, monkeypatch):
@@ -234,8 +246,10 @@ def test_a_failing_tokenizer_fails_one_request(started, client, monkeypatch):
     assert sick.finish is Finish.ERROR
     assert sick.tokens == ()
     assert healthy.result().finish is Finish.LENGTH
+    with pytest.raises(RequestFailedError, match="while its text was being written"):
+        started.generate([tiny.prompt(20)], params, progress=False)
     settle(started)
-    assert started.stats().failed == 1
+    assert started.stats().failed == 2
 
 
 def test_threads_end(started):
