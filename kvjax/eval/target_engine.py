@@ -70,7 +70,7 @@ class EngineTarget(Target):
             raise RequestFailedError(f"{error or 'the queue is full'}: lower --concurrency") from error
         except ValueError as error:
             raise RequestFailedError(str(error)) from error
-        if last.finish is Finish.ERROR:
+        if last.finish is Finish.ERROR and self.engine.failure is not None:
             raise TargetGoneError(last.error or "the engine could not finish the request")
         if last.finish not in (Finish.STOP, Finish.LENGTH):
             raise RequestFailedError(f"the request ended with {last.finish}: {last.error or 'no reason given'}")

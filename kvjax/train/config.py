@@ -6,12 +6,17 @@ from typing import Any
 
 import yaml
 
-KINDS = ("repeats", "recall", "needles", "variables", "python")
+KINDS = ("repeats", "recall", "needles", "hard_needles", "variables", "python")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of the model to train, in the format of Qwen3."""
+    """The shape of the model to train, in the format of Qwen3.
+
+    Attributes:
+        dtype: of the arithmetic; weights are float32 while they are trained.
+        saved_dtype: of the weights that are exported.
+    """
 
     layers: int = 8
     width: int = 96
@@ -23,10 +28,12 @@ class ModelConfig:
     embedding_std: float = 1.0
     tied: bool = False
     dtype: str = "float32"
+    saved_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        for name in ("dtype", "saved_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} must be float32 or bfloat16, got {getattr(self, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,8 @@ class TrainConfig:
         runs: folder of checkpoints and logs.
         evaluate_every, save_every: in steps.
         evaluate_batch: held-out documents of each kind an evaluation; at long contexts fewer.
+        processes: that draw documents; 0 draws them in a thread. Batches are the same either way.
+        vocabulary: tokens of the tokenizer, if one is trained for this run.
         betas, weight_decay, clip: of AdamW and of the gradient's global norm.
     """
 
@@ -86,6 +95,8 @@ class TrainConfig:
     evaluate_every: int = 100
     evaluate_batch: int = 16
     save_every: int = 200
+    processes: int = 0
+    vocabulary: int = 2048
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -93,6 +104,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("stages is empty: a run has at least one")
+        if self.processes < 0:
+            raise ValueError(f"processes is {self.processes}, must be 0 (a thread) or more")
 
     @property
     def max_context(self) -> int:

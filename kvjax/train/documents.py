@@ -70,6 +70,7 @@ class Documents:
             "repeats": self.repeats,
             "recall": self.recall,
             "needles": self.needles,
+            "hard_needles": self.hard_needles,
             "variables": self.variables,
             "python": self.python,
         }
@@ -127,9 +128,16 @@ class Documents:
 
     def needles(self, length: int, rng: random.Random) -> Document:
         """A haystack and questions about it, as plain text or as a chat; replies count."""
+        return self._needles(length, rng, shapes=(8, 1, 1), ids=1)
+
+    def hard_needles(self, length: int, rng: random.Random) -> Document:
+        """The same with more of what is learned last: keys and values of many tokens, several values, several keys."""
+        return self._needles(length, rng, shapes=(3, 2, 2), ids=8)
+
+    def _needles(self, length: int, rng: random.Random, *, shapes: tuple[int, int, int], ids: int) -> Document:
         filler: Literal["noise", "text", "needles"] = rng.choice(("noise", "text", "needles"))
-        shape = rng.choices(("keys", "values", "queries"), (8, 1, 1))[0]
-        long = int(shape == "keys" and length >= 128)  # ids take room
+        shape = rng.choices(("keys", "values", "queries"), shapes)[0]
+        long = ids * int(shape == "keys" and length >= 128)  # ids take room
         key: Kind = rng.choices(("word", "id"), (8, long))[0]
         value: Kind = rng.choices(("number", "word", "id"), (5, 3, long))[0]
         several = rng.randint(2, 4 if length >= 128 else 2)
