@@ -3,14 +3,12 @@
 Weights are kept in float32; the arithmetic runs in the dtype that the model's config names.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
@@ -19,6 +17,7 @@ from kvjax.models import Decoder, DecoderConfig, LayerConfig, RopeConfig
 from kvjax.models import random as random_decoder
 from kvjax.train.config import StageConfig, TrainConfig
 from kvjax.train.documents import Documents
+from kvjax.train.feed import Drawn, draw_batch
 
 Params = Any
 State = dict[str, Any]
@@ -116,14 +115,12 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
+def on_device(drawn: Drawn) -> Batch:
+    """A drawn batch as the step takes it."""
+    tokens, mask = drawn
+    return Batch(jnp.asarray(tokens), jnp.asarray(mask))
+
+
 def make_batch(documents: Documents, config: TrainConfig, stage: int, step: int) -> Batch:
-    """The batch of one step: a pure function of seed, stage and step, so a resumed run sees the same ones."""
-    wanted = config.stages[stage]
-    drawn = [
-        documents.draw(wanted.mix, wanted.context, random.Random(f"{config.seed}/{stage}/{step}/{row}"))
-        for row in range(wanted.batch)
-    ]
-    return Batch(
-        jnp.asarray(np.stack([document.tokens for document in drawn])),
-        jnp.asarray(np.stack([document.mask for document in drawn])),
-    )
+    """The batch of one step, drawn now."""
+    return on_device(draw_batch(documents, config, stage, step))

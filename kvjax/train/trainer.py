@@ -5,8 +5,6 @@ It knows nothing of what documents say or of how attention is computed.
 
 import json
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +20,8 @@ from kvjax.train.config import TrainConfig
 from kvjax.train.corpus import standard_library
 from kvjax.train.documents import Documents, corpus_ids
 from kvjax.train.evaluation import Score, held_out, make_predict, score
-from kvjax.train.step import Batch, State, decoder_config, first_params, make_batch, make_step, optimiser
+from kvjax.train.feed import Feed
+from kvjax.train.step import State, decoder_config, first_params, make_step, on_device, optimiser
 from kvjax.train.tokenizer import END, EOS, PAD, SPECIAL
 
 
@@ -61,14 +60,14 @@ class Trainer:
         Args:
             stop_after: return after so many steps of this call, as if killed: nothing is saved or exported.
         """
-        with Checkpoints(self.config.runs / "checkpoints") as checkpoints:
+        with Checkpoints(self.config.runs / "checkpoints") as checkpoints, Feed(self.documents, self.config) as feed:
             place = checkpoints.place() or Place()
             state = self._start(place, checkpoints)
             for index in range(place.stage, len(self.config.stages)):
                 if index > place.stage:
                     place = Place(index, 0, place.total)
                     state = self._restarted(state, index)
-                place, state, done = self._stage(place, state, checkpoints, stop_after)
+                place, state, done = self._stage(place, state, checkpoints, feed, stop_after)
                 if stop_after is not None:
                     stop_after -= done
                     if stop_after <= 0:
@@ -98,7 +97,8 @@ class Trainer:
         The config claims the longest context trained up to `place`, and no more.
         """
         folder = self.config.tokenizer
-        decoder = nnx.merge(self.graph, state["params"])
+        saved = jax.tree.map(lambda array: array.astype(self.config.model.saved_dtype), state["params"])
+        decoder = nnx.merge(self.graph, saved)
         begun = self.config.stages[: place.stage + (place.step > 0)] or self.config.stages[:1]
         decoder.config = replace(self.decoder, max_position=max(stage.context for stage in begun))
         save_decoder(decoder, folder)
@@ -133,13 +133,13 @@ class Trainer:
         return _settled({"params": state["params"], "optimiser": fresh})
 
     def _stage(
-        self, place: Place, state: State, checkpoints: Checkpoints, stop_after: int | None
+        self, place: Place, state: State, checkpoints: Checkpoints, feed: Feed, stop_after: int | None
     ) -> tuple[Place, State, int]:
         stage = self.config.stages[place.stage]
         step = make_step(self.graph, optimiser(self.config, stage), self.config.model.dtype)
         done, since, losses = 0, time.perf_counter(), []
-        for number, batch in zip(range(place.step, stage.steps), self._batches(place.stage, place.step), strict=False):
-            state, value = step(state, batch)
+        for number, drawn in enumerate(feed.batches(place.stage, place.step), place.step):
+            state, value = step(state, on_device(drawn))
             losses.append(value)
             done += 1
             place = Place(place.stage, number + 1, place.total + 1)
@@ -157,17 +157,6 @@ class Trainer:
             if place.step % self.config.save_every == 0 and not last:
                 checkpoints.save(place, state)
         return place, state, done
-
-    def _batches(self, stage: int, first: int) -> Iterator[Batch]:
-        # the next batch is drawn while the device computes this one
-        steps = range(first, self.config.stages[stage].steps)
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(make_batch, self.documents, self.config, stage, first)
-            for number in steps:
-                batch = coming.result()
-                if number + 1 < steps.stop:
-                    coming = pool.submit(make_batch, self.documents, self.config, stage, number + 1)
-                yield batch
 
     def _report(self, place: Place, loss: float, rate: float, scores: dict[str, Score]) -> None:
         stage = self.config.stages[place.stage]
