@@ -22,7 +22,7 @@ endif
 .SHELLFLAGS := -ec
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help serve test nightly lint format bench constraints
+.PHONY: help serve test nightly lint format bench train-device constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,12 @@ bench: .venv/installed-test ## Print the measurements that the documents quote; 
 	@$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.foundation $(ARGS)
 
+# Without DEVICE this is for a CUDA machine; what it compiled once it keeps, for it may be killed and called again.
+TRAIN_ON := $(if $(filter file,$(origin DEVICE)),cuda,$(DEVICE))
+train-device: .venv/installed-train-$(TRAIN_ON) ## Train the larger model from nothing, measure it, draw the plots
+	@JAX_COMPILATION_CACHE_DIR=.cache/jax exec $(BIN)/python -m kvjax.train.device \
+		--config configs/train/h200.yaml --compared 1 $(ARGS)
+
 constraints: .venv/installed-dev ## Move constraints.txt to the newest versions (jax stays at JAX=0.11.2)
 	@. scripts/phase.sh
 	phase "constraints" sh scripts/constraints.sh
@@ -70,6 +76,9 @@ constraints: .venv/installed-dev ## Move constraints.txt to the newest versions 
 
 .venv/installed-cpu .venv/installed-cuda .venv/installed-tpu: .venv/installed-%: $(INPUTS)
 	@sh scripts/install.sh $(EXTRA_$*) && touch $@
+
+.venv/installed-train-cpu .venv/installed-train-cuda .venv/installed-train-tpu: .venv/installed-train-%: $(INPUTS)
+	@sh scripts/install.sh train,parity$(EXTRA_$*:%=,%) && touch $@
 
 .venv/installed-dev: $(INPUTS)
 	@sh scripts/install.sh dev && touch $@

@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--depths", type=int, default=5, help="places of the needle, from the first sentence to the last"
     )
-    parser.add_argument("--samples", type=int, default=20, help="of each task at each length and depth")
+    parser.add_argument("--samples", type=int, default=10, help="of each task at each length and depth")
     parser.add_argument("--compared", type=int, default=3, help="samples of each cell that transformers answers too")
     parser.add_argument("--tasks", nargs="+", default=[*BARS, *OTHERS])
     parser.add_argument("--forms", nargs="+", choices=("completion", "chat"), default=["completion", "chat"])
