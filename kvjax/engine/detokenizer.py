@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from kvjax.engine.tokenizer import REPLACEMENT, Tokenizer
 
 MOST_WAITING = 4  # tokens: a character has at most 4 bytes, so after that many the first of them belong to none
+CONTEXT = 6  # tokens of the prompt, in which any character is whole
 MOST_SILENT = 16  # tokens without a text, such as special ones, that are kept at a time
 
 
@@ -16,12 +17,16 @@ class Detokenizer:
     character: a tokenizer that falls back on bytes decodes a run of them to nothing but U+FFFD otherwise.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        """`prompt` is what the new tokens follow: without it a SentencePiece model loses the first word's space."""
         self._tokenizer = tokenizer
         self._tokens: list[int] = []  # the context, then the tokens whose text is not all out
         self._known = 0  # how many of them are context
         self._shown = ""  # what is out of their text
         self._waiting = 0  # tokens since anything was shown, while a character is unfinished
+        before = list(prompt[-CONTEXT:])
+        if before and REPLACEMENT not in tokenizer.decode(before):
+            self._begin(before)
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character is unfinished."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvjax.engine.detokenizer import Detokenizer, StopStrings
+from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ class ActiveRequest:
         self.generated = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
         self._sink = sink
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, prompt[-CONTEXT:].tolist())
         self._stops = StopStrings(params.stop)
         self._arrived = time.monotonic()
         self._scheduled: float | None = None

@@ -9,6 +9,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that no dee
 
 # A byte sequence that is not UTF-8 decodes to this; at the end of a text it may be a character still to come.
 REPLACEMENT = "\ufffd"
+# A space in the vocabulary of a SentencePiece model.
+SPACE = "\u2581"
 
 
 class Tokenizer:
@@ -89,7 +91,10 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)  # the template writes the special tokens itself
 
     def token_text(self, token: int) -> str:
-        """What one token looks like alone; parts of characters show as U+FFFD."""
+        """What one token looks like inside a text; parts of characters show as U+FFFD."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if piece and piece.startswith(SPACE):  # decoded alone it would lose that space
+            return piece.replace(SPACE, " ")
         return self.decode([token], skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:

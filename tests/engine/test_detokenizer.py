@@ -87,13 +87,41 @@ def test_many_tokens_without_text_cost_nothing(of_name):
     assert detokenizer.push(tokenizer.encode(" the end")) + detokenizer.flush() == " the end"
 
 
-def test_a_space_between_words_of_a_sentencepiece_model_stays():
-    """Its decoder takes away the first space of what it is given, so a word alone has none."""
+@pytest.fixture(scope="module")
+def stripping():
+    """The tokenizer of a SentencePiece model, whose decoder takes away the first space of what it is given."""
     raw = tiny.byte_fallback()
     raw.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = vocabularies.wrap(raw)
+    return vocabularies.wrap(raw)
+
+
+def test_a_space_behind_the_prompt_stays(stripping):
+    prompt, answer = (stripping.encode(text, add_special_tokens=False) for text in ("The answer is", " a bc"))
+    for cut in range(len(prompt)):
+        detokenizer = Detokenizer(stripping, prompt[cut:])
+        assert detokenizer.push(answer) + detokenizer.flush() == " a bc"
+    assert Detokenizer(stripping).push(answer) == "a bc"  # at the very beginning of a text there is none
+
+
+@hypothesis.given(text=TEXT)
+def test_a_prompt_that_ends_inside_a_character_harms_nothing(stripping, text):
+    half = stripping.encode("😀", add_special_tokens=False)[:-2]
+    tokens = stripping.encode(text, add_special_tokens=False)
+    detokenizer = Detokenizer(stripping, half)
+    assert detokenizer.push(tokens) + detokenizer.flush() == stripping.decode(tokens).rstrip("\ufffd")
+
+
+def test_a_token_that_begins_a_word_shows_its_space(stripping):
+    [token] = [i for i in range(stripping.vocab_size) if stripping._tokenizer.convert_ids_to_tokens(i) == "▁"]
+    assert stripping.token_text(token) == " "
+    assert stripping.token_bytes(token) == b" "
+
+
+def test_a_space_between_words_of_a_sentencepiece_model_stays(stripping):
+    """A word alone has none."""
+    tokenizer = stripping
     tokens = tokenizer.encode(" a bc 😀 d", add_special_tokens=False)
     assert tokenizer.decode(tokens) == "a bc 😀 d"
     for insert in ([], [tiny.EOS], [tiny.EOS] * 40):
