@@ -1,0 +1,139 @@
+"""One layer's budget: what its view keeps of a sequence, and what a decode step reads of the view."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerBudget:
+    """What one layer keeps (stage 1), and what a decode step reads of that (stage 2).
+
+    With nothing but a capacity nobody chooses: the view holds the last `capacity` entries, which are all of them in a
+    full layer and the window in a sliding one. One behaviour has one spelling: a field that would have no effect must
+    have its default, so that budgets that act alike are equal keys of the compilation cache.
+
+    Attributes:
+        capacity: KV entries that a view holds for each kv head of a slot.
+        stage2_tokens: tokens of the view that a decode step attends to exactly; None reads the whole view.
+        page_size: consecutive entries of the view that share one summary, by which stage 2 chooses.
+        head_dims: how many dimensions of a head stage 2 estimates with; None for all.
+        observation_window: prompt positions at the end, whose queries choose what stays and which stay themselves (W);
+            None where nothing is chosen.
+        pooling_kernel: width in tokens of the max-pooling of stage 1's scores, odd; 1 for none.
+
+    Raises:
+        TypeError: a value that is not a whole number.
+        ValueError: a value out of bounds, or one that would have no effect; the message says what to change.
+    """
+
+    capacity: int
+    _: dataclasses.KW_ONLY
+    stage2_tokens: int | None = None
+    page_size: int = 1
+    head_dims: int | None = None
+    observation_window: int | None = None
+    pooling_kernel: int = 1
+
+    @classmethod
+    def selecting(
+        cls,
+        capacity: int,
+        *,
+        observation_window: int = 32,
+        pooling_kernel: int = 63,
+        stage2_tokens: int | None = None,
+        page_size: int = 1,
+        head_dims: int | None = None,
+    ) -> "LayerBudget":
+        """A layer whose stage 1 chooses what stays; the defaults are RocketKV's (its multi-turn runs use W = 128)."""
+        return cls(
+            capacity,
+            stage2_tokens=stage2_tokens,
+            page_size=page_size,
+            head_dims=head_dims,
+            observation_window=observation_window,
+            pooling_kernel=pooling_kernel,
+        )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int and not (value is None and field.default is None):  # True is no number here
+                raise TypeError(f"{field.name}={value!r} is a {type(value).__name__}: give an int")
+        if self.capacity < 1:
+            raise ValueError(f"capacity={self.capacity}: a view holds at least one entry")
+        self._check_stage1()
+        self._check_stage2()
+
+    def _check_stage1(self) -> None:
+        window, kernel = self.observation_window, self.pooling_kernel
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(
+                f"pooling_kernel={kernel} must be odd and at least 1, or a pooled score lies beside its token: "
+                f"use {max(kernel, 0) + 1}"
+            )
+        if window is None:
+            if kernel != 1:
+                raise ValueError(
+                    f"pooling_kernel={kernel} has no effect while observation_window is None: give a window (RocketKV "
+                    "has 32), or leave the kernel at 1"
+                )
+        elif window < 1:
+            raise ValueError(f"observation_window={window} must be at least 1, or None where nothing is chosen")
+        elif window > self.capacity:
+            raise ValueError(
+                f"observation_window={window} must be at most capacity={self.capacity}, for the window always stays: "
+                f"shorten the window, or raise the capacity to {window}"
+            )
+
+    def _check_stage2(self) -> None:
+        if self.stage2_tokens is None:
+            for name, value, default in (("page_size", self.page_size, 1), ("head_dims", self.head_dims, None)):
+                if value != default:
+                    raise ValueError(
+                        f"{name}={value} has no effect while stage2_tokens is None: say how many tokens a step reads, "
+                        f"or leave {name} at {default}"
+                    )
+            return
+        if not 1 <= self.stage2_tokens < self.capacity:
+            raise ValueError(
+                f"stage2_tokens={self.stage2_tokens} must be at least 1 and below capacity={self.capacity}: "
+                "None reads the whole view"
+            )
+        if not 1 <= self.page_size <= self.capacity:
+            raise ValueError(f"page_size={self.page_size} must be 1 to capacity={self.capacity}: 4, 8 and 16 are usual")
+        if self.head_dims is not None and self.head_dims < 1:
+            raise ValueError(f"head_dims={self.head_dims} must be at least 1: None estimates with all dimensions")
+
+    def within(self, context: int, capacity: int | None = None) -> "LayerBudget":
+        """The same budget cut to a context, if wanted at another capacity; what then has no effect is dropped.
+
+        Nothing is chosen where everything fits, and a view no larger than what stage 2 reads is read as a whole.
+
+        Args:
+            context: most tokens a sequence may have.
+            capacity: entries of the view, before it is cut; None for those it has.
+        """
+        capacity = min(self.capacity if capacity is None else capacity, context)
+        stage1: dict[str, Any] = {}
+        stage2: dict[str, Any] = {"page_size": min(self.page_size, capacity)}
+        if capacity == context:
+            stage1 = {"observation_window": None, "pooling_kernel": 1}
+        if self.stage2_tokens is None or self.stage2_tokens >= capacity:
+            stage2 = {"stage2_tokens": None, "page_size": 1, "head_dims": None}
+        return dataclasses.replace(self, capacity=capacity, **stage1, **stage2)
+
+    def nbytes(self, kv_heads: int, head_dim: int, dtype: Any) -> int:
+        """Bytes that one sequence takes in this layer: K, V, and the two summaries of each page.
+
+        Pages of one entry have no summaries, for the key is its own. Where each entry came from (4 bytes for each
+        entry and kv head) is not counted.
+
+        Args:
+            kv_heads, head_dim: of the model.
+            dtype: of the cache; anything that names one.
+        """
+        pages = -(-self.capacity // self.page_size) if self.page_size > 1 else 0
+        return 2 * (self.capacity + pages) * kv_heads * head_dim * jnp.dtype(dtype).itemsize

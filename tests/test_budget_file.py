@@ -1,0 +1,281 @@
+"""Profiles as files: what is saved is what is loaded, and a bad file says what is bad about it."""
+
+import copy
+import dataclasses
+import json
+import os
+import stat
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from kvjax import models
+from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
+from kvjax.budget.schema import KEYWORDS, faults, schema
+from tests.budget_cases import layer_budgets
+
+ROOT = Path(__file__).parents[1]
+MODEL = ModelFingerprint("llama", layers=3, kv_heads=8, head_dim=128)
+PROFILE = BudgetProfile(
+    (LayerBudget(4096), LayerBudget(512), LayerBudget.selecting(1448, stage2_tokens=128, page_size=3, head_dims=67))
+)
+TEXT = """{
+  "$schema": "urn:kvjax:budget-profile:1",
+  "version": 1,
+  "model": {"family": "llama", "layers": 3, "kv_heads": 8, "head_dim": 128},
+  "provenance": {"scores": [0.5], "seed": 7},
+  "layers": [
+    {"capacity": 4096, "stage2_tokens": null, "page_size": 1, "head_dims": null, "observation_window": null, \
+"pooling_kernel": 1},
+    {"capacity": 512, "stage2_tokens": null, "page_size": 1, "head_dims": null, "observation_window": null, \
+"pooling_kernel": 1},
+    {"capacity": 1448, "stage2_tokens": 128, "page_size": 3, "head_dims": 67, "observation_window": 32, \
+"pooling_kernel": 63}
+  ]
+}
+"""
+DOCUMENT = json.loads(TEXT)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "profile.json"
+
+
+def test_a_profile_has_one_text(path):
+    PROFILE.save(path, MODEL, {"seed": 7, "scores": [0.5]})
+    assert path.read_text() == TEXT
+    assert BudgetProfile.load(path, MODEL) == PROFILE
+    assert os.listdir(path.parent) == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_provenance_is_optional_and_changes_nothing(path):
+    PROFILE.save(path, MODEL)
+    assert "provenance" not in json.loads(path.read_text())
+    assert BudgetProfile.load(path, MODEL) == PROFILE
+
+
+def test_any_order_and_spacing_is_read(path):
+    shuffled = {name: DOCUMENT[name] for name in reversed(DOCUMENT)}
+    shuffled["layers"] = [dict(reversed(layer.items())) for layer in shuffled["layers"]]
+    path.write_text(json.dumps(shuffled, indent=7))
+    assert BudgetProfile.load(path, MODEL) == PROFILE
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@hypothesis.given(
+    st.lists(layer_budgets(), min_size=1, max_size=12), st.text(min_size=1), st.dictionaries(st.text(), JSON)
+)
+def test_profiles_come_back_equal(tmp_path_factory, budgets, family, provenance):
+    first, second = (tmp_path_factory.getbasetemp() / name for name in ("first.json", "second.json"))
+    profile = BudgetProfile(tuple(budgets))
+    model = ModelFingerprint(family, len(budgets), 2, 128)
+    profile.save(first, model, provenance)
+    loaded = BudgetProfile.load(first, ModelFingerprint(family, len(budgets), 2, 128))
+    assert loaded == profile
+    assert hash(loaded) == hash(profile)
+    kept = json.loads(first.read_text())["provenance"]
+    assert kept == provenance
+    loaded.save(second, model, kept)
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "differing"),
+    [
+        (ModelFingerprint("qwen3", 3, 8, 128), "family"),
+        (ModelFingerprint("llama", 4, 8, 128), "layers"),
+        (ModelFingerprint("llama", 3, 4, 128), "kv_heads"),
+        (ModelFingerprint("llama", 3, 8, 64), "head_dim"),
+        (ModelFingerprint("qwen3", 3, 4, 128), "family, kv_heads"),
+    ],
+)
+def test_a_profile_for_another_model_is_refused(path, model, differing):
+    path.write_text(TEXT)
+    with pytest.raises(ValueError, match=r"profile\.json is for llama with 3 layers, 8 kv heads and") as caught:
+        BudgetProfile.load(path, model)
+    assert f"this model is {model}: they differ in {differing};" in str(caught.value)
+
+
+def test_the_fingerprint_of_a_configuration():
+    config = models.read_config(ROOT / "models" / "kvjax_small")
+    fingerprint = ModelFingerprint.of(config)
+    assert fingerprint == ModelFingerprint("qwen3", config.num_layers, config.num_kv_heads, config.head_dim)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"family": ""}, {"layers": 0}, {"kv_heads": -1}, {"head_dim": 0}],
+)
+def test_an_impossible_model_is_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        dataclasses.replace(MODEL, **fields)
+
+
+GONE = object()
+
+
+def changed(*steps: tuple[str, object]) -> dict:
+    """The document with values put, or taken away, at paths like layers.0.capacity."""
+    document = copy.deepcopy(DOCUMENT)
+    for place, value in steps:
+        at, *names = document, *place.split("/")
+        for name in names[:-1]:
+            at = at[int(name) if isinstance(at, list) else name]
+        if value is GONE:
+            del at[names[-1]]
+        elif isinstance(at, list):
+            at[int(names[-1])] = value
+        else:
+            at[names[-1]] = value
+    return document
+
+
+BAD_DOCUMENTS = [
+    ([], r"the document is \[\], must be object"),
+    (None, "the document is null, must be object"),
+    (changed(("version", GONE)), "version is missing"),
+    (changed(("version", True)), "version is true, must be 1"),
+    (changed(("version", "1")), 'version is "1", must be 1'),
+    (changed(("$schema", "urn:kvjax:other")), r'\$schema is "urn:kvjax:other", must be "urn:kvjax:budget-profile:1"'),
+    (changed(("$schema", GONE)), r"\$schema is missing"),
+    (changed(("model", GONE)), "model is missing"),
+    (changed(("model/family", "")), "model.family is empty"),
+    (changed(("model/family", 3)), "model.family is 3, must be string"),
+    (changed(("model/head_dim", 0)), "model.head_dim is 0, must be at least 1"),
+    (changed(("model/kv_heads", GONE)), "model.kv_heads is missing"),
+    (changed(("model/depth", 3)), r"model.depth is unknown \(known: family, layers, kv_heads, head_dim\)"),
+    (changed(("provenance", [])), r"provenance is \[\], must be object"),
+    (changed(("comment", "mine")), "comment is unknown"),
+    (changed(("layers", [])), "layers is empty"),
+    (changed(("layers", {})), "layers is {}, must be array"),
+    (changed(("layers/1", 512)), r"layers\[1\] is 512, must be object"),
+    (changed(("layers/2/capacity", 0)), r"layers\[2\].capacity is 0, must be at least 1"),
+    (changed(("layers/2/capacity", 12.5)), r"layers\[2\].capacity is 12.5, must be integer"),
+    (changed(("layers/2/capacity", True)), r"layers\[2\].capacity is true, must be integer"),
+    (changed(("layers/2/capacity", None)), r"layers\[2\].capacity is null, must be integer"),
+    (changed(("layers/2/capacity", "9" * 99)), r'layers\[2\].capacity is "9{56}\.\.\., must be integer'),
+    (changed(("layers/2/stage2_tokens", "all")), r'layers\[2\].stage2_tokens is "all", must be integer or null'),
+    (changed(("layers/2/stage2_tokens", 0)), r"layers\[2\].stage2_tokens is 0, must be at least 1"),
+    (changed(("layers/0/page_size", GONE)), r"layers\[0\].page_size is missing"),
+    (changed(("layers/0/sinks", 4)), r"layers\[0\].sinks is unknown \(known: capacity, stage2_tokens,"),
+    (changed(("layers/0/page_size", GONE), ("layers/1/kernel", 4)), r"layers\[0\].page_size .*; layers\[1\].kernel"),
+    (changed(("layers", [{}])), r"layers\[0\].observation_window is missing; and 1 more"),
+]
+
+
+@pytest.mark.parametrize(("document", "message"), BAD_DOCUMENTS)
+def test_a_file_that_breaks_the_schema_names_the_field(path, document, message):
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"profile.json is no budget profile: .*{message}"):
+        BudgetProfile.load(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (changed(("version", 2)), "profile.json has version 2, and this kvjax reads 1"),
+        ({"version": 0}, "profile.json has version 0, and this kvjax reads 1"),
+        (changed(("layers/0/pooling_kernel", 63)), r"profile.json: layers\[0\]: pooling_kernel=63 has no effect"),
+        (changed(("layers/2/stage2_tokens", 1448)), r"profile.json: layers\[2\]: stage2_tokens=1448 must be"),
+        (changed(("layers/2/head_dims", 129)), r"profile.json: layers\[2\].head_dims=129 must be at most 128"),
+        (changed(("layers", DOCUMENT["layers"][:2])), "profile.json: the profile has 2 layers, the model 3"),
+    ],
+)
+def test_a_file_that_follows_the_schema_but_makes_no_sense_is_refused(path, document, message):
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=message):
+        BudgetProfile.load(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (TEXT[:-9].encode(), "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (TEXT.replace("4096", "NaN").encode(), "NaN is no number of JSON"),
+        (TEXT.replace("4096", "-Infinity").encode(), "-Infinity is no number of JSON"),
+        (TEXT.replace('"capacity": 512,', '"capacity": 512, "capacity": 9,').encode(), "capacity is there twice"),
+        (TEXT.replace("4096", "9" * 5000).encode(), "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_json_is_refused(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"profile.json is no budget profile: .*{message}"):
+        BudgetProfile.load(path, MODEL)
+
+
+def test_a_file_that_is_not_there(path):
+    with pytest.raises(FileNotFoundError):
+        BudgetProfile.load(path, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("model", "provenance", "message"),
+    [
+        (dataclasses.replace(MODEL, layers=4), None, "the profile has 3 layers, the model 4"),
+        (dataclasses.replace(MODEL, head_dim=64), None, r"layers\[2\].head_dims=67 must be at most 64"),
+        (MODEL, {"score": float("nan")}, "JSON compliant"),
+    ],
+)
+def test_a_save_that_fails_leaves_the_old_file(path, model, provenance, message):
+    path.write_text(TEXT)
+    with pytest.raises(ValueError, match=message):
+        PROFILE.save(path, model, provenance)
+    assert path.read_text() == TEXT
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_disk_that_fails_leaves_the_old_file(path, monkeypatch):
+    path.write_text(TEXT)
+
+    def fails(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="no space"):
+        BudgetProfile.full([None] * 3, 9).save(path, MODEL)
+    assert path.read_text() == TEXT
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_schema_names_the_fields_of_the_dataclasses():
+    layer = schema()["$defs"]["layer"]
+    fields = [field.name for field in dataclasses.fields(LayerBudget)]
+    assert list(layer["properties"]) == layer["required"] == fields
+    model = schema()["properties"]["model"]
+    assert list(model["properties"]) == model["required"] == [f.name for f in dataclasses.fields(ModelFingerprint)]
+    assert schema()["$id"] == schema()["properties"]["$schema"]["const"]
+
+
+def test_the_schema_says_nothing_that_is_not_checked():
+    def keywords(rule: dict) -> set[str]:
+        found = set(rule)
+        for inner in [*rule.get("properties", {}).values(), *rule.get("$defs", {}).values(), rule.get("items")]:
+            found |= keywords(inner) if inner else set()
+        return found
+
+    assert keywords(schema()) <= KEYWORDS
+
+
+def test_another_reader_of_the_schema_agrees():
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with the extra `clients`; `make nightly` has it")
+    validator = jsonschema.Draft202012Validator
+    validator.check_schema(schema())
+    other = validator(schema())
+    assert other.is_valid(DOCUMENT)
+    assert not faults(DOCUMENT)
+    for document, _ in BAD_DOCUMENTS:
+        assert faults(document)
+        assert not other.is_valid(document)
