@@ -1,0 +1,266 @@
+"""Stage 2: which entries of its view a decode step reads. One dataclass a method.
+
+A method scores units of a view, tokens or whole pages, higher is read; selection and exact attention over what was
+selected are common. Views of sliding layers are rings, which this does not know: they stay dense.
+"""
+
+import abc
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kvjax.attention.exact import exact_scores
+from kvjax.attention.hybrid import bounded_scores, hybrid_scores, page_counts
+from kvjax.attention.quest import quest_scores
+from kvjax.attention.selection import Selection, attend_selected, choose, filled_entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage2(abc.ABC):
+    """A way to score what a view holds. Pure functions, safe to trace with the method as a static argument.
+
+    Attributes:
+        tokens: most entries that a step attends to exactly.
+        dense: a slot with at most so many entries reads them all. A request of prompt and new tokens within the
+            token budget stays below it throughout, whatever else is in the batch.
+    """
+
+    tokens: int
+    dense: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.unit < 1:
+            raise ValueError(f"page_size={self.unit}: a page has at least one entry")
+        if self.tokens < self.unit:
+            raise ValueError(f"tokens={self.tokens} is less than the {self.unit} that are read together: read more")
+
+    @property
+    def per_head(self) -> bool:
+        """Whether each query head selects for itself."""
+        return False
+
+    @property
+    def unit(self) -> int:
+        """Consecutive entries that are read together."""
+        return 1
+
+    @property
+    def summary(self) -> int:
+        """Entries of a page in the summary that `score` reads; 0 where it reads none."""
+        return 0
+
+    @property
+    def newest(self) -> bool:
+        """Whether the unit that holds the newest entry is always read, as one of `tokens`."""
+        return False
+
+    @abc.abstractmethod
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B R U"]:
+        """A score for each unit; that of a unit without a filled entry does not matter.
+
+        Args:
+            bounds: the summary of pages of `summary` entries (`pages.summarize`); None where that is 0.
+            filled: which entries hold a key; others may be anything.
+        """
+
+    @abc.abstractmethod
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        """Elements that `score` has to read for one kv head with so many entries."""
+
+    def select(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        entries: Int[Array, "B"],
+        *,
+        scale: float,
+    ) -> Selection:
+        """The units that each row reads: at most `tokens` entries, or all of a slot with at most `dense`."""
+        scores = self.score(q, k, bounds, filled, scale=scale)
+        eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
+        if self.newest:
+            newest = (entries - 1) // self.unit
+            scores = jnp.where(jnp.arange(scores.shape[2]) == newest[:, None, None], jnp.inf, scores)
+        width = math.ceil(max(self.tokens, self.dense) / self.unit)
+        return choose(scores, eligible, self.tokens // self.unit, entries <= self.dense, width)
+
+    def attend(
+        self,
+        q: Float[Array, "B H D"],
+        k: Float[Array, "B K C D"],
+        v: Float[Array, "B K C D"],
+        positions: Int[Array, "B K C"],
+        entries: Int[Array, "B"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        *,
+        scale: float,
+    ) -> Float[Array, "B H D"]:
+        """Attends one token a slot to the entries it selects; the token's own key is already in the view.
+
+        Args:
+            positions: the token position of each entry; negative where the view is empty.
+            entries: leading entries of a slot that may be filled, 0 for a slot that is not decoding.
+            scale: multiplies q.k before the softmax.
+        """
+        slots, heads, head_dim = q.shape
+        grouped = q.reshape(slots, k.shape[1], heads // k.shape[1], head_dim)
+        filled = filled_entries(positions, entries)
+        chosen = self.select(grouped, k, bounds, filled, entries, scale=scale)
+        return attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
+
+    def kept_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
+        """Bytes of one kv head's view: K, V and the pages' summary."""
+        pages = math.ceil(capacity / self.summary) if self.summary else 0
+        return (capacity + pages) * 2 * head_dim * itemsize
+
+    def read_bytes(self, entries: int, head_dim: int, itemsize: int, group: int = 1) -> int:
+        """Bytes that one step has to read for one kv head: to score, and K and V of what was selected.
+
+        Where each query head of the group selects for itself, what they share is counted as often as it is read.
+        """
+        if entries <= self.dense:
+            return 2 * entries * head_dim * itemsize
+        exact = min(self.tokens // self.unit * self.unit, entries) * (group if self.per_head else 1)
+        return (self.scored_elements(entries, head_dim) + 2 * exact * head_dim) * itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridTokens(Stage2):
+    """RocketKV's stage 2 as published: `dims` head dims of small pages choose tokens, one set for each kv head.
+
+    Pages of one entry are their own summary, which makes it SparQ with a shared set.
+    """
+
+    dims: int
+    page_size: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dims < 1 or self.page_size < 1:
+            raise ValueError(f"dims={self.dims} and page_size={self.page_size} are at least 1")
+
+    @property
+    def summary(self) -> int:
+        return self.page_size if self.page_size > 1 else 0
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B K C"]:
+        del scale  # the temperature takes its place
+        return hybrid_scores(q, k, bounds, filled, page_size=self.page_size, dims=self.dims)
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return self.dims * math.ceil(entries / self.page_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pages(Stage2):
+    """Reads whole aligned pages, always the one that is being written."""
+
+    page_size: int = 16
+
+    @property
+    def unit(self) -> int:
+        return self.page_size
+
+    @property
+    def summary(self) -> int:
+        return self.page_size
+
+    @property
+    def newest(self) -> bool:
+        return True
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return 2 * head_dim * math.ceil(entries / self.page_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridPages(_Pages):
+    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights."""
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B K P"]:
+        del k
+        return bounded_scores(q, _need(bounds), filled, page_size=self.page_size, scale=scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quest(_Pages):
+    """Quest: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
+
+    The paper leaves the first two layers dense, which is the caller's to do.
+    """
+
+    @property
+    def per_head(self) -> bool:
+        return True
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B H P"]:
+        del k, filled, scale
+        return quest_scores(q, _need(bounds))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactTopK(Stage2):
+    """The tokens of largest attention weight, for each query head or, `shared`, of largest mean over the group."""
+
+    shared: bool = True
+
+    @property
+    def per_head(self) -> bool:
+        return not self.shared
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B R C"]:
+        del bounds
+        return exact_scores(q, k, filled, scale=scale, shared=self.shared)
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return entries * head_dim
+
+
+def _need(bounds: Array | None) -> Array:
+    if bounds is None:
+        raise ValueError("this method reads the summary of pages: pass what pages.summarize returned")
+    return bounds
