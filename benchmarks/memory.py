@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.budget import BudgetProfile
+from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.memory import in_units, plan
 from kvjax.engine.request import SamplingParams
@@ -89,10 +89,10 @@ def main() -> None:
     options = parser.parse_args()
     config = make_model(options.tokens)
     layout = Layout.resolve(EngineConfig(max_num_seqs=options.slots), options.tokens, jax.default_backend())
-    profile = BudgetProfile.full([None] * config.num_layers, options.tokens)
-    predicted = plan(config, layout, profile)
+    caches = Caches.declare(config, layout)
+    predicted = plan(caches)
 
-    runner = Runner(models.random(config, jax.random.key(0)), layout, profile)
+    runner = Runner(models.random(config, jax.random.key(0)), caches)
     runner.warm_up()
     idle = resident(peak=False)
     forget_peak()

@@ -35,15 +35,24 @@ class ArraySpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """Full K and V of one layer for one request, during prefill. Leaves are arrays, or specs of them."""
+    """Full K and V of one layer for one request, during prefill. Leaves are arrays, or specs of them.
+
+    Attributes:
+        queries: the last W, position p in row p mod W; None where nothing is chosen by them.
+    """
 
     k: Any  # [K, T, D]
     v: Any  # [K, T, D]
+    queries: Any = None  # [W, H, D]
 
     @classmethod
-    def declare(cls, *, kv_heads: int, tokens: int, head_dim: int, dtype: Any) -> "Workspace":
+    def declare(
+        cls, *, kv_heads: int, tokens: int, head_dim: int, dtype: Any, window: int = 0, query_heads: int = 0
+    ) -> "Workspace":
+        """Specs; `window` is W, 0 for none."""
         spec = ArraySpec((kv_heads, tokens, head_dim), dtype, (TENSOR, None, None))
-        return cls(spec, spec)
+        queries = ArraySpec((window, query_heads, head_dim), dtype, (None, TENSOR, None)) if window else None
+        return cls(spec, spec, queries)
 
 
 @jax.tree_util.register_dataclass
@@ -53,18 +62,42 @@ class View:
 
     A new entry goes to index `used % C`. A full view never wraps; that of a sliding layer is a ring that
     forgets what its window has left behind. Attention reads entries by `positions`, never by their order.
+
+    Attributes:
+        bounds: of each page of S entries the elementwise maximum and minimum of its keys; None without stage 2.
+        queries: the last W, position p in row p mod W; None where a full view is not selected anew.
     """
 
     k: Any  # [B, K, C, D], rotated for the position it was computed at
     v: Any  # [B, K, C, D]
     positions: Any  # [B, K, C] int32: the token position of each entry, -1 where empty
     used: Any  # [B] int32: entries ever written to the slot
+    bounds: Any = None  # [B, K, P, 2, D]
+    queries: Any = None  # [B, W, H, D]
 
     @classmethod
-    def declare(cls, *, slots: int, kv_heads: int, capacity: int, head_dim: int, dtype: Any) -> "View":
+    def declare(
+        cls,
+        *,
+        slots: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: Any,
+        page_size: int = 0,
+        window: int = 0,
+        query_heads: int = 0,
+    ) -> "View":
+        """Specs; a `page_size` or a `window` (W) of 0 is for views without bounds or queries."""
         heads = ArraySpec((slots, kv_heads, capacity, head_dim), dtype, (None, TENSOR, None, None))
         positions = ArraySpec(heads.shape[:3], jnp.int32, (None, TENSOR, None), fill=-1)
-        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)))
+        bounds = queries = None
+        if page_size:
+            pages = math.ceil(capacity / page_size)
+            bounds = ArraySpec((slots, kv_heads, pages, 2, head_dim), dtype, (None, TENSOR, None, None, None))
+        if window:
+            queries = ArraySpec((slots, window, query_heads, head_dim), dtype, (None, None, TENSOR, None))
+        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries)
 
 
 def _is_spec(leaf: object) -> bool:

@@ -4,19 +4,10 @@ For all queries, `sum_d max(q_d * min_d, q_d * max_d)` bounds q.k over the page 
 side that is one matrix product of depth 2D.
 """
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from kvjax.cache import TENSOR, ArraySpec
-
-
-def declare_bounds(*, slots: int, kv_heads: int, capacity: int, page_size: int, head_dim: int, dtype: Any) -> ArraySpec:
-    """The array that holds the summary of a view: [B, K, P, 2, D], the maximum before the minimum."""
-    shape = (slots, kv_heads, math.ceil(capacity / page_size), 2, head_dim)
-    return ArraySpec(shape, dtype, (None, TENSOR, None, None, None))
 
 
 def summarize(
@@ -43,7 +34,7 @@ def summarize(
 def update(
     bounds: Float[Array, "B K P 2 D"],
     k: Float[Array, "B K C D"],
-    filled: Bool[Array, "B K C"],
+    positions: Int[Array, "B K C"],
     written: Int[Array, "B"],
     active: Bool[Array, "B"],
     page_size: int,
@@ -52,6 +43,9 @@ def update(
 
     Reads `page_size` keys a head and writes one page. Nothing is carried over from the page's former summary, so a
     slot may be given to another request without clearing it.
+
+    Args:
+        positions: of each entry, negative where it holds no key.
     """
     slots, _, capacity, _ = k.shape
     page = written // page_size
@@ -59,7 +53,7 @@ def update(
     inside = jnp.minimum(entries, capacity - 1)  # of the last page, where it is a partial one
     each = jnp.arange(slots)[:, None]
     keys = k[each, :, inside].transpose(0, 2, 1, 3)  # [B, K, S, D]
-    held = (filled[each, :, inside] & (entries < capacity)[..., None]).transpose(0, 2, 1)
+    held = ((positions[each, :, inside] >= 0) & (entries < capacity)[..., None]).transpose(0, 2, 1)
     new = summarize(keys, held, page_size, bounds.dtype)[:, :, 0]
     # an idle slot's page lies outside, and what is written there is dropped
     at = (jnp.arange(slots), slice(None), jnp.where(active, page, bounds.shape[2]))

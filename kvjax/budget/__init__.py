@@ -3,6 +3,14 @@
 from kvjax.budget.fingerprint import ModelFingerprint
 from kvjax.budget.layer import LayerBudget
 from kvjax.budget.profile import MAX_GROUP_LAYERS, BudgetProfile
-from kvjax.budget.split import adaptive_split
+from kvjax.budget.split import LEAST_TOKEN_BUDGET, adaptive_split, stage2_split
 
-__all__ = ["MAX_GROUP_LAYERS", "BudgetProfile", "LayerBudget", "ModelFingerprint", "adaptive_split"]
+__all__ = [
+    "LEAST_TOKEN_BUDGET",
+    "MAX_GROUP_LAYERS",
+    "BudgetProfile",
+    "LayerBudget",
+    "ModelFingerprint",
+    "adaptive_split",
+    "stage2_split",
+]

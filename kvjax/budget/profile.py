@@ -226,18 +226,24 @@ class BudgetProfile:
         """Bytes kept for one sequence over all layers; what counts, and the arguments, as `LayerBudget.nbytes`."""
         return sum(budget.nbytes(kv_heads, head_dim, dtype) for budget in self.layers)
 
-    def groups(self, kinds: Sequence[object]) -> tuple[range, ...]:
-        """Splits the layers into runs of equal budget and equal kind, at most `MAX_GROUP_LAYERS` long.
+    def groups(self, kinds: Sequence[object], most: int = MAX_GROUP_LAYERS) -> tuple[range, ...]:
+        """Splits the layers into runs of equal budget and equal kind, at most `most` long.
 
         Args:
             kinds: for each layer whatever else its compiled body depends on, compared by equality.
+            most: 1 to `MAX_GROUP_LAYERS`; the fewer, the less memory the workspaces of a prefill take.
+
+        Raises:
+            ValueError: `most` is out of bounds, or `kinds` are those of another number of layers.
         """
+        if not 1 <= most <= MAX_GROUP_LAYERS:
+            raise ValueError(f"groups of {most} layers: must be 1 to {MAX_GROUP_LAYERS}")
         if len(kinds) != len(self.layers):
             raise ValueError(f"the profile has {len(self.layers)} layers, the model {len(kinds)}")
         keys = list(zip(self.layers, kinds, strict=True))
         starts = [0]
         for layer in range(1, len(keys)):
-            if keys[layer] != keys[layer - 1] or layer - starts[-1] == MAX_GROUP_LAYERS:
+            if keys[layer] != keys[layer - 1] or layer - starts[-1] == most:
                 starts.append(layer)
         return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], len(keys)], strict=True))
 

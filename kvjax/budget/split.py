@@ -56,18 +56,27 @@ def adaptive_split(
             f"{max_new_tokens}, but observation_window={observation_window} of them always stay: shorten the window, "
             f"or raise token_budget from {token_budget}"
         )
-    # with c2 = capacity/t: page ceil(sqrt(c2)) but 1 above c2, dimensions floor(D p/c2); in whole numbers, so exact
-    page = math.isqrt(-(-capacity // token_budget) - 1) + 1
-    if page * token_budget > capacity:
-        page = 1
+    page, dims = stage2_split(capacity, token_budget, head_dim)
     return LayerBudget.selecting(
         capacity,
         observation_window=observation_window,
         pooling_kernel=pooling_kernel,
         stage2_tokens=token_budget // 2,
         page_size=page,
-        head_dims=max(head_dim * page * token_budget // capacity, 1),
+        head_dims=dims,
     ).within(context)
+
+
+def stage2_split(capacity: int, token_budget: int, head_dim: int) -> tuple[int, int]:
+    """Entries of a page and head dims with which stage 2 estimates a view, for half of a token budget's traffic.
+
+    With c2 = capacity / t: pages of ceil(sqrt(c2)) entries, but of 1 above c2, and floor(D p / c2) dims, at least 1.
+    In whole numbers, so exact.
+    """
+    page = math.isqrt(max(-(-capacity // token_budget) - 1, 0)) + 1
+    if page * token_budget > capacity:
+        page = 1
+    return page, min(max(head_dim * page * token_budget // capacity, 1), head_dim)
 
 
 def pyramid_capacities(layers: int, mean: int, least: int, most: int, beta: int | float = 20) -> list[int]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
+
 CHUNK = 256  # tokens: the unit of hashing, storing and hitting
 SHORTEST_BUCKET = 32
 
@@ -20,6 +22,14 @@ class EngineConfig:
         seed: where the seeds of requests without one start.
         dtype: of weights and KV: "float32", "bfloat16" or "float16"; None is float32 on CPU and bfloat16 elsewhere.
         tensor_parallel_size: devices over which heads are split.
+        method: how the KV cache is compressed, a name of `kvjax.attention.methods`; None is "rocketkv" where a budget
+            is given and "full" where none is.
+        token_budget: KV pairs that a decode step reads for each kv head and layer; the method makes a budget of it.
+        budgets: a file with a budget for each layer, instead of `token_budget`.
+        room: entries of a compressed view that stay free for generated tokens.
+        reselect: a view whose room is used up is selected anew; otherwise the output ends there.
+        group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
+            workspaces of two groups are most of a prefill's memory.
     """
 
     max_model_len: int | None = None
@@ -31,9 +41,15 @@ class EngineConfig:
     dtype: str | None = None
     kv_cache_dtype: str | None = None
     tensor_parallel_size: int = 1
+    method: str | None = None
+    token_budget: int | None = None
+    budgets: str | None = None
+    room: int = 128
+    reselect: bool = True
+    group_layers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size"):
+        for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size", "room"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_num_queued_reqs < 0:
@@ -42,11 +58,25 @@ class EngineConfig:
             raise ValueError(f"max_model_len={self.max_model_len}: a sequence has at least 2 tokens")
         if self.prefill_piece is not None and (self.prefill_piece < CHUNK or self.prefill_piece % CHUNK):
             raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {CHUNK}")
+        self._check_method()
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: choose float32, bfloat16 or float16, or leave it out"
                 )
+
+    def _check_method(self) -> None:
+        budgeted = self.token_budget is not None or self.budgets is not None
+        if self.token_budget is not None and self.budgets is not None:
+            raise ValueError("token_budget and budgets say the same thing twice: give one of them")
+        if self.method == "full" and budgeted:
+            raise ValueError("method 'full' takes no budget: leave the budget out, or choose another method")
+        if self.method not in (None, "full") and not budgeted:
+            raise ValueError(f"method {self.method!r} needs a token_budget, or a file of budgets")
+        if self.token_budget is not None and self.token_budget < LEAST_TOKEN_BUDGET:
+            raise ValueError(f"token_budget={self.token_budget} must be at least {LEAST_TOKEN_BUDGET}")
+        if self.group_layers is not None and not 1 <= self.group_layers <= MAX_GROUP_LAYERS:
+            raise ValueError(f"group_layers={self.group_layers} must be 1 to {MAX_GROUP_LAYERS}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +89,12 @@ class Layout:
     decode_steps: int
     dtype: str
     kv_dtype: str
+    method: str = "full"
+    token_budget: int | None = None
+    budgets: str | None = None
+    room: int = 128
+    reselect: bool = True
+    group_layers: int = MAX_GROUP_LAYERS
 
     @classmethod
     def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "Layout":
@@ -79,6 +115,8 @@ class Layout:
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32
         dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+        budgeted = config.token_budget is not None or config.budgets is not None
+        method = config.method or ("rocketkv" if budgeted else "full")
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
@@ -86,6 +124,12 @@ class Layout:
             decode_steps=config.decode_steps,
             dtype=dtype,
             kv_dtype=config.kv_cache_dtype or dtype,
+            method=method,
+            token_budget=config.token_budget,
+            budgets=config.budgets,
+            room=config.room,
+            reselect=config.reselect,
+            group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),
         )
 
     @property

@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kvjax import models
-from kvjax.budget import BudgetProfile
 from kvjax.cache import TENSOR
 from kvjax.engine.admission import Admission, Reservation
+from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.loop import EngineLoop
@@ -74,6 +74,7 @@ class Engine:
         if len(model_config.eos_token_ids) > MAX_ENDINGS - MAX_STOP_TOKENS:
             raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
         self.max_model_len = self.layout.max_model_len
+        self._caches = Caches.declare(model_config, self.layout)
         self._devices = config.tensor_parallel_size
         self.model_name = pathlib.Path(path).name
         self._path = path
@@ -140,8 +141,7 @@ class Engine:
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
             )
         with self._timed("allocate"):
-            windows = [layer.window for layer in model.config.layers]
-            self._runner = Runner(model, self.layout, BudgetProfile.full(windows, self.max_model_len), mesh)
+            self._runner = Runner(model, dataclasses.replace(self._caches, model=model.config), mesh)
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
@@ -324,7 +324,8 @@ class Engine:
         wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
         if wanted > room:
             raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
-        return wanted
+        view = None if self.layout.reselect else self._caches.room(len(prompt))
+        return wanted if view is None else min(wanted, view + 1)  # the last token never enters a view
 
     def _submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str) -> ActiveRequest:
         limit = self._limit(prompt, params)

@@ -10,8 +10,7 @@ from flax import nnx
 
 from kvjax import cache, models
 from kvjax.attention.dense import DECODE_BLOCK, PREFILL_BLOCK
-from kvjax.budget import BudgetProfile
-from kvjax.cache import View, Workspace
+from kvjax.engine.caches import Caches
 from kvjax.engine.config import CHUNK, Layout
 from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
@@ -23,22 +22,20 @@ class InsufficientMemoryError(MemoryError):
     """The engine does not fit; the message says what is needed, what is free, and what to change."""
 
 
-def plan(model: DecoderConfig, layout: Layout, profile: BudgetProfile) -> Plan:
+def plan(caches: Caches) -> Plan:
     """What an engine takes on all devices together.
 
     Everything but "temporaries" is exact. Those are the intermediate results of the largest step, added up as if none
     of them were fused away or shared memory with another; XLA needs less.
     """
+    model, layout, groups = caches.model, caches.layout, caches.groups
     longest = layout.buckets[-1]
-    groups = profile.groups(model.layers)
     item = jnp.dtype(layout.dtype).itemsize
-    heads = {"kv_heads": model.num_kv_heads, "head_dim": model.head_dim, "dtype": layout.kv_dtype}
-    views = [View.declare(slots=layout.slots, capacity=budget.capacity, **heads) for budget in profile.layers]
-    workspace = [Workspace.declare(tokens=longest, **heads)] * max(map(len, groups))
+    workspace = [caches.workspace(longest)] * max(map(len, groups))
     weights = jax.tree.leaves(nnx.state(models.abstract(model, jnp.dtype(layout.dtype))))
     return {
         "weights": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights),
-        "views": cache.nbytes(views),
+        "views": cache.nbytes(caches.views),
         "decode state": cache.nbytes(DecodeState.declare(layout.slots, model.vocab_size)),
         "workspaces": cache.nbytes(workspace) * len(groups[:2]),
         "hidden states": longest * model.width * item,
@@ -86,7 +83,7 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
     """
 
     def parts(layout: Layout) -> Plan:
-        return plan(model, layout, BudgetProfile.full([layer.window for layer in model.layers], layout.max_model_len))
+        return plan(Caches.declare(model, layout))
 
     def needed(layout: Layout) -> int:
         return sum(parts(layout).values())

@@ -15,7 +15,7 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
     device = jax.devices()[0]
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
     shapes = ", ".join(f"{shape} {value:.1f} s" for shape, value in compiled.items())
-    memory = plan(model, layout, runner.profile)
+    memory = plan(runner.caches)
     table = [f"  {purpose:<14} {in_units(value):>10}" for purpose, value in memory.items()]
     per_token = memory["views"] / (layout.slots * layout.max_model_len)
     return "\n".join(

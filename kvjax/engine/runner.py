@@ -14,10 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from kvjax import cache
-from kvjax.budget import BudgetProfile
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import Caches
+from kvjax.engine.fill import Fill
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
@@ -64,22 +64,21 @@ class Runner:
 
     Args:
         model: weights placed where they stay (sharded over `mesh`'s axis "tensor" if there is one).
-        layout: sizes and dtypes.
-        profile: what each layer keeps of a sequence.
+        caches: what each layer keeps of a sequence, and in which arrays.
     """
 
-    def __init__(self, model: Decoder, layout: Layout, profile: BudgetProfile, mesh: Mesh | None = None) -> None:
+    def __init__(self, model: Decoder, caches: Caches, mesh: Mesh | None = None) -> None:
         self.model_config = model.config
-        self.layout = layout
-        self.profile = profile
+        self.caches = caches
+        self.layout = caches.layout
         self.mesh = mesh
         self.vocab_size = model.config.vocab_size
+        self.groups = caches.groups
         self._split(model)
-        self.groups = profile.groups(self._kinds)
-        self._view_specs = tuple(self._declare_view(budget.capacity) for budget in profile.layers)
-        self._state_specs = steps.DecodeState.declare(layout.slots, self.vocab_size)
-        self.views: tuple[View, ...] = cache.allocate(self._view_specs, mesh)
+        self._state_specs = steps.DecodeState.declare(self.layout.slots, self.vocab_size)
+        self.views: tuple[View, ...] = cache.allocate(caches.views, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
+        self._fill = Fill(caches.plans, self.layout.slots)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
     def _split(self, model: Decoder) -> None:
@@ -97,28 +96,11 @@ class Runner:
         self._trunk_leaves: tuple[jax.Array, ...]
         self._trunk, self._trunk_leaves = steps.Part.split(trunk)
 
-    def _declare_view(self, capacity: int) -> View:
-        return View.declare(
-            slots=self.layout.slots,
-            kv_heads=self.model_config.num_kv_heads,
-            capacity=capacity,
-            head_dim=self.model_config.head_dim,
-            dtype=self.layout.kv_dtype,
-        )
-
-    def _declare_workspace(self, tokens: int) -> Workspace:
-        return Workspace.declare(
-            kv_heads=self.model_config.num_kv_heads,
-            tokens=tokens,
-            head_dim=self.model_config.head_dim,
-            dtype=self.layout.kv_dtype,
-        )
-
     def _workspace(self, tokens: int) -> list[list[Workspace]]:
         """Two workspaces of this length, used by the groups in turn; only those of the last length are kept."""
         if self._workspaces[0] != tokens:
             self._workspaces = (0, [])  # free the old ones first
-            specs = [self._declare_workspace(tokens)] * max(len(group) for group in self.groups)
+            specs = [self.caches.workspace(tokens)] * max(len(group) for group in self.groups)
             pair = [cache.allocate(specs, self.mesh) for _ in self.groups[:2]]
             self._workspaces = (tokens, pair)
         return self._workspaces[1]
@@ -138,19 +120,19 @@ class Runner:
         """
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
         size = prefill.size
-        start = np.int32(prefill.piece * size)
+        start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
         group = self.groups[prefill.group]
         for place, layer in enumerate(group):
             prefill.hidden, workspace[place] = steps.prefill_layer(
-                self._kinds[layer], size, self._layer_leaves[layer], prefill.hidden, workspace[place], start
+                self._kinds[layer], size, self._layer_leaves[layer], prefill.hidden, workspace[place], start, length
             )
         prefill.piece += 1
         if prefill.piece < prefill.pieces:
             return
-        slot, length = np.int32(prefill.slot), np.int32(prefill.length)
         views = list(self.views)
         for place, layer in enumerate(group):
-            views[layer] = steps.install(self.mesh, views[layer], workspace[place], slot, length)
+            plan = self.caches.plans[layer]
+            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length)
             self.views = tuple(views)
         prefill.piece, prefill.group = 0, prefill.group + 1
 
@@ -166,6 +148,7 @@ class Runner:
         Returns:
             The token, with a leading dimension of 1.
         """
+        self._fill.installed(prefill.slot, prefill.length)
         row = SamplerState.of(params, prefill.tokens[: prefill.length], endings, seed, self.vocab_size)
         last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1))
         drawn, self.state = steps.first_token(
@@ -185,12 +168,28 @@ class Runner:
         return steps.score(self._trunk, self._trunk_leaves, x, targets)
 
     def decode(self, alive: np.ndarray, count: int) -> steps.Steps:
-        """Dispatches up to `count` decode steps; slots that are not `alive` [B] stop for good."""
+        """Dispatches up to `count` decode steps; slots that are not `alive` [B] stop for good.
+
+        Fewer where a view would be full before: it is selected anew at a moment that only its own sequence decides.
+        """
+        for layer, slot in self._fill.full(alive):
+            self._reselect(layer, slot)
+        count = self._fill.advance(alive, count)
         out, self.views, self.state = steps.decode(
-            self._trunk, self._kinds, self.layout.decode_steps, self._trunk_leaves, self._layer_leaves,
-            self.views, self.state, alive, np.int32(count),
+            self._trunk, self._kinds, self.caches.plans, self.layout.decode_steps, self._trunk_leaves,
+            self._layer_leaves, self.views, self.state, alive, np.int32(count),
         )  # fmt: skip
         return out
+
+    def _reselect(self, layer: int, slot: int) -> None:
+        if not self.layout.reselect:
+            return  # its request ends by itself when the room is used up
+        views, length = list(self.views), np.int32(self._fill.length[slot])
+        views[layer] = steps.reselect(
+            self._kinds[layer], self.caches.plans[layer], views[layer], np.int32(slot), length
+        )  # fmt: skip
+        self.views = tuple(views)
+        self._fill.reselected(layer, slot)
 
     def warm_up(self) -> dict[str, float]:
         """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each."""
@@ -207,6 +206,10 @@ class Runner:
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)
+        if self.layout.reselect:
+            for layer, plan in enumerate(self.caches.plans):
+                if plan.stage1 is not None:
+                    self._reselect(layer, slot=0)
         jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
         seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
         return seconds

@@ -15,7 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention import decode_attention, prefill_attention
+from kvjax.attention import prefill_attention, views
+from kvjax.attention.methods import LayerPlan
+from kvjax.attention.observation import observe
 from kvjax.cache import ArraySpec, View, Workspace, constrain
 from kvjax.engine.sampling import Sample, SamplerState, report, sample
 from kvjax.models import Decoder
@@ -106,8 +108,12 @@ def prefill_layer(
     hidden: Float[Array, "T E"],
     workspace: Workspace,
     start: Int[Array, ""],
+    length: Int[Array, ""],
 ) -> tuple[Float[Array, "T E"], Workspace]:
-    """Pushes positions `start` to `start + piece - 1` through one layer; its K and V enter the workspace."""
+    """Pushes positions `start` to `start + piece - 1` through one layer; its K and V enter the workspace.
+
+    So do its queries, as far as they are among the last of the prompt's `length`, where a layer chooses by them.
+    """
     specs = _workspace_specs(workspace)
 
     def attend(q: Array, k: Array, v: Array) -> Array:
@@ -116,6 +122,7 @@ def prefill_layer(
         workspace = Workspace(
             jax.lax.dynamic_update_slice_in_dim(workspace.k, k.astype(workspace.k.dtype), start, axis=1),
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
+            None if workspace.queries is None else observe(workspace.queries, q, start, length),
         )
         return prefill_attention(q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window)
 
@@ -125,29 +132,20 @@ def prefill_layer(
     return hidden, constrain(workspace, specs, kind.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def install(mesh: Mesh | None, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]) -> View:
-    """Writes what a view keeps of a finished workspace to a slot: entry j is the last position that is j mod C.
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def install(
+    kind: LayerKind, plan: LayerPlan, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]
+) -> View:
+    """Writes what a view keeps of a finished workspace to a slot."""
+    new = views.install(plan, view, workspace, slot, length, scale=kind.scale)
+    return constrain(new, _view_specs(plan, view), kind.mesh)
 
-    For a full view that is every position in order, for a sliding layer the last C of them as its ring has them.
-    """
-    slots, kv_heads, capacity, head_dim = view.k.shape
-    entries = min(capacity, workspace.k.shape[1])
-    kept = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
-    positions = jnp.full((capacity,), -1, jnp.int32).at[:entries].set(jnp.maximum(kept, -1))
 
-    def write(target: Array, source: Array) -> Array:
-        rows = jnp.take(source, jnp.maximum(kept, 0), axis=1)  # [K, entries, D]
-        return jax.lax.dynamic_update_slice(target, rows[None], (slot, 0, 0, 0))
-
-    specs = View.declare(slots=slots, kv_heads=kv_heads, capacity=capacity, head_dim=head_dim, dtype=view.k.dtype)
-    new = View(
-        write(view.k, workspace.k),
-        write(view.v, workspace.v),
-        view.positions.at[slot].set(positions),
-        view.used.at[slot].set(length),
-    )
-    return constrain(new, specs, mesh)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def reselect(kind: LayerKind, plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""]) -> View:
+    """Makes room in a slot's view after `length` tokens of its sequence."""
+    new = views.reselect(plan, view, slot, length, scale=kind.scale)
+    return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -189,14 +187,15 @@ def first_token(
     return drawn, jax.tree.map(lambda all_slots, new: all_slots.at[slot].set(new[0]), state, row)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))
 def decode(
     part: Part[Decoder],
     kinds: tuple[LayerKind, ...],
+    plans: tuple[LayerPlan, ...],
     most: int,
     leaves: tuple[Array, ...],
     layer_leaves: tuple[tuple[Array, ...], ...],
-    views: tuple[View, ...],
+    caches: tuple[View, ...],
     state: DecodeState,
     alive: Bool[Array, "B"],
     steps: Int[Array, ""],
@@ -207,7 +206,8 @@ def decode(
     """
     decoder = part.merge(leaves)
     state = dataclasses.replace(state, active=state.active & alive)
-    out = jax.eval_shape(lambda s: _step(decoder, kinds, layer_leaves, views, s)[0], state)
+    layers = tuple(zip(kinds, plans, layer_leaves, strict=True))
+    out = jax.eval_shape(lambda s: _step(decoder, layers, caches, s)[0], state)
     out = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), out)
 
     def unfinished(carry: Any) -> Bool[Array, ""]:
@@ -215,26 +215,25 @@ def decode(
         return (index < steps) & jnp.any(state.active)
 
     def body(carry: Any) -> Any:
-        index, views, state, out = carry
-        new, views, state = _step(decoder, kinds, layer_leaves, views, state)
-        return index + 1, views, state, jax.tree.map(lambda all_steps, x: all_steps.at[index].set(x), out, new)
+        index, caches, state, out = carry
+        new, caches, state = _step(decoder, layers, caches, state)
+        return index + 1, caches, state, jax.tree.map(lambda all_steps, x: all_steps.at[index].set(x), out, new)
 
-    _, views, state, out = jax.lax.while_loop(unfinished, body, (jnp.int32(0), views, state, out))
-    return out, views, state
+    _, caches, state, out = jax.lax.while_loop(unfinished, body, (jnp.int32(0), caches, state, out))
+    return out, caches, state
 
 
 def _step(
     decoder: Decoder,
-    kinds: tuple[LayerKind, ...],
-    layer_leaves: tuple[tuple[Array, ...], ...],
-    views: tuple[View, ...],
+    layers: tuple[tuple[LayerKind, LayerPlan, tuple[Array, ...]], ...],
+    caches: tuple[View, ...],
     state: DecodeState,
 ) -> tuple[Steps, tuple[View, ...], DecodeState]:
     x = decoder.embed(state.token)
-    new_views = []
-    for kind, leaves, view in zip(kinds, layer_leaves, views, strict=True):
-        x, view = _decode_layer(kind, leaves, view, x, state.position, state.active)
-        new_views.append(view)
+    new_caches = []
+    for (kind, plan, leaves), view in zip(layers, caches, strict=True):
+        x, view = _decode_layer(kind, plan, leaves, view, x, state.position, state.active)
+        new_caches.append(view)
     drawn, sampler = sample(decoder.head(x), state.sampler, state.generated, state.active)
     advance = state.active.astype(jnp.int32)
     generated = state.generated + advance
@@ -247,12 +246,13 @@ def _step(
         active=state.active & ~ended,
         sampler=sampler,
     )
-    return Steps(state.active, drawn), tuple(new_views), new
+    return Steps(state.active, drawn), tuple(new_caches), new
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode_layer(
     kind: LayerKind,
+    plan: LayerPlan,
     leaves: tuple[Array, ...],
     view: View,
     x: Float[Array, "B E"],
@@ -263,35 +263,36 @@ def _decode_layer(
 
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
-        view = append(view, k, v, position, active)
-        entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
-        return decode_attention(
-            q, view.k, view.v, view.positions, position, entries, scale=kind.scale, window=kind.window
-        )
+        view = views.append(plan, view, q, k, v, position, active)
+        return views.attend(plan, view, q, position, active, scale=kind.scale, window=kind.window)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view
 
 
-def append(
-    view: View,
-    k: Float[Array, "B K D"],
-    v: Float[Array, "B K D"],
-    position: Int[Array, "B"],
-    active: Bool[Array, "B"],
-) -> View:
-    """Adds one entry to each active slot. Other slots are left untouched: one may be receiving a new prompt."""
-    slots, _, capacity, _ = view.k.shape
-    # an idle slot's index lies outside, and what is written there is dropped
-    at = (jnp.arange(slots), slice(None), jnp.where(active, view.used % capacity, capacity))
-
-    def write(target: Array, value: Array) -> Array:
-        return target.at[at].set(value.astype(target.dtype), mode="drop", unique_indices=True)
-
-    places = jnp.broadcast_to(position[:, None], view.positions.shape[:2])
-    return View(write(view.k, k), write(view.v, v), write(view.positions, places), view.used + active.astype(jnp.int32))
-
-
 def _workspace_specs(workspace: Workspace) -> Workspace:
     kv_heads, tokens, head_dim = workspace.k.shape
-    return Workspace.declare(kv_heads=kv_heads, tokens=tokens, head_dim=head_dim, dtype=workspace.k.dtype)
+    window, query_heads = (0, 0) if workspace.queries is None else workspace.queries.shape[:2]
+    return Workspace.declare(
+        kv_heads=kv_heads,
+        tokens=tokens,
+        head_dim=head_dim,
+        dtype=workspace.k.dtype,
+        window=window,
+        query_heads=query_heads,
+    )
+
+
+def _view_specs(plan: LayerPlan, view: View) -> View:
+    slots, kv_heads, capacity, head_dim = view.k.shape
+    window, query_heads = (0, 0) if view.queries is None else view.queries.shape[1:3]
+    return View.declare(
+        slots=slots,
+        kv_heads=kv_heads,
+        capacity=capacity,
+        head_dim=head_dim,
+        dtype=view.k.dtype,
+        page_size=plan.page_size,
+        window=window,
+        query_heads=query_heads,
+    )

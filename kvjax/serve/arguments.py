@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import kvjax
-from kvjax.serve.config import DTYPES, LOG_LEVELS, ServeConfig
+from kvjax.serve.config import DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
 
 # As vLLM reads them: 32k is 32,000 and 32K is 32,768.
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -64,6 +64,14 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("max_num_queued_reqs", int, "N", "requests that may wait; more are refused with 503"),
         Option("tensor_parallel_size", int, "N", "devices to split heads over"),
         Option("gpu_memory_utilization", float, "SHARE", "share of the device's memory to take, as 0.9"),
+    ),
+    "compression": (
+        Option("method", str, "NAME", "how the KV cache is compressed: full, rocketkv, snapkv ... or module:Class"),
+        Option("token_budget", size, "TOKENS", "KV pairs a step reads a layer; alone it means rocketkv"),
+        Option("budgets", str, "FILE", "a budget for each layer, found by search, instead of --token-budget"),
+        Option("room", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
+        Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the room"),
+        Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),

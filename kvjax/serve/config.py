@@ -4,6 +4,7 @@ import dataclasses
 import ipaddress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WHEN_FULL = ("reselect", "stop")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -18,6 +19,8 @@ class ServeConfig:
     gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
+    method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
+    when_full: what happens to an output longer than the room of a compressed view.
     """
 
     model: str = ""
@@ -37,6 +40,12 @@ class ServeConfig:
     chat_template: str | None = None
     shutdown_timeout: int | float = 30.0
     log_level: str = "info"
+    method: str | None = None
+    token_budget: int | None = None
+    budgets: str | None = None
+    room: int = 128
+    when_full: str = "reselect"
+    group_layers: int | None = None
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
@@ -49,7 +58,13 @@ class ServeConfig:
             _within("max_model_len", self.max_model_len, 2, 2**31 - 1)
         if self.gpu_memory_utilization is not None:
             _within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
+        if self.token_budget is not None:
+            _within("token_budget", self.token_budget, 16, 2**31 - 1)
+        _within("room", self.room, 1, 2**31 - 1)
+        if self.group_layers is not None:
+            _within("group_layers", self.group_layers, 1, 8)
         for name, value, allowed in (
+            ("when_full", self.when_full, WHEN_FULL),
             ("dtype", self.dtype, DTYPES),
             ("kv_cache_dtype", self.kv_cache_dtype, DTYPES),
             ("log_level", self.log_level, LOG_LEVELS),

@@ -84,6 +84,12 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 dtype=None if config.dtype == "auto" else config.dtype,
                 kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
                 seed=config.seed,
+                method=config.method,
+                token_budget=config.token_budget,
+                budgets=config.budgets,
+                room=config.room,
+                reselect=config.when_full == "reselect",
+                group_layers=config.group_layers,
             ),
             chat_template=config.chat_template,
         )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.pages import declare_bounds, summarize, update
-from kvjax.cache import allocate
+from kvjax.attention.pages import summarize, update
+from kvjax.cache import View, allocate
 from tests.attention import rocketkv_oracle as oracle
 
 
@@ -23,7 +23,14 @@ run_summarize = jax.jit(summarize, static_argnames=("page_size", "dtype"))
 
 @functools.partial(jax.jit, static_argnames=("page_size",), donate_argnums=0)
 def run_update(bounds, k, filled, written, active, page_size):
-    return update(bounds, k, filled, written, active, page_size)
+    return update(bounds, k, jnp.where(filled, 0, -1), written, active, page_size)
+
+
+def declare_bounds(capacity, page_size, head_dim):
+    view = View.declare(
+        slots=2, kv_heads=2, capacity=capacity, head_dim=head_dim, dtype=jnp.float32, page_size=page_size
+    )
+    return view.bounds
 
 
 @pytest.mark.parametrize(("page_size", "capacity"), [(1, 5), (2, 9), (3, 10), (3, 12), (4, 16), (8, 16), (16, 40)])
@@ -32,8 +39,7 @@ def test_summaries_agree_with_numpy(page_size, capacity):
     filled = np.broadcast_to(np.arange(capacity) < held, k.shape[:3])
     k[~filled] = np.nan
     got = np.asarray(run_summarize(k, filled, page_size))
-    declared = declare_bounds(slots=2, kv_heads=2, capacity=capacity, page_size=page_size, head_dim=8, dtype=k.dtype)
-    assert got.shape == declared.shape
+    assert got.shape == declare_bounds(capacity, page_size, head_dim=8).shape
     for slot, head in np.ndindex(2, 2):
         want = oracle.pages_of(k[slot, head, :held], page_size)
         np.testing.assert_array_equal(got[slot, head, : len(want)], [np.stack(pair) for pair in want])
@@ -91,7 +97,7 @@ def test_a_summary_narrower_than_the_keys():
 
 
 def test_a_donated_summary_is_updated_in_place():
-    spec = declare_bounds(slots=2, kv_heads=2, capacity=4096, page_size=4, head_dim=64, dtype=jnp.float32)
+    spec = declare_bounds(4096, 4, head_dim=64)
     bounds = allocate(spec)
     assert bounds.nbytes == spec.nbytes == 2 * 2 * 1024 * 2 * 64 * 4
     k, filled = jnp.zeros((2, 2, 4096, 64)), jnp.zeros((2, 2, 4096), bool)

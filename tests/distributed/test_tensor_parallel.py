@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from kvjax import models
-from kvjax.budget import BudgetProfile
 from kvjax.cache import TENSOR
+from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
@@ -40,8 +40,7 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
         placed = jax.tree.map(jax.device_put, nnx.state(decoder, nnx.Param), models.shardings(decoder, mesh))
         nnx.update(decoder, placed)
     layout = Layout.resolve(EngineConfig(max_num_seqs=2), CONFIG.max_position, "cpu")
-    windows = [layer.window for layer in CONFIG.layers]
-    runner = Runner(decoder, layout, BudgetProfile.full(windows, layout.max_model_len), mesh)
+    runner = Runner(decoder, Caches.declare(CONFIG, layout), mesh)
     prefill = runner.begin(PROMPT, slot=1)
     while not prefill.done:
         runner.advance(prefill)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvjax import models
-from kvjax.budget import BudgetProfile
+from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.engine import Engine
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, in_units, plan
@@ -19,33 +19,36 @@ LARGE = dataclasses.replace(CONFIG, width=1024, mlp_width=4096, vocab_size=32_00
 LAYOUT = Layout.resolve(EngineConfig(max_num_seqs=8), LARGE.max_position, "gpu")
 
 
+def declare(token_budget: int | None = None) -> Caches:
+    config = EngineConfig(max_num_seqs=3, token_budget=token_budget, room=32)
+    return Caches.declare(CONFIG, Layout.resolve(config, CONTEXT, "cpu"))
+
+
 def total(layout: Layout) -> int:
-    windows = [layer.window for layer in LARGE.layers]
-    return sum(plan(LARGE, layout, BudgetProfile.full(windows, layout.max_model_len)).values())
+    return sum(plan(Caches.declare(LARGE, layout)).values())
 
 
-def test_the_plan_is_what_a_runner_holds():
-    layout = Layout.resolve(EngineConfig(max_num_seqs=3), CONTEXT, "cpu")
-    profile = BudgetProfile.full([layer.window for layer in CONFIG.layers], CONTEXT)
+@pytest.mark.parametrize("token_budget", [None, 32])
+def test_the_plan_is_what_a_runner_holds(token_budget):
+    caches = declare(token_budget)
     before = {id(array) for array in jax.live_arrays()}
-    runner = Runner(models.random(CONFIG, jax.random.key(0)), layout, profile)
+    runner = Runner(models.random(CONFIG, jax.random.key(0)), caches)
     prefill = runner.begin(np.zeros(CONTEXT - 1, np.int32), slot=0)
     runner.advance(prefill)
     held = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)
-    planned = plan(CONFIG, layout, profile)
+    planned = plan(caches)
     assert sum(planned.values()) - planned["temporaries"] == pytest.approx(held, abs=64)  # a scalar or two
 
 
 def test_xla_needs_no_more_temporaries_than_planned():
-    layout = Layout.resolve(EngineConfig(max_num_seqs=3), CONTEXT, "cpu")
-    profile = BudgetProfile.full([layer.window for layer in CONFIG.layers], CONTEXT)
-    Runner(models.random(CONFIG, jax.random.key(0)), layout, profile).warm_up()
+    caches = declare()
+    Runner(models.random(CONFIG, jax.random.key(0)), caches).warm_up()
     ours = [
         executable.get_compiled_memory_stats().temp_size_in_bytes
         for executable in jax.devices()[0].client.live_executables()
         if executable.hlo_modules()[0].name in ("jit_prefill_layer", "jit_decode", "jit_score", "jit_first_token")
     ]
-    assert 0 < max(ours) <= plan(CONFIG, layout, profile)["temporaries"]
+    assert 0 < max(ours) <= plan(caches)["temporaries"]
 
 
 def test_what_fits_is_not_refused():

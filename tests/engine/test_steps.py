@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from kvjax import cache, models
-from kvjax.attention import decode_attention
+from kvjax.attention import decode_attention, views
+from kvjax.attention.methods import LayerPlan
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
@@ -32,9 +33,17 @@ def arrays(view: View) -> list[np.ndarray]:
     return [np.asarray(leaf).copy() for leaf in jax.tree.leaves(view)]
 
 
+PLAN = LayerPlan(1)  # of a layer where nothing is chosen; its capacity is the view's
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def install(view, workspace, slot, length):
+    return views.install(PLAN, view, workspace, slot, length, scale=1.0)
+
+
 @jax.jit
 def append(view, k, v, position, active):
-    return steps.append(view, k, v, position, active)
+    return views.append(PLAN, view, k, k, v, position, active)
 
 
 @functools.partial(jax.jit, static_argnames="window")
@@ -54,7 +63,7 @@ def test_a_ring_holds_the_last_tokens(length, room):
     workspace = Workspace(*(jnp.asarray(np.pad(x[:, :length], ((0, 0), (0, room - length), (0, 0)))) for x in (k, v)))
     view = filled_view(window)
     before = arrays(view)
-    view = steps.install(None, view, workspace, np.int32(slot), np.int32(length))
+    view = install(view, workspace, np.int32(slot), np.int32(length))
     active = np.arange(SLOTS) == slot
     for position in range(length, total):
         assert int(view.used[slot]) == position
@@ -78,7 +87,7 @@ def test_what_a_view_holds_is_what_dense_attention_sees(capacity, window):
     random = np.random.default_rng(1)
     k, v = random.normal(0, 1, (2, KV_HEADS, total, DIM)).astype(np.float32)
     workspace = Workspace(*(jnp.asarray(np.pad(x, ((0, 0), (0, room - total), (0, 0)))) for x in (k, v)))
-    view = steps.install(None, filled_view(capacity), workspace, np.int32(0), np.int32(length))
+    view = install(filled_view(capacity), workspace, np.int32(0), np.int32(length))
     active = np.array([True, False, False])
     for position in range(length, total):
         now = [np.broadcast_to(x[:, position], (SLOTS, KV_HEADS, DIM)) for x in (k, v)]
@@ -106,7 +115,7 @@ def test_installing_leaves_other_slots_alone():
     view = filled_view(12)
     before = arrays(view)
     workspace = cache.allocate(Workspace.declare(kv_heads=KV_HEADS, tokens=8, head_dim=DIM, dtype=jnp.float32))
-    after = arrays(steps.install(None, view, workspace, np.int32(1), np.int32(5)))
+    after = arrays(install(view, workspace, np.int32(1), np.int32(5)))
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old[[0, 2]], new[[0, 2]])
     assert after[2][1].tolist() == [[0, 1, 2, 3, 4] + [-1] * 7] * KV_HEADS
@@ -169,7 +178,10 @@ def test_decode_copies_no_cache():
     )
     state = shapes(steps.DecodeState.declare(slots, MEDIUM.vocab_size))
     alive, count = jax.ShapeDtypeStruct((slots,), jnp.bool_), jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = steps.decode.lower(part, tuple(kinds), 4, leaves, tuple(layer_leaves), shapes(specs), state, alive, count)
+    plans = (PLAN,) * len(kinds)
+    lowered = steps.decode.lower(
+        part, tuple(kinds), plans, 4, leaves, tuple(layer_leaves), shapes(specs), state, alive, count
+    )
     check_no_copies(lowered.compile(), cache.nbytes(specs))
 
 
@@ -179,7 +191,9 @@ def test_prefill_copies_no_cache_and_never_multiplies_the_context_with_itself(la
     workspace = Workspace.declare(kv_heads=2, tokens=CONTEXT, head_dim=64, dtype=jnp.float32)
     hidden = jax.ShapeDtypeStruct((CONTEXT, MEDIUM.width), jnp.float32)
     start = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = steps.prefill_layer.lower(kinds[layer], PIECE, layer_leaves[layer], hidden, shapes(workspace), start)
+    lowered = steps.prefill_layer.lower(
+        kinds[layer], PIECE, layer_leaves[layer], hidden, shapes(workspace), start, start
+    )
     check_no_copies(lowered.compile(), cache.nbytes(workspace) + 4 * hidden.size)
 
 
@@ -188,7 +202,7 @@ def test_install_copies_no_view(window):
     view = View.declare(slots=4, kv_heads=2, capacity=window or CONTEXT, head_dim=64, dtype=jnp.float32)
     workspace = Workspace.declare(kv_heads=2, tokens=512, head_dim=64, dtype=jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = steps.install.lower(None, shapes(view), shapes(workspace), number, number).compile()
+    compiled = install.lower(shapes(view), shapes(workspace), number, number).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache.nbytes(view)
     assert memory.temp_size_in_bytes < 0.7 * cache.nbytes(workspace)

@@ -1,0 +1,107 @@
+"""What a method is: how one number, the token budget, becomes a budget for each layer, and how that is spent."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+from kvjax.attention.stage1 import Stage1
+from kvjax.attention.stage2 import Stage2
+from kvjax.budget import BudgetProfile, LayerBudget
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """What a token budget has to serve.
+
+    Attributes:
+        windows: of each layer its sliding window, None where it sees everything. Sliding layers are left alone.
+        context: most tokens of a sequence, prompt and generated (S).
+        room: entries of a view that stay free for generated tokens (N).
+        token_budget: KV pairs for each kv head, layer and step (t); what they pay for is the method's to say.
+        head_dim: of the model (D).
+    """
+
+    windows: Sequence[int | None]
+    context: int
+    room: int
+    token_budget: int
+    head_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """What the compiled steps do in one layer. Hashable, and static to jit.
+
+    Attributes:
+        capacity: entries of the view, whole pages.
+        stage1: chooses what the view keeps; None where nothing is chosen, and the view keeps the last entries.
+        keep: most tokens that stage 1 keeps; the other entries are room for generated ones.
+        stage2: chooses what a step reads; None where it reads the whole view.
+    """
+
+    capacity: int
+    stage1: Stage1 | None = None
+    keep: int = 0
+    stage2: Stage2 | None = None
+
+    @property
+    def window(self) -> int:
+        """How many of the last queries the layer must know; 0 if none."""
+        return 0 if self.stage1 is None else self.stage1.window
+
+    @property
+    def page_size(self) -> int:
+        """Entries of a page of the view's summary; 0 without a summary."""
+        return 0 if self.stage2 is None else self.stage2.summary
+
+    def heads(self, kv_heads: int, query_heads: int) -> int:
+        """Heads of the view: as many as query heads where each of them keeps tokens of its own."""
+        return query_heads if self.stage1 is not None and self.stage1.per_head else kv_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """A way to spend a budget. A new one is a subclass: a `profile`, and the stages that it has."""
+
+    @abc.abstractmethod
+    def profile(self, demand: Demand) -> BudgetProfile:
+        """The budgets that a token budget means for this method.
+
+        Raises:
+            ValueError: it is too small, or leaves no room; the message says what to change.
+        """
+
+    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+        """What chooses the tokens of a view that holds less than the context. None: this method keeps everything."""
+        return None
+
+    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+        """What chooses the entries that a step reads of a view larger than `stage2_tokens`. None: it reads all."""
+        return None
+
+    def plan(self, budget: LayerBudget, room: int) -> LayerPlan:
+        """What one layer does with its budget.
+
+        Raises:
+            ValueError: the method lacks a stage that the budget calls for, or what it must keep leaves no `room`.
+        """
+        stage1 = None if budget.observation_window is None else self.stage1(budget)
+        stage2 = None if budget.stage2_tokens is None else self.stage2(budget)
+        name = type(self).__name__
+        if stage1 is None and budget.observation_window is not None:
+            raise ValueError(
+                f"capacity={budget.capacity} calls for a choice of tokens, and {name} makes none: use another method"
+            )
+        if stage2 is None and budget.stage2_tokens is not None:
+            raise ValueError(f"stage2_tokens={budget.stage2_tokens} has no effect with {name}: leave it out")
+        unit = 1 if stage2 is None else max(stage2.unit, stage2.summary)
+        capacity = -(-budget.capacity // unit) * unit
+        if stage1 is None:
+            return LayerPlan(capacity, stage2=stage2)
+        keep = budget.capacity - room
+        if keep < stage1.fewest:
+            raise ValueError(
+                f"of capacity={budget.capacity} entries {room} are room for generated tokens; {keep} others are fewer "
+                f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --room"
+            )
+        return LayerPlan(capacity, stage1, keep, stage2)

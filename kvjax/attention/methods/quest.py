@@ -1,0 +1,32 @@
+"""Quest (ICML 2024, arXiv 2406.10774): keep everything; each query head reads the pages that may matter to it."""
+
+import dataclasses
+
+from kvjax.attention import stage2
+from kvjax.attention.methods.method import Demand, Method
+from kvjax.budget import BudgetProfile, LayerBudget
+
+
+@dataclasses.dataclass(frozen=True)
+class Quest(Method):
+    """As published: the token budget is what each query head attends to; reading the pages' summaries comes on top.
+
+    Attributes:
+        page_size: entries of a page.
+        dense_layers: so many of the first layers read everything.
+    """
+
+    page_size: int = 16
+    dense_layers: int = 2
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        tokens = max(demand.token_budget // self.page_size, 1) * self.page_size
+        sparse = LayerBudget(demand.context, stage2_tokens=tokens, page_size=self.page_size).within(demand.context)
+        layers = list(BudgetProfile.uniform(demand.windows, demand.context, sparse).layers)
+        for layer, window in list(enumerate(demand.windows))[: self.dense_layers]:
+            layers[layer] = LayerBudget(min(demand.context, window or demand.context))
+        return BudgetProfile(tuple(layers))
+
+    def stage2(self, budget: LayerBudget) -> stage2.Stage2 | None:
+        tokens = budget.stage2_tokens or 0
+        return stage2.Quest(tokens, budget.page_size, dense=tokens)

@@ -1,0 +1,124 @@
+"""RocketKV (ICML 2025, arXiv 2502.14051): keep what the last queries look at, read of that what each query wants."""
+
+import dataclasses
+import math
+
+from kvjax.attention.methods.method import Demand, Method
+from kvjax.attention.stage1 import Observation, Stage1
+from kvjax.attention.stage2 import HybridPages, HybridTokens, Stage2
+from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, stage2_split
+
+PAGES = (4, 8, 16)  # entries of a page that is read as a whole
+FEWEST_PAGES = 2  # one of them is the page being written
+
+
+@dataclasses.dataclass(frozen=True)
+class RocketKVFaithful(Method):
+    """Both stages as published: small pages and few head dims choose single tokens.
+
+    Attributes:
+        window: prompt positions at the end, whose queries choose what stays (W); 128 in the paper's multi-turn runs.
+        kernel: width of stage 1's max-pooling.
+    """
+
+    window: int = 32
+    kernel: int = 63
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        return BudgetProfile.uniform(demand.windows, demand.context, self._split(demand))
+
+    def _split(self, demand: Demand) -> LayerBudget:
+        return adaptive_split(
+            demand.context,
+            demand.room,
+            demand.token_budget,
+            demand.head_dim,
+            observation_window=self.window,
+            pooling_kernel=self.kernel,
+        )
+
+    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+        return Observation(budget.observation_window or self.window, budget.pooling_kernel)
+
+    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+        return hybrid_tokens(budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class RocketKV(RocketKVFaithful):
+    """The same two stages for speed: all head dims of aligned pages choose whole pages, at no more bytes a step."""
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        split = self._split(demand)
+        if split.stage2_tokens is not None:
+            split = paged(split, demand.token_budget, demand.room + self.window)
+        return BudgetProfile.uniform(demand.windows, demand.context, split)
+
+    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+        tokens, pages = budget.stage2_tokens or 0, math.ceil(budget.capacity / budget.page_size)
+        return HybridPages(tokens, budget.page_size, dense=tokens + pages)
+
+
+@dataclasses.dataclass(frozen=True)
+class RocketKVStage1(RocketKVFaithful):
+    """Stage 1 alone: the token budget is what a view keeps, and a step reads all of it."""
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        budget = LayerBudget.selecting(
+            demand.token_budget + demand.room, observation_window=self.window, pooling_kernel=self.kernel
+        )
+        return BudgetProfile.uniform(demand.windows, demand.context, budget)
+
+    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class RocketKVStage2(Method):
+    """Stage 2 alone, as published: the view keeps everything, and all compression is in what a step reads."""
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        page, dims = stage2_split(demand.context, demand.token_budget, demand.head_dim)
+        tokens = min(demand.token_budget // 2, demand.context)
+        budget = LayerBudget(demand.context, stage2_tokens=tokens, page_size=page, head_dims=dims)
+        return BudgetProfile.uniform(demand.windows, demand.context, budget)
+
+    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+        return hybrid_tokens(budget)
+
+
+def hybrid_tokens(budget: LayerBudget) -> HybridTokens:
+    """The published stage 2 of a budget; a token budget is twice the tokens that are attended exactly."""
+    tokens = budget.stage2_tokens or 0
+    if budget.head_dims is None:
+        raise ValueError("the published stage 2 estimates with few head dims: give head_dims in the budget")
+    return HybridTokens(tokens, budget.head_dims, budget.page_size, dense=2 * tokens)
+
+
+def paged(budget: LayerBudget, token_budget: int, least: int) -> LayerBudget:
+    """A budget whose stage 2 reads whole pages within a token budget: a page's summary costs as much as one token.
+
+    The smallest page whose summaries take at most half of the traffic, if that leaves enough pages to read. Where no
+    page does, the view is made smaller until the largest that can be read does.
+
+    Args:
+        least: entries that a view needs at any rate.
+
+    Raises:
+        ValueError: the smaller view would have fewer.
+    """
+    for page in PAGES:
+        pages = math.ceil(budget.capacity / page)
+        tokens = (token_budget - pages) // page * page
+        if 2 * pages <= token_budget and tokens >= FEWEST_PAGES * page:
+            return dataclasses.replace(budget, stage2_tokens=tokens, page_size=page, head_dims=None)
+    page = max(page for page in PAGES if 2 * FEWEST_PAGES * page <= token_budget)
+    capacity = token_budget // 2 * page
+    if capacity < least:
+        raise ValueError(
+            f"token_budget={token_budget} pays for the summaries of {capacity} entries, and {least} are needed for the "
+            "window and the room for generated tokens: raise it, lower --room, or use rocketkv-faithful"
+        )
+    return dataclasses.replace(
+        budget, capacity=capacity, stage2_tokens=token_budget // 2 // page * page, page_size=page, head_dims=None
+    )

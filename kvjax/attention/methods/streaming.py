@@ -1,0 +1,21 @@
+"""StreamingLLM (ICLR 2024, arXiv 2309.17453): the first tokens and the last ones, whatever they say."""
+
+import dataclasses
+
+from kvjax.attention.methods.method import Demand, Method
+from kvjax.attention.stage1 import Stage1, Streaming
+from kvjax.budget import BudgetProfile, LayerBudget
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingLLM(Method):
+    """Keeps `sinks` first tokens; keys stay rotated for their position, where the paper renumbers them."""
+
+    sinks: int = 4
+
+    def profile(self, demand: Demand) -> BudgetProfile:
+        budget = LayerBudget.selecting(demand.token_budget + demand.room, observation_window=1, pooling_kernel=1)
+        return BudgetProfile.uniform(demand.windows, demand.context, budget)
+
+    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+        return Streaming(sinks=self.sinks)

@@ -1,0 +1,151 @@
+"""What happens to a view: a prompt enters it, a token is appended, a step reads it, a full one is selected anew.
+
+All by a `LayerPlan`, which is static: a layer without stages has exactly the dense path.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kvjax.attention.dense import decode_attention
+from kvjax.attention.methods import LayerPlan
+from kvjax.attention.observation import last_queries
+from kvjax.attention.pages import summarize, update
+from kvjax.attention.retention import gather
+from kvjax.cache import View, Workspace
+
+
+def install(
+    plan: LayerPlan, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float
+) -> View:
+    """Writes to a slot what a view keeps of a finished prompt of `length` tokens.
+
+    Without stage 1 entry j is the last position that is j mod C: for a full view every position in order, for a
+    sliding layer the last C of them as its ring has them.
+    """
+    if plan.stage1 is None:
+        return _write(plan, view, slot, *_last_entries(workspace, view.k.shape[2], length), length)
+    queries = last_queries(workspace.queries, length)[-plan.window :]
+    positions = plan.stage1.select(
+        queries, workspace.k, length, keep=plan.keep, capacity=view.k.shape[2], scale=scale
+    )  # fmt: skip
+    kept = gather(workspace, positions)
+    view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
+    if view.queries is None:
+        return view
+    return replace(view, queries=view.queries.at[slot].set(jnp.roll(queries, length, axis=0)))
+
+
+def append(
+    plan: LayerPlan,
+    view: View,
+    q: Float[Array, "B H D"],
+    k: Float[Array, "B K D"],
+    v: Float[Array, "B K D"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+) -> View:
+    """Adds one entry to each active slot. Other slots are left untouched: one may be receiving a new prompt."""
+    slots, heads, capacity, _ = view.k.shape
+    index = view.used % capacity
+    # an idle slot's index lies outside, and what is written there is dropped
+    at = (jnp.arange(slots), slice(None), jnp.where(active, index, capacity))
+
+    def write(target: Array, value: Array) -> Array:
+        value = jnp.repeat(value, heads // value.shape[1], axis=1) if value.ndim == 3 else value
+        return target.at[at].set(value.astype(target.dtype), mode="drop", unique_indices=True)
+
+    places = jnp.broadcast_to(position[:, None], view.positions.shape[:2])
+    new = replace(
+        view,
+        k=write(view.k, k),
+        v=write(view.v, v),
+        positions=write(view.positions, places),
+        used=view.used + active.astype(jnp.int32),
+    )
+    if view.bounds is not None:
+        new = replace(new, bounds=update(view.bounds, new.k, new.positions, index, active, plan.page_size))
+    if view.queries is not None:
+        window = view.queries.shape[1]
+        row = (jnp.arange(slots), jnp.where(active, position % window, window))
+        new = replace(new, queries=view.queries.at[row].set(q.astype(view.queries.dtype), mode="drop"))
+    return new
+
+
+def attend(
+    plan: LayerPlan,
+    view: View,
+    q: Float[Array, "B H D"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+    *,
+    scale: float,
+    window: int | None,
+) -> Float[Array, "B H D"]:
+    """Attends one token a slot to what its view holds, or to what stage 2 selects of that."""
+    entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
+    if plan.stage2 is None:
+        return decode_attention(q, view.k, view.v, view.positions, position, entries, scale=scale, window=window)
+    return plan.stage2.attend(q, view.k, view.v, view.positions, entries, view.bounds, scale=scale)
+
+
+def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
+    """Cuts a slot back to `keep` entries, as its last queries choose: so an output may be longer than a view.
+
+    What a view has dropped does not come back: the choice is among what it holds.
+
+    Args:
+        length: tokens of the sequence so far, by which the ring of queries is ordered.
+    """
+    assert plan.stage1 is not None
+    k, v, held, used, queries = (
+        jax.lax.dynamic_index_in_dim(x, slot, keepdims=False)
+        for x in (view.k, view.v, view.positions, view.used, view.queries)
+    )
+    queries = last_queries(queries, length)
+    # entries are in the order of their positions, the window's last: their index serves as a position
+    index = plan.stage1.select(queries, k, used, keep=plan.keep, capacity=k.shape[1], scale=scale)
+    kept = gather(Workspace(k, v), index)
+    positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)
+    return _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
+
+
+def _last_entries(
+    workspace: Workspace, capacity: int, length: Int[Array, ""]
+) -> tuple[Float[Array, "K N D"], Float[Array, "K N D"], Int[Array, "K C"]]:
+    kv_heads, tokens, _ = workspace.k.shape
+    entries = min(capacity, tokens)
+    kept = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
+    positions = jnp.full((kv_heads, capacity), -1, jnp.int32).at[:, :entries].set(jnp.maximum(kept, -1))
+    k, v = (jnp.take(source, jnp.maximum(kept, 0), axis=1) for source in (workspace.k, workspace.v))
+    return k, v, positions
+
+
+def _write(
+    plan: LayerPlan,
+    view: View,
+    slot: Int[Array, ""],
+    k: Float[Array, "K N D"],
+    v: Float[Array, "K N D"],
+    positions: Int[Array, "K C"],
+    used: Int[Array, ""],
+) -> View:
+    """A slot's first N entries, all of its positions, and the summary of its pages."""
+
+    def write(target: Array, rows: Array) -> Array:
+        start = (slot, *[0] * rows.ndim)
+        return jax.lax.dynamic_update_slice(target, rows[None].astype(target.dtype), start)
+
+    new = replace(
+        view,
+        k=write(view.k, k),
+        v=write(view.v, v),
+        positions=view.positions.at[slot].set(positions),
+        used=view.used.at[slot].set(used),
+    )
+    if view.bounds is None:
+        return new
+    bounds = summarize(k, positions[:, : k.shape[1]] >= 0, plan.page_size, view.bounds.dtype)
+    return replace(new, bounds=write(view.bounds, bounds))

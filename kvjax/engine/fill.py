@@ -1,0 +1,47 @@
+"""How full each slot's views are, known on the host by counting: nothing is read back from the device."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvjax.attention.methods import LayerPlan
+
+
+class Fill:
+    """Entries in the views of layers that choose tokens; the others never fill up before the context ends.
+
+    A slot that decodes gains one entry a step, and one that has ended on the device is counted on until it is freed.
+
+    Attributes:
+        length: tokens of each slot's sequence whose KV has been computed [B].
+    """
+
+    def __init__(self, plans: Sequence[LayerPlan], slots: int) -> None:
+        self._layers = [layer for layer, plan in enumerate(plans) if plan.stage1 is not None]
+        self._keep = np.array([plans[layer].keep for layer in self._layers], np.int64)[:, None]
+        self._capacity = np.array([plans[layer].capacity for layer in self._layers], np.int64)[:, None]
+        self._used = np.zeros((len(self._layers), slots), np.int64)
+        self.length = np.zeros(slots, np.int64)
+
+    def installed(self, slot: int, length: int) -> None:
+        """A prompt has entered the slot's views."""
+        self.length[slot] = length
+        self._used[:, slot] = np.minimum(self._keep[:, 0], length)
+
+    def full(self, alive: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Layer and slot of every full view, of the slots that are `alive` [B]."""
+        for row, slot in np.argwhere((self._used >= self._capacity) & alive):
+            yield self._layers[row], int(slot)
+
+    def reselected(self, layer: int, slot: int) -> None:
+        """The view has been cut back to what it keeps."""
+        row = self._layers.index(layer)
+        self._used[row, slot] = self._keep[row, 0]
+
+    def advance(self, alive: np.ndarray, count: int) -> int:
+        """Counts up to `count` steps, no more than the fullest view has room for (but one); returns how many."""
+        room = (self._capacity - self._used)[:, alive]
+        count = max(min(count, int(room.min(initial=count))), 1)
+        self._used[:, alive] += count
+        self.length[alive] += count
+        return count
