@@ -55,6 +55,11 @@ def stage1(queries, k, length, observed, scale, kernel, keep, per_head=False) ->
     return [sorted(stable_top(row, keep - observed)) + window for row in scores]
 
 
+def streaming(length: int, sinks: int, keep: int) -> list[int]:
+    """The first `sinks` positions and as many of the last as make up `keep`."""
+    return [position for position in range(length) if position < sinks or position >= length - (keep - sinks)]
+
+
 # Stage 2, for one kv head: q [G, D], keys [n, D] that exist
 
 
@@ -120,3 +125,26 @@ def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, chosen: list[int
     """Exact attention of all heads over the chosen tokens [G, D]."""
     keys, values = keys[chosen].astype(np.float64), values[chosen].astype(np.float64)
     return np.stack([softmax(keys @ query.astype(np.float64) * scale) @ values for query in q])
+
+
+# What a step reads of one kv head
+
+
+def decided(scores: np.ndarray, count: int, slack: float) -> bool:
+    """Whether scores that are off by less than `slack` still have the same `count` best: a gap, or true equals."""
+    if not 0 < count < len(scores):
+        return True
+    order = np.sort(scores)[::-1]
+    last = order[count - 1]
+    return bool(last - order[count] > slack or (order[abs(order - last) <= slack] == last).all())
+
+
+def best_pages(scores: np.ndarray, held: int, page_size: int, tokens: int) -> list[int]:
+    """The page that is being written and the best of the others, as many as make up `tokens` entries."""
+    written = (held - 1) // page_size
+    others = [page for page in stable_top(scores, len(scores)) if page != written]
+    return sorted([written, *others[: tokens // page_size - 1]])
+
+
+def entries_of(pages: list[int], held: int, page_size: int) -> list[int]:
+    return [entry for entry in range(held) if entry // page_size in pages]

@@ -1,0 +1,190 @@
+"""Stage 1 as a whole, for every method: pieces of a prompt enter a ring, positions are chosen, a view is gathered."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kvjax.attention import decode_attention
+from kvjax.attention.observation import last_queries, observe
+from kvjax.attention.retention import gather
+from kvjax.attention.stage1 import Observation, Stage1, Streaming
+from kvjax.cache import Workspace
+from tests.attention import rocketkv_oracle as oracle
+from tests.attention.views import HEADS, normal
+
+SCALE, DIM, ROOM, KEEP, CAPACITY = 0.4, 8, 96, 24, 30
+METHODS = [
+    Observation(8, kernel=63),
+    Observation(8, kernel=7, per_head=True),
+    Observation(5, kernel=1),
+    Streaming(sinks=4),
+    Streaming(6, sinks=0, per_head=True),
+]
+each_method = pytest.mark.parametrize("stage1", METHODS, ids=repr)
+LENGTHS = st.one_of(st.integers(1, 90), st.sampled_from([1, 7, 8, 9, KEEP, KEEP + 1]))
+SEEDS = st.integers(0, 10_000)
+
+
+@functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity", "piece"))
+def run(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, piece=4):
+    """From queries [T, H, D], keys and values [K, T, D] of a prompt in its room to positions and a view."""
+    ring = jnp.full((stage1.window, *q.shape[1:]), jnp.nan)  # as whatever was here before
+
+    def enter(index, ring):
+        rows = jax.lax.dynamic_slice_in_dim(q, index * piece, piece)
+        return observe(ring, rows, index * piece, length)
+
+    ring = jax.lax.fori_loop(0, (length + piece - 1) // piece, enter, ring)
+    positions = stage1.select(
+        last_queries(ring, length), k, length, keep=keep, capacity=capacity, scale=SCALE, turn=turn, budget=budget
+    )
+    return positions, gather(Workspace(k, v), positions)
+
+
+def prompt(length: int, seed: int = 0, room: int = ROOM, heads: str = "gqa3"):
+    """NaN behind the prompt: what an earlier request may have left there."""
+    count, kv_heads = HEADS[heads]
+    q, k, v = normal(seed, 90, count, DIM), normal(seed + 1, kv_heads, 90, DIM), normal(seed + 2, kv_heads, 90, DIM)
+    q, k, v = q[:length], k[:, :length], v[:, :length]
+    behind = room - length
+    padding = [(0, 0), (0, behind), (0, 0)]
+    k, v = (np.pad(x, padding, constant_values=np.nan) for x in (k, v))
+    return np.pad(q, [(0, behind), (0, 0), (0, 0)], constant_values=np.nan), k, v, np.int32(length)
+
+
+def check(stage1: Stage1, positions, q, k, length: int, turn: int | None = None, keep: int = KEEP):
+    """Ascending, then -1; whole if it fits; else the oracle's choice, which no rounding of the scores may excuse."""
+    observed = min(stage1.window, length if turn is None else turn)
+    rows, kept = q.shape[1] if stage1.per_head else k.shape[0], min(length, keep)
+    got = np.asarray(positions)
+    assert got.shape[0] == rows
+    assert (got[:, kept:] == -1).all()
+    assert (got[:, :1] >= 0).all()
+    assert (np.diff(got[:, :kept]) > 0).all()
+    assert (got[:, kept - observed : kept] == np.arange(length - observed, length)).all()
+    if length <= keep:
+        return
+    if isinstance(stage1, Streaming):
+        np.testing.assert_array_equal(got[:, :kept], [oracle.streaming(length, stage1.sinks, keep)] * rows)
+        return
+    queries = q[max(0, length - stage1.window) : length]
+    scores = oracle.stage1_scores(queries, k, length, observed, SCALE, stage1.kernel, stage1.per_head)
+    for row, score in zip(got, scores, strict=True):
+        inside = np.isin(np.arange(length - observed), row[:kept])
+        assert inside.sum() == keep - observed
+        if keep == observed:
+            continue
+        assert score[inside].min() >= score[~inside].max() * (1 - 4e-5)
+        if oracle.decided(np.log(score), keep - observed, 4e-5):
+            np.testing.assert_array_equal(np.flatnonzero(inside), sorted(oracle.stable_top(score, keep - observed)))
+
+
+@pytest.mark.parametrize(("heads", "number"), [("mha", 0), ("mqa", 1), ("gqa4", 2), ("mqa", 3), ("gqa4", 4)])
+def test_other_groups_of_heads(heads, number):
+    stage1 = METHODS[number]
+    q, k, v, length = prompt(90, 5, heads=heads)
+    positions, _ = run(stage1, q, k, v, length)
+    check(stage1, positions, q, k, 90)
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(stage1=st.sampled_from(METHODS), length=LENGTHS, seed=SEEDS)
+def test_any_prompt(stage1, length, seed):
+    """Also one that fills no window, one that just fits, and one that just does not."""
+    q, k, v, tokens = prompt(length, seed)
+    positions, view = run(stage1, q, k, v, tokens)
+    check(stage1, positions, q, k, length)
+    kept, rows = min(length, KEEP), positions.shape[0]
+    assert view.used.tolist() == [kept]
+    np.testing.assert_array_equal(view.positions[0], positions)
+    for row in range(rows):
+        places = np.asarray(positions)[row, :kept]
+        for got, source in ((view.k, k), (view.v, v)):
+            np.testing.assert_array_equal(got[0, row, :kept], source[row // (rows // 2), places])
+            assert (np.asarray(got[0, row, kept:]) == 0).all()
+
+
+@each_method
+def test_pieces_and_padding_choose_what_one_shot_chooses(stage1):
+    """To the bit for pieces; more room behind the prompt changes how sums are blocked, but not the choice."""
+    for length in (90, 81, 6):
+        pieces, _ = run(stage1, *prompt(length))
+        np.testing.assert_array_equal(pieces, run(stage1, *prompt(length), piece=ROOM)[0])
+        q, k, v, tokens = prompt(length, room=608)
+        check(stage1, run(stage1, q, k, v, tokens)[0], q, k, length)
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    stage1=st.sampled_from(METHODS), length=LENGTHS, seed=SEEDS, turn=st.integers(1, 90), budget=st.integers(8, KEEP)
+)
+def test_a_turn_and_a_budget(stage1, length, seed, turn, budget):
+    """The last turn alone asks, and stays, if it is shorter than the window; a budget keeps fewer than would fit."""
+    turn = min(turn, length)
+    q, k, v, tokens = prompt(length, seed)
+    positions, view = run(stage1, q, k, v, tokens, np.int32(turn), np.int32(budget))
+    check(stage1, positions, q, k, length, turn, budget)
+    assert view.used.tolist() == [min(length, budget)]
+
+
+@each_method
+def test_a_traced_budget_keeps_what_a_static_one_keeps(stage1):
+    budget = 13
+    for length in (3, budget, budget + 1, 90):
+        arguments = prompt(length, seed=length)
+        traced, view = run(stage1, *arguments, np.int32(length), np.int32(budget))
+        static, other = run(stage1, *arguments, keep=budget)
+        np.testing.assert_array_equal(traced, static)
+        jax.tree.map(np.testing.assert_array_equal, view, other)
+
+
+@each_method
+def test_the_first_turn_is_a_prompt_like_any_other(stage1):
+    for length in (4, 90):
+        turn, _ = run(stage1, *prompt(length), np.int32(length), np.int32(KEEP))
+        np.testing.assert_array_equal(turn, run(stage1, *prompt(length))[0])
+
+
+def test_a_second_turn_chooses_from_the_whole_history_anew():
+    """Its view holds tokens that the first turn's has dropped, for other queries ask."""
+    stage1 = Observation(8, kernel=1)
+    q, k, v, _ = prompt(90, 11)
+    first, _ = run(stage1, q, k, v, np.int32(50), np.int32(50), np.int32(KEEP))
+    second, _ = run(stage1, q, k, v, np.int32(90), np.int32(40), np.int32(KEEP))
+    check(stage1, first, q, k, 50)
+    check(stage1, second, q, k, 90, turn=40)
+    for before, now in zip(np.asarray(first), np.asarray(second), strict=True):
+        assert set(now[(now >= 0) & (now < 50)]) - set(before)
+
+
+@each_method
+def test_attention_over_a_view_is_attention_over_what_was_kept(stage1):
+    """A head keeps what it attends to, and every key is still the key of its position."""
+    q, k, v, length = prompt(90, 3)
+    positions, view = run(stage1, q, k, v, length)
+    ask, at = jnp.asarray(normal(9, 1, 6, DIM)), jnp.array([90])
+    got = decode_attention(ask, view.k, view.v, view.positions, at, view.used, scale=SCALE)
+    for head in range(6):
+        kept = np.asarray(positions)[head if stage1.per_head else head // 3, :KEEP]
+        want = oracle.attend(np.asarray(ask)[0, head : head + 1], k[head // 3], v[head // 3], kept.tolist(), SCALE)
+        np.testing.assert_allclose(got[0, head], want[0], rtol=5e-4, atol=5e-4)
+
+
+@each_method
+def test_less_room_than_what_always_stays_is_refused(stage1):
+    with pytest.raises(ValueError, match=f"keep={stage1.fewest - 1} is below the {stage1.fewest} tokens"):
+        run(stage1, *prompt(90), keep=stage1.fewest - 1)
+    with pytest.raises(ValueError, match="keep=31 is not in 1 to capacity=30"):
+        run(stage1, *prompt(90), keep=31)
+
+
+def test_windows_and_sinks_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="window=0"):
+        Observation(0)
+    with pytest.raises(ValueError, match="sinks=-1"):
+        Streaming(sinks=-1)
