@@ -7,20 +7,15 @@ import argparse
 import json
 import random
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
+from kvjax.engine import Engine, SamplingParams
 from kvjax.eval.metrics import edit_similarity
-from kvjax.models import Decoder, load
 from kvjax.train.corpus import standard_library
-from kvjax.train.greedy import Greedy
+from kvjax.train.gate import serving
 from kvjax.train.ngram import ByteNgram
 
 NEW = 48  # tokens that a line may take
@@ -77,49 +72,45 @@ def windows(tokens: int, length: int, count: int) -> list[int]:
 
 
 class Measurement:
-    """A model and a baseline, asked the same."""
+    """A model, in an engine that has started, and a baseline, asked the same."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Any, ngram: ByteNgram) -> None:
-        self.tokenizer, self.ngram, self.greedy = tokenizer, ngram, Greedy(decoder)
-        graph, params = nnx.split(decoder)
-        self._losses = partial(jax.jit(_losses, static_argnums=0), graph, params)
+    def __init__(self, engine: Engine, tokenizer: Any, ngram: ByteNgram) -> None:
+        """`tokenizer` is the model's as transformers has it, which tells where in a text a token begins."""
+        self.engine, self.tokenizer, self.ngram = engine, tokenizer, ngram
 
-    def bits(self, text: str, length: int, samples: int, batch: int) -> tuple[float, float]:
+    def bits(self, text: str, length: int, samples: int) -> tuple[float, float]:
         """Bits a byte of the model and of the 5-gram over the same bytes of `text`."""
         encoded = self.tokenizer(text, return_offsets_mapping=True)
-        ids = np.array(encoded["input_ids"], np.int32)
+        ids = encoded["input_ids"]
         # where each token begins, in bytes; a token inside a character begins where the character does
         before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
         begins = np.append(before[[start for start, _ in encoded["offset_mapping"]]], before[-1])
         counting = self.ngram.bits(text.encode())
-        model, baseline, size = 0.0, 0.0, 0
         starts = windows(len(ids), length, samples)
-        for first in range(0, len(starts), batch):
-            some = starts[first : first + batch]
-            padded = some + some[:1] * (batch - len(some))
-            losses = np.asarray(self._losses(jnp.asarray(np.stack([ids[s : s + length] for s in padded]))))
-            for start, costs in zip(some, losses, strict=False):
-                half = length // 2
-                model += float(costs[half - 1 :].sum()) / np.log(2)
-                begin, end = begins[start + half], begins[start + length]
-                baseline += float(counting[begin:end].sum())
-                size += end - begin
+        read = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        windowed = self.engine.generate([ids[start : start + length] for start in starts], read, progress=False)
+        model, baseline, size = 0.0, 0.0, 0
+        for start, window in zip(starts, windowed, strict=True):
+            scored = (window.prompt_logprobs or ())[length // 2 :]
+            model -= sum(token.logprob for token in scored if token) / np.log(2)
+            begin, end = begins[start + length // 2], begins[start + length]
+            baseline += float(counting[begin:end].sum())
+            size += end - begin
         return model / size, baseline / size
 
-    def lines(self, wanted: list[Line], length: int, batch: int) -> tuple[list[str], list[str]]:
-        """What the model and the 5-gram write, greedily, to complete each line after the last `length` tokens."""
+    def lines(self, wanted: list[Line], length: int) -> tuple[list[str], list[str]]:
+        """What the model and the 5-gram write, greedily, to complete each line after the last `length` tokens.
+
+        The model sees fewer if its context has no room for both them and the line.
+        """
+        room = min(length, self.engine.max_model_len - NEW)
         # a word's token holds the blank before it, so the model must write the last blank of the indentation itself
         texts = [line.context[-8 * length :].removesuffix(" ") for line in wanted]
-        prompts = [self.tokenizer(text)["input_ids"][-length:] for text in texts]
-        replies = self.greedy.generate(prompts, size=length, batch=batch, new=NEW)
-        texts = [self.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+        prompts = [self.tokenizer(text)["input_ids"][-room:] for text in texts]
+        write = SamplingParams(max_tokens=NEW, temperature=0.0, stop=("\n",))
+        written = [reply.text for reply in self.engine.generate(prompts, write, progress=False)]
         counted = [self.ngram.line(line.context[-64:].encode(), 4 * NEW).decode(errors="replace") for line in wanted]
-        return [text.split("\n")[0] for text in texts], counted
-
-
-def _losses(graph: nnx.GraphDef[Decoder], params: Any, tokens: jax.Array) -> jax.Array:
-    logits = nnx.merge(graph, params)(tokens[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return written, counted
 
 
 def scores(bits: float, wanted: list[Line], written: list[str]) -> Scores:
@@ -140,14 +131,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from transformers import AutoTokenizer
 
+    engine = serving(args.model, args.length + NEW)
+    if args.length > engine.max_model_len:
+        parser.error(f"--length {args.length} is more than the model's context of {engine.max_model_len} tokens")
     files = standard_library(held_out=True)
     ngram = ByteNgram([text.encode() for _, text in standard_library()], args.order)
-    measurement = Measurement(load(args.model), AutoTokenizer.from_pretrained(args.model), ngram)
-    batch = max(1, 8192 // args.length)
     text = "".join(text for _, text in files)
-    bits = measurement.bits(text, args.length, args.samples, batch)
     wanted = lines(files, args.samples)
-    written = measurement.lines(wanted, args.length, batch)
+    with engine:
+        measurement = Measurement(engine, AutoTokenizer.from_pretrained(args.model), ngram)
+        bits = measurement.bits(text, args.length, args.samples)
+        written = measurement.lines(wanted, args.length)
     found = {
         name: scores(cost, wanted, own)
         for name, cost, own in zip(("model", f"{args.order}-gram"), bits, written, strict=True)

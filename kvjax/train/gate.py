@@ -1,25 +1,26 @@
 """The gate before weights are published: do they retrieve, at every length claimed and wherever the needle stands?
 
-kvjax's decoder answers with the full cache, greedily. Hugging Face transformers loads the very same files and
-answers some of the same prompts, and must find the same tokens.
+The engine that serves users answers with the full cache, greedily. Hugging Face transformers loads the very same
+files and answers some of the same prompts, and must find the same tokens.
 """
 
 import argparse
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kvjax.engine import Completion, Engine, EngineConfig, SamplingParams
 from kvjax.eval.metrics import string_match_all, wilson_interval
 from kvjax.eval.tasks import find_task
 from kvjax.eval.tasks_needle import NeedleTask
 from kvjax.eval.tasks_sample import Sample
-from kvjax.models import load
+from kvjax.models import read_config
 from kvjax.train.depth import at_depth
-from kvjax.train.greedy import Greedy
 
 # Far from the seeds of any other use of the tasks.
 FIRST_SEED = 1_000_000
@@ -27,9 +28,7 @@ FIRST_SEED = 1_000_000
 BARS = {f"mini/niah_{kind}_{number}": 0.95 for kind in ("single", "multikey") for number in (1, 2, 3)}
 BARS["mini/vt"] = 0.90
 OTHERS = ("mini/niah_multivalue", "mini/niah_multiquery")
-# Prompt tokens read at once: enough to keep two cores busy, few enough for the scores of attention.
-AT_ONCE = 8192
-ROOM = 48  # generated tokens that each prompt is given room for
+SLOTS = 8  # answers written side by side
 
 
 @dataclass(frozen=True)
@@ -57,47 +56,66 @@ class Figure:
         return self.accuracy >= BARS.get(self.task, 0.0)
 
 
-class Gate:
-    """A model folder, loaded by kvjax and, when first compared with, by transformers on torch.
+def serving(folder: Path, length: int) -> Engine:
+    """The engine of a model folder for sequences of `length` tokens, or of fewer if the model's context is shorter.
+
+    With the full cache, and on every device in float32, as transformers is compared with.
 
     Raises:
         FileNotFoundError: the folder is no checkpoint.
     """
+    length = min(length, read_config(folder).max_position)
+    config = EngineConfig(max_model_len=length, max_num_seqs=SLOTS, dtype="float32", method="full")
+    return Engine.from_pretrained(folder, config)
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
 
-        self.folder = folder
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.greedy = Greedy(load(folder))
-        self._other: Any = None
+class Gate:
+    """A model folder: an engine that has started answers, and transformers on torch where it is compared with."""
+
+    def __init__(self, folder: Path, engine: Engine) -> None:
+        self.folder, self.engine = folder, engine
+        self._other: tuple[Any, Any] | None = None
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self.tokenizer(text)["input_ids"])
+        return len(self.engine.tokenizer.encode(text))
 
     def ids(self, sample: Sample, form: str) -> list[int]:
         """The prompt's tokens: a 'completion' ends in the answer's beginning, a 'chat' in its role."""
         if form == "completion":
-            return self.tokenizer(sample.prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(sample.messages, add_generation_prompt=True, return_dict=False)
+            return self.engine.tokenizer.encode(sample.prompt)
+        return self.engine.tokenizer.apply_chat_template(sample.messages)
+
+    def answers(self, prompts: list[list[int]], rooms: list[int]) -> list[Completion]:
+        """The engine's greedy continuation of each prompt, at most as many tokens as it has room for."""
+        params = [SamplingParams(max_tokens=room, temperature=0.0) for room in rooms]
+        return self.engine.generate(prompts, params, progress=False)
 
     def other(self, ids: list[int], new: int) -> list[int]:
-        """Transformers' greedy continuation."""
-        from transformers import AutoModelForCausalLM
-
+        """Transformers' greedy continuation, without the token that ends it."""
         if self._other is None:
-            self._other = AutoModelForCausalLM.from_pretrained(self.folder, dtype="float32", use_safetensors=True)
-        inputs = self.tokenizer.pad({"input_ids": [ids]}, return_tensors="pt")
-        out = self._other.generate(**inputs, max_new_tokens=new, do_sample=False)
-        return self.greedy.cut(out[0, len(ids) :].tolist())
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype="float32", use_safetensors=True)
+            self._other = model, AutoTokenizer.from_pretrained(self.folder)
+        model, tokenizer = self._other
+        inputs = tokenizer.pad({"input_ids": [ids]}, return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+        return self.cut(out[0, len(ids) :].tolist())
+
+    def cut(self, tokens: Iterable[int]) -> list[int]:
+        """Generated tokens up to the first that ends a text."""
+        ends = self.engine.model_config.eos_token_ids
+        return list(itertools.takewhile(lambda token: token not in ends, tokens))
 
     def samples(self, task: str, length: int, form: str, depths: int, each: int) -> list[tuple[float | None, Sample]]:
         """`depths * each` held-out samples, with the depth of the needle where there is one needle to move.
 
         Raises:
-            ValueError: the task does not fit into `length` tokens.
+            ValueError: the task does not fit into `length` tokens, or these do not fit into the model's context.
         """
+        if length > self.engine.max_model_len:
+            raise ValueError(f"{length} tokens do not fit the model's context of {self.engine.max_model_len}")
         # a chat's own tokens, and its answer's beginning, need room as well; so does a blank that a move adds
         room = length - (16 if form == "chat" else 0) - 2
         made = find_task(task)
@@ -113,19 +131,18 @@ class Gate:
         """Scores one task at one length in tokens; raises what `samples` raises."""
         samples = self.samples(task, length, form, depths, each)
         prompts = [self.ids(sample, form) for _, sample in samples]
-        most = samples[0][1].max_new_tokens
-        batch = max(1, min(len(samples), AT_ONCE // length))
-        # one shape for all tasks of a length; beyond the length, and what the task grants, nothing is promised
-        replies = self.greedy.generate(prompts, size=length, batch=batch, new=max(most, ROOM))
-        replies = [reply[: min(most, length - len(ids))] for ids, reply in zip(prompts, replies, strict=True)]
+        if (longest := max(map(len, prompts))) >= length:
+            raise ValueError(f"a prompt has {longest} tokens, which leaves no room for an answer in {length}")
+        rooms = [
+            min(sample.max_new_tokens, length - len(ids)) for (_, sample), ids in zip(samples, prompts, strict=True)
+        ]
+        replies = self.answers(prompts, rooms)
         scores = [
-            string_match_all(self.tokenizer.decode(reply, skip_special_tokens=True), sample.answers)
-            for (_, sample), reply in zip(samples, replies, strict=True)
+            string_match_all(reply.text, sample.answers) for (_, sample), reply in zip(samples, replies, strict=True)
         ]
         same: list[bool] = []
-        for prompt, reply in list(zip(prompts, replies, strict=True))[:compared]:
-            theirs = self.other(prompt, min(most, length - len(prompt)))
-            same += [a == b for a, b in itertools.zip_longest(reply, theirs)]
+        for prompt, room, reply in list(zip(prompts, rooms, replies, strict=True))[:compared]:
+            same += [a == b for a, b in itertools.zip_longest(self.cut(reply.tokens), self.other(prompt, room))]
         at: dict[float, list[float]] = {}
         for (depth, _), score in zip(samples, scores, strict=True):
             if depth is not None:
@@ -161,22 +178,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--forms", nargs="+", choices=("completion", "chat"), default=["completion", "chat"])
     parser.add_argument("--out", type=Path, help="folder for gate.json and gate.png")
     args = parser.parse_args(argv)
-    gate = Gate(args.model)
     print(f"full cache, greedy, {args.depths * args.samples} held-out samples a line; accuracy with its 95% interval")
     found: list[Figure] = []
     failed: list[str] = []
-    for length, form, task in itertools.product(args.lengths, args.forms, args.tasks):
-        try:
-            figure = gate.measure(
-                task, length, form, depths=args.depths, each=args.samples, compared=min(args.compared, args.samples)
-            )
-        except ValueError as error:
-            print(f"{length:6d}  {form:10s}  {task:20s} not measured: {error}", flush=True)
-            failed += [f"{task} {form} at {length}"] if task in BARS else []
-            continue
-        found.append(figure)
-        failed += [] if figure.passes else [f"{task} {form} at {length}"]
-        print(line(figure), flush=True)
+    with serving(args.model, max(args.lengths)) as engine:
+        gate = Gate(args.model, engine)
+        for length, form, task in itertools.product(args.lengths, args.forms, args.tasks):
+            try:
+                figure = gate.measure(
+                    task, length, form, depths=args.depths, each=args.samples, compared=min(args.compared, args.samples)
+                )
+            except ValueError as error:
+                print(f"{length:6d}  {form:10s}  {task:20s} not measured: {error}", flush=True)
+                failed += [f"{task} {form} at {length}"] if task in BARS else []
+                continue
+            found.append(figure)
+            failed += [] if figure.passes else [f"{task} {form} at {length}"]
+            print(line(figure), flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         written = {"model": args.model.name, "bars": BARS, "failed": failed, "figures": [asdict(f) for f in found]}

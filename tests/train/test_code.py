@@ -1,13 +1,40 @@
 """The baseline by hand, and that model and baseline are asked about the same bytes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from transformers import AutoTokenizer
 
-from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random
-from kvjax.train.code import Line, Measurement, lines, scores, windows
+from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random, save
+from kvjax.train import code
+from kvjax.train.code import NEW, Line, Measurement, lines, scores, windows
+from kvjax.train.gate import serving
 from kvjax.train.ngram import ByteNgram
+
+CONFIG = DecoderConfig(
+    family="qwen3",
+    vocab_size=1280,
+    width=8,
+    mlp_width=8,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=8,
+    layers=(LayerConfig(RopeConfig(8, 1e4)),),
+    query_scale=8**-0.5,
+    norm_eps=1e-6,
+    max_position=64,
+    qk_norm=True,
+)
+
+
+def folder_of(decoder, tokenizer_folder, path):
+    """A model folder: a decoder with the tests' tokenizer."""
+    for file in tokenizer_folder.glob("*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    save(decoder, path)
+    return path
 
 
 def test_witten_bell_by_hand():
@@ -77,31 +104,44 @@ def test_scores_ignore_indentation_and_count_whole_lines():
     assert found.similarity == pytest.approx((1 + 0.5) / 2)
 
 
-def test_model_and_baseline_are_asked_about_the_same_bytes(tokenizer_folder):
-    """A model whose output is flat says log2(V) bits a token; both are divided by the bytes of the same stretches."""
+def test_bits_and_lines_are_the_models_own(tokenizer_folder, tmp_path):
+    """By one pass over each window, and one over everything for each written token; the baseline has the same bytes."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    config = DecoderConfig(
-        family="qwen3",
-        vocab_size=1280,
-        width=8,
-        mlp_width=8,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        layers=(LayerConfig(RopeConfig(8, 1e4)),),
-        query_scale=1.0,
-        norm_eps=1e-6,
-        max_position=64,
-        qk_norm=True,
-    )
-    decoder = random(config, jax.random.key(0))
-    decoder.norm.weight[...] = 0 * decoder.norm.weight[...]
+    decoder = random(CONFIG, jax.random.key(0), embedding_std=1.0)
+    [end] = tokenizer("\n")["input_ids"]
+    decoder.unembedding[...] = decoder.unembedding[...].at[end].mul(2.5)  # so that some lines end
+    graph, params = nnx.split(decoder)
+    logits = jax.jit(lambda tokens: nnx.merge(graph, params)(tokens))
     text = "def größe(x):\n    return x + 1  # größer\n" * 40
+    wanted = [Line(text[:size], "") for size in (5, 9, 200, 303)]
     ngram = ByteNgram([b"x"], 1)
-    model, baseline = Measurement(decoder, tokenizer, ngram).bits(text, 64, 4, 3)
+    with serving(folder_of(decoder, tokenizer_folder, tmp_path), 64 + NEW) as engine:
+        measurement = Measurement(engine, tokenizer, ngram)
+        model, baseline = measurement.bits(text, 64, 4)
+        written, _ = measurement.lines(wanted, 64)
     ids = tokenizer(text)["input_ids"]
     starts = windows(len(ids), 64, 4)
     scored = [tokenizer.decode(ids[: s + 64]).encode()[len(tokenizer.decode(ids[: s + 32]).encode()) :] for s in starts]
     size = sum(map(len, scored))
-    assert model == pytest.approx(4 * 32 * np.log2(1280) / size, rel=1e-2)
     assert baseline == pytest.approx(sum(ngram.bits(part).sum() for part in scored) / size, rel=1e-2)
+    found = [jax.nn.log_softmax(logits(jnp.array([ids[start : start + 64]]))[0]) for start in starts]
+    own = [row[at - 1, ids[start + at]] for row, start in zip(found, starts, strict=True) for at in range(32, 64)]
+    assert model == pytest.approx(-sum(map(float, own)) / np.log(2) / size, rel=1e-2)
+    ended = []
+    for line, answer in zip(wanted, written, strict=True):
+        seen = tokenizer(line.context.removesuffix(" "))["input_ids"][NEW - 64 :]  # the context holds 64 tokens
+        every = list(seen)
+        for _ in range(NEW):
+            every.append(int(jnp.argmax(logits(jnp.array([every + [0] * (64 - len(every))]))[0, len(every) - 1])))
+        first, *others = tokenizer.decode(every[len(seen) :]).split("\n")
+        assert answer.rstrip("\ufffd") == first.rstrip("\ufffd")  # the engine shows no half of a last character
+        ended.append(bool(others))
+    assert any(ended)
+
+
+def test_a_window_longer_than_the_models_context_is_refused(tokenizer_folder, tmp_path, capsys):
+    folder = folder_of(random(CONFIG, jax.random.key(0)), tokenizer_folder, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        code.main(["--model", str(folder), "--length", "65"])
+    assert ended.value.code == 2
+    assert "--length 65 is more than the model's context of 64 tokens" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""The gate: batched answers are those of one prompt alone, needles stand where they are put, bars are kept."""
+"""The gate: answers are the model's own, however many at once; needles stand where they are put, bars are kept."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,9 +14,8 @@ from kvjax.eval.tasks import find_task
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random, save
 from kvjax.train import gate as module
 from kvjax.train.depth import at_depth
-from kvjax.train.gate import Figure, Gate, line
+from kvjax.train.gate import Figure, Gate, line, serving
 from kvjax.train.gate_plot import grid, plot
-from kvjax.train.greedy import Greedy
 
 CONFIG = DecoderConfig(
     family="qwen3",
@@ -26,22 +26,18 @@ CONFIG = DecoderConfig(
     num_kv_heads=2,
     head_dim=8,
     layers=(LayerConfig(RopeConfig(8, 1e4)),) * 2,
-    query_scale=1.0,
+    query_scale=8**-0.5,
     norm_eps=1e-6,
     max_position=256,
     qk_norm=True,
     eos_token_ids=(3,),
 )
+ENDS = [7, 8, 9]  # the answer to this prompt ends with its third token
 
 
 @pytest.fixture(scope="module")
-def decoder():
-    return random(CONFIG, jax.random.key(0), embedding_std=1.0)
-
-
-@pytest.fixture(scope="module")
-def logits(decoder):
-    graph, params = nnx.split(decoder)
+def logits():
+    graph, params = nnx.split(random(CONFIG, jax.random.key(0), embedding_std=1.0))
     return jax.jit(lambda tokens: nnx.merge(graph, params)(tokens))
 
 
@@ -49,37 +45,59 @@ def by_hand(logits, prompt, new):
     """One prompt, all of it computed again for every token; the padding comes after and is not seen."""
     ids = list(prompt)
     for _ in range(new):
-        padded = np.zeros((1, 48), np.int32)
+        padded = np.zeros((1, 128), np.int32)
         padded[0, : len(ids)] = ids
-        token = int(jnp.argmax(logits(padded)[0, len(ids) - 1]))
-        if token in CONFIG.eos_token_ids:
-            break
-        ids.append(token)
+        ids.append(int(jnp.argmax(logits(padded)[0, len(ids) - 1])))
     return ids[len(prompt) :]
 
 
-def test_prompts_answered_together_are_answered_as_each_alone(decoder, logits):
+@pytest.fixture(scope="module")
+def ending(logits):
+    """A token that the model writes, which shall end its texts."""
+    return by_hand(logits, ENDS, 3)[2]
+
+
+@pytest.fixture(scope="module")
+def folder(ending, tokenizer_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    for file in tokenizer_folder.glob("*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    config = dataclasses.replace(CONFIG, eos_token_ids=(3, ending))
+    save(random(config, jax.random.key(0), embedding_std=1.0), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gate(folder):
+    with serving(folder, 128) as engine:
+        yield Gate(folder, engine)
+        engine.check_integrity()
+
+
+def test_answers_are_the_models_own_as_far_as_it_ends_them_or_they_have_room(gate, logits, ending):
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(6, 1280, size=size).tolist() for size in (1, 40, 17, 33, 40)]
-    found = Greedy(decoder).generate(prompts, size=40, batch=2, new=5)
-    assert found == [by_hand(logits, prompt, 5) for prompt in prompts]
+    prompts = [ENDS, *(rng.integers(6, 1280, size=size).tolist() for size in (1, 40, 17, 33, 40, 120, 127, 90, 64))]
+    rooms = [5, 5, 9, 1, 2, 8, 8, 1, 5, 5]
+    found = [gate.cut(answer.tokens) for answer in gate.answers(prompts, rooms)]
+    whole = [by_hand(logits, prompt, room) for prompt, room in zip(prompts, rooms, strict=True)]
+    assert found == [list(itertools.takewhile(lambda token: token not in (3, ending), reply)) for reply in whole]
+    assert found[0] == whole[0][: whole[0].index(ending)]
+    assert max(map(len, found)) == 9
 
 
-def test_an_answer_stops_where_the_model_ends_it(decoder, logits):
-    prompt = [7, 8, 9]
-    whole = by_hand(logits, prompt, 5)
-    ending = dataclasses.replace(CONFIG, eos_token_ids=(whole[2],))
-    decoder.config, kept = ending, decoder.config
-    try:
-        [found] = Greedy(decoder).generate([prompt], size=8, batch=1, new=5)
-    finally:
-        decoder.config = kept
-    assert found == whole[: whole.index(whole[2])]
+def test_a_reply_is_cut_at_the_first_token_that_ends_a_text(gate, ending):
+    assert gate.cut([7, 8, 3, 9, 3]) == [7, 8]
+    assert gate.cut((7, 8, ending)) == [7, 8]
+    assert gate.cut([7, 8]) == [7, 8]
 
 
-def test_a_prompt_that_does_not_fit_is_refused(decoder):
-    with pytest.raises(ValueError, match="9 tokens, must be 1 to size=8"):
-        Greedy(decoder).generate([[7] * 9], size=8, batch=1, new=1)
+def test_a_length_that_the_model_does_not_have_is_refused(folder, gate, monkeypatch):
+    assert serving(folder, 1000).max_model_len == CONFIG.max_position
+    with pytest.raises(ValueError, match="129 tokens do not fit the model's context of 128"):
+        gate.samples("mini/niah_single_1", 129, "completion", 1, 1)
+    monkeypatch.setattr(gate, "ids", lambda sample, form: [7] * 128)
+    with pytest.raises(ValueError, match="a prompt has 128 tokens, which leaves no room for an answer in 128"):
+        gate.measure("mini/niah_single_1", 128, "completion", depths=1, each=1, compared=0)
 
 
 @pytest.mark.parametrize("task", ["mini/niah_single_1", "mini/niah_single_3", "mini/niah_multikey_1"])
@@ -140,19 +158,19 @@ def test_the_grid_is_the_mean_over_tasks_and_a_hole_where_nothing_was_measured(t
     assert (tmp_path / "gate.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_that_knows_nothing_fails_and_its_figures_are_written(decoder, tokenizer_folder, tmp_path, capsys):
-    for file in tokenizer_folder.glob("*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    save(decoder, tmp_path)
-    gate = Gate(tmp_path)
+def test_a_model_that_knows_nothing_fails_and_its_figures_are_written(folder, gate, tmp_path, capsys):
     tasks = ["mini/niah_single_1", "mini/niah_multivalue"]
-    command = ["--model", str(tmp_path), "--lengths", "128", "--depths", "2", "--samples", "1", "--compared", "0"]
-    command += ["--forms", "completion", "--tasks", *tasks, "--out", str(tmp_path / "out")]
+    command = ["--model", str(folder), "--lengths", "128", "512", "--depths", "2", "--samples", "1", "--compared", "0"]
+    command += ["--forms", "completion", "--tasks", *tasks, "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
         module.main(command)
     assert ended.value.code == 1
-    assert "gate: fails: mini/niah_single_1 completion at 128" in capsys.readouterr().out
-    written = json.loads((tmp_path / "out" / "gate.json").read_text())
+    printed = capsys.readouterr().out
+    failed = ["mini/niah_single_1 completion at 128", "mini/niah_single_1 completion at 512"]
+    assert f"gate: fails: {', '.join(failed)}" in printed
+    assert "not measured: 512 tokens do not fit the model's context of 256" in printed
+    written = json.loads((tmp_path / "gate.json").read_text())
+    assert written["failed"] == failed
     assert [f["task"] for f in written["figures"]] == tasks
     assert written["figures"][0]["depths"] == {"0.0": 0.0, "1.0": 0.0}
     with pytest.raises(ValueError, match="do not fit"):
@@ -160,10 +178,6 @@ def test_a_model_that_knows_nothing_fails_and_its_figures_are_written(decoder, t
 
 
 @pytest.mark.parity
-def test_transformers_answers_the_same(decoder, tokenizer_folder, tmp_path):
-    for file in tokenizer_folder.glob("*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    save(decoder, tmp_path)
-    gate = Gate(tmp_path)
+def test_transformers_answers_the_same(gate):
     found = gate.measure("mini/niah_single_1", 128, "chat", depths=1, each=2, compared=2)
     assert found.agreement == 1.0
