@@ -1,6 +1,9 @@
 """Every cache of an engine, declared once from a model and a layout: allocation, memory and the steps follow it."""
 
 import dataclasses
+import math
+
+import jax.numpy as jnp
 
 from kvjax.attention.methods import Demand, LayerPlan, find_method
 from kvjax.budget import BudgetProfile, ModelFingerprint
@@ -71,6 +74,37 @@ class Caches:
         """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
         rooms = [plan.capacity - min(length, plan.keep) for plan in self.plans if plan.stage1 is not None]
         return min(rooms, default=None)
+
+    def full_bytes(self, length: int) -> int:
+        """Bytes of the K and V of a prompt with nothing left out but what sliding layers have left behind."""
+        seen = sum(min(length, layer.window or length) for layer in self.model.layers)
+        return seen * self.model.num_kv_heads * self._entry_bytes
+
+    def kept_bytes(self, length: int) -> int:
+        """Bytes that the views keep of a prompt, summaries of pages included."""
+        total = 0
+        for plan in self.plans:
+            entries = min(length, plan.capacity if plan.stage1 is None else plan.keep)
+            pages = math.ceil(entries / plan.page_size) if plan.page_size else 0
+            total += (entries + pages) * plan.heads(self.model.num_kv_heads, self.model.num_heads)
+        return total * self._entry_bytes
+
+    def read_bytes(self, length: int) -> int:
+        """Bytes of KV that a decode step has to read after a prompt: of what is kept, what stage 2 looks at."""
+        total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
+        for plan in self.plans:
+            entries = min(length, plan.capacity if plan.stage1 is None else plan.keep)
+            heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
+            if plan.stage2 is None:
+                total += entries * heads * self._entry_bytes
+            else:
+                group = self.model.num_heads // heads
+                total += heads * plan.stage2.read_bytes(entries, self.model.head_dim, item, group)
+        return total
+
+    @property
+    def _entry_bytes(self) -> int:
+        return 2 * self.model.head_dim * jnp.dtype(self.layout.kv_dtype).itemsize
 
     def _view(self, plan: LayerPlan) -> View:
         return View.declare(

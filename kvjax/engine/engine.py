@@ -324,8 +324,14 @@ class Engine:
         wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
         if wanted > room:
             raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
-        view = None if self.layout.reselect else self._caches.room(len(prompt))
-        return wanted if view is None else min(wanted, view + 1)  # the last token never enters a view
+        selected = min(params.select_after or len(prompt), len(prompt))
+        view = None if self.layout.reselect else self._caches.room(selected)
+        if view is None:
+            return wanted
+        view -= len(prompt) - selected
+        if view < 0:
+            raise ValueError(f"the prompt behind select_after={selected} is {-view} tokens longer than the views' room")
+        return min(wanted, view + 1)  # the last token never enters a view
 
     def _submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str) -> ActiveRequest:
         limit = self._limit(prompt, params)
@@ -341,6 +347,7 @@ class Engine:
             endings=(*eos, *params.stop_token_ids),
             limit=limit,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
+            view_fraction=self._caches.kept_bytes(len(prompt)) / self._caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)
         return request

@@ -188,7 +188,8 @@ class EngineLoop:
             return
         slot, request = admitted
         request.scheduled()
-        self._prefill, self._scores = self._runner.begin(request.prompt, slot), []
+        self._prefill = self._runner.begin(request.prompt, slot, request.params.select_after)
+        self._scores = []
 
     def _decode(self) -> bool:
         with self._condition:
@@ -222,7 +223,9 @@ class EngineLoop:
         if wanted:
             request.prompt_logprobs = (None, *self._scores[: prefill.length - 1])
         self._prefill = None
-        self._count(prompt_tokens=prefill.length)
+        self._count(prompt_tokens=len(request.prompt))
+        if request.params.kept:
+            request.kept = self._runner.kept(prefill.slot)
         if request.limit == 0:
             self._leave(request)
             self._end(request, Finish.LENGTH)

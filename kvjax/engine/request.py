@@ -9,6 +9,8 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_STOP_STRINGS = 16
@@ -41,6 +43,9 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's own tokens.
         stop: strings that end the text; they are not part of it.
         min_tokens: no end-of-sequence or stop token before so many generated tokens.
+        select_after: choose what the views keep after so many tokens of the prompt, and read the others through the
+            views: as if they came later, when what was not kept is gone. None chooses after the whole prompt.
+        kept: report which tokens each layer kept of the prompt.
     """
 
     max_tokens: int | None = 16
@@ -59,8 +64,14 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    select_after: int | None = None
+    kept: bool = False
 
     def __post_init__(self) -> None:
+        if self.select_after is not None:
+            _bounded("select_after", self.select_after, 1, 2**31 - 1)
+            if self.prompt_logprobs is not None:
+                raise ValueError("prompt_logprobs are those of the whole prompt: leave select_after out")
         _bounded("temperature", self.temperature, 0.0, 100.0)
         _bounded("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _bounded("min_p", self.min_p, 0.0, 1.0)
@@ -128,6 +139,8 @@ class Delta:
         tokens: the new token ids (a stop token is counted here but has no text).
         logprobs: one for each of `tokens` if asked for.
         prompt_logprobs: on the first delta if asked for: one for each prompt token; the first is None.
+        kept: on the first delta if asked for: for each layer the positions [K, C] that its view keeps of the prompt, -1
+            where it is empty. K is the number of query heads for methods that choose for each of them.
         cached_tokens: prompt tokens that came from the store instead of being computed.
         finish: set on the last delta only.
         stop_reason: the stop string or token id that ended the text, None for end-of-sequence.
@@ -139,6 +152,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    kept: tuple[np.ndarray, ...] | None = None
     cached_tokens: int = 0
     finish: Finish | None = None
     stop_reason: str | int | None = None
@@ -157,6 +171,7 @@ class Completion:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    kept: tuple[np.ndarray, ...] | None = None
     cached_tokens: int = 0
 
     @classmethod
@@ -172,6 +187,7 @@ class Completion:
             stop_reason=last.stop_reason,
             logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            kept=deltas[0].kept,
             cached_tokens=max(delta.cached_tokens for delta in deltas),
         )
 

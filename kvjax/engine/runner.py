@@ -23,6 +23,7 @@ from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
 
 logger = logging.getLogger(__name__)
+EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,13 +31,16 @@ class Prefill:
     """A prompt on its way through the layers: group after group, and piece after piece inside a group.
 
     Attributes:
-        tokens: the prompt, padded to its bucket; `length` is without padding.
+        tokens: the prompt up to where the views are selected, padded to its bucket; `length` is without padding.
+        rest: what comes after, and is read through the views; usually nothing.
         hidden: hidden states of all positions [T, E] before layer group `group`.
         size: tokens of a piece; `piece` is the next one of that group.
         groups: layer groups in all.
+        extended: tokens of the rest that are read; `last` is the hidden state [1, E] of the last of them.
     """
 
     tokens: np.ndarray
+    rest: np.ndarray
     length: int
     slot: int
     hidden: jax.Array
@@ -44,6 +48,12 @@ class Prefill:
     groups: int
     group: int = 0
     piece: int = 0
+    extended: int = 0
+    last: jax.Array | None = None
+
+    @property
+    def prompt(self) -> np.ndarray:
+        return np.concatenate([self.tokens[: self.length], self.rest])
 
     @property
     def pieces(self) -> int:
@@ -51,7 +61,7 @@ class Prefill:
 
     @property
     def done(self) -> bool:
-        return self.group == self.groups
+        return self.group == self.groups and self.extended == len(self.rest)
 
     @property
     def progress(self) -> float:
@@ -105,19 +115,28 @@ class Runner:
             self._workspaces = (tokens, pair)
         return self._workspaces[1]
 
-    def begin(self, tokens: np.ndarray, slot: int) -> Prefill:
-        """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`."""
+    def begin(self, tokens: np.ndarray, slot: int, select_after: int | None = None) -> Prefill:
+        """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
+
+        Args:
+            select_after: the views are selected after so many tokens, and the rest is read through them. Where no
+                view chooses, that is what they do anyway.
+        """
+        tokens, rest = np.split(tokens, [select_after if select_after and self.caches.window else len(tokens)])
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        return Prefill(padded, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
+        return Prefill(padded, rest, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
 
     def advance(self, prefill: Prefill) -> None:
         """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
 
-        Once it is `done`, `finish` draws the first token.
+        After the last group it reads the next tokens of the rest. Once it is `done`, `finish` draws the first token.
         """
+        if prefill.group == prefill.groups:
+            self._extend(prefill)
+            return
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
         size = prefill.size
         start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
@@ -135,6 +154,20 @@ class Runner:
             views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length)
             self.views = tuple(views)
         prefill.piece, prefill.group = 0, prefill.group + 1
+        if prefill.group == prefill.groups:
+            self._fill.installed(prefill.slot, prefill.length)
+
+    def _extend(self, prefill: Prefill) -> None:
+        tokens = prefill.rest[prefill.extended :][:EXTENSION]
+        alone = np.arange(self.layout.slots) == prefill.slot
+        self._make_room(alone)
+        count = self._fill.advance(alone, len(tokens))
+        prefill.last, self.views = steps.extend(
+            self._trunk, self._kinds, self.caches.plans, self._trunk_leaves, self._layer_leaves, self.views,
+            np.pad(tokens, (0, EXTENSION - len(tokens))), np.int32(prefill.slot),
+            np.int32(prefill.length + prefill.extended), np.int32(count),
+        )  # fmt: skip
+        prefill.extended += count
 
     def finish(
         self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int
@@ -148,12 +181,14 @@ class Runner:
         Returns:
             The token, with a leading dimension of 1.
         """
-        self._fill.installed(prefill.slot, prefill.length)
-        row = SamplerState.of(params, prefill.tokens[: prefill.length], endings, seed, self.vocab_size)
-        last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1))
+        prompt = prefill.prompt
+        row = SamplerState.of(params, prompt, endings, seed, self.vocab_size)
+        last = prefill.last
+        if last is None:
+            last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1))
         drawn, self.state = steps.first_token(
             self._trunk, self._trunk_leaves, self.state, last,
-            np.int32(prefill.slot), np.int32(prefill.length), np.int32(limit), row,
+            np.int32(prefill.slot), np.int32(len(prompt)), np.int32(limit), row,
         )  # fmt: skip
         return drawn
 
@@ -172,8 +207,7 @@ class Runner:
 
         Fewer where a view would be full before: it is selected anew at a moment that only its own sequence decides.
         """
-        for layer, slot in self._fill.full(alive):
-            self._reselect(layer, slot)
+        self._make_room(alive)
         count = self._fill.advance(alive, count)
         out, self.views, self.state = steps.decode(
             self._trunk, self._kinds, self.caches.plans, self.layout.decode_steps, self._trunk_leaves,
@@ -181,15 +215,23 @@ class Runner:
         )  # fmt: skip
         return out
 
-    def _reselect(self, layer: int, slot: int) -> None:
+    def _make_room(self, alive: np.ndarray) -> None:
         if not self.layout.reselect:
-            return  # its request ends by itself when the room is used up
+            return  # a request ends by itself when its room is used up
+        for layer, slot in self._fill.full(alive):
+            self._reselect(layer, slot)
+            self._fill.reselected(layer, slot)
+
+    def _reselect(self, layer: int, slot: int) -> None:
         views, length = list(self.views), np.int32(self._fill.length[slot])
         views[layer] = steps.reselect(
             self._kinds[layer], self.caches.plans[layer], views[layer], np.int32(slot), length
-        )  # fmt: skip
+        )
         self.views = tuple(views)
-        self._fill.reselected(layer, slot)
+
+    def kept(self, slot: int) -> tuple[np.ndarray, ...]:
+        """For each layer the token positions [K, C] that a slot's view holds now, -1 where it is empty."""
+        return tuple(np.asarray(view.positions[slot]) for view in self.views)
 
     def warm_up(self) -> dict[str, float]:
         """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each."""
@@ -206,12 +248,18 @@ class Runner:
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)
-        if self.layout.reselect:
-            for layer, plan in enumerate(self.caches.plans):
-                if plan.stage1 is not None:
-                    self._reselect(layer, slot=0)
         jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
         seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
+        if self.caches.window:
+            began = time.monotonic()
+            for layer, plan in enumerate(self.caches.plans):
+                if plan.stage1 is not None and self.layout.reselect:
+                    self._reselect(layer, slot=0)
+            prefill = self.begin(np.zeros(2, np.int32), slot=0, select_after=1)
+            while not prefill.done:
+                self.advance(prefill)
+            jax.block_until_ready(prefill.last)
+            seconds["views"] = time.monotonic() - began
         return seconds
 
     def free(self) -> None:

@@ -24,6 +24,7 @@ class ActiveRequest:
         endings: tokens that end the text: the model's own unless ignored, and the request's.
         limit: most tokens it may generate.
         seed: of its draws.
+        view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
         finished: the last delta is out; whatever the device still produces for it is ignored.
     """
@@ -39,6 +40,7 @@ class ActiveRequest:
         endings: tuple[int, ...],
         limit: int,
         seed: int,
+        view_fraction: float = 1.0,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -46,10 +48,12 @@ class ActiveRequest:
         self.endings = endings
         self.limit = limit
         self.seed = seed
+        self.view_fraction = view_fraction
         self.cancelled = False
         self.finished = False
         self.generated = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        self.kept: tuple[np.ndarray, ...] | None = None
         self._sink = sink
         self._detokenizer = Detokenizer(tokenizer, prompt[-CONTEXT:].tolist())
         self._stops = StopStrings(params.stop)
@@ -106,6 +110,7 @@ class ActiveRequest:
     ) -> None:
         self.finished = finish is not None
         prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        kept, self.kept = self.kept, None
         timing = self._timing() if self.finished else None
         self._sink(
             Delta(
@@ -113,6 +118,7 @@ class ActiveRequest:
                 tokens=tokens,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
+                kept=kept,
                 finish=finish,
                 stop_reason=stop_reason,
                 timing=timing,
@@ -129,5 +135,6 @@ class ActiveRequest:
             scheduled=self._scheduled,
             first_token=self._first_token or now,
             finished=now,
+            view_fraction=self.view_fraction,
             prefix={"computed": len(self.prompt)},
         )

@@ -60,6 +60,9 @@ class LayerKind:
     mesh: Mesh | None
 
 
+_Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
@@ -223,17 +226,46 @@ def decode(
     return out, caches, state
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def extend(
+    part: Part[Decoder],
+    kinds: tuple[LayerKind, ...],
+    plans: tuple[LayerPlan, ...],
+    leaves: tuple[Array, ...],
+    layer_leaves: tuple[tuple[Array, ...], ...],
+    caches: tuple[View, ...],
+    tokens: Int[Array, "N"],
+    slot: Int[Array, ""],
+    start: Int[Array, ""],
+    count: Int[Array, ""],
+) -> tuple[Float[Array, "1 E"], tuple[View, ...]]:
+    """Reads the first `count` tokens, of positions from `start` on, through a slot's views as decode steps do.
+
+    Returns:
+        The last token's hidden state, and the views with all of them.
+    """
+    decoder = part.merge(leaves)
+    layers = tuple(zip(kinds, plans, layer_leaves, strict=True))
+    slots = caches[0].used.shape[0]
+    active = jnp.arange(slots) == slot
+
+    def body(index: Int[Array, ""], carry: tuple[Array, tuple[View, ...]]) -> tuple[Array, tuple[View, ...]]:
+        token, position = (jnp.broadcast_to(x, slots) for x in (tokens[index], start + index))
+        x, caches = _through_layers(decoder, layers, carry[1], token, position, active)
+        return x, caches
+
+    x = jax.eval_shape(lambda token: decoder.embed(token), jnp.broadcast_to(tokens[0], slots))
+    x, caches = jax.lax.fori_loop(0, count, body, (jnp.zeros(x.shape, x.dtype), caches))
+    return jax.lax.dynamic_slice_in_dim(x, slot, 1), caches
+
+
 def _step(
     decoder: Decoder,
-    layers: tuple[tuple[LayerKind, LayerPlan, tuple[Array, ...]], ...],
+    layers: tuple[_Layer, ...],
     caches: tuple[View, ...],
     state: DecodeState,
 ) -> tuple[Steps, tuple[View, ...], DecodeState]:
-    x = decoder.embed(state.token)
-    new_caches = []
-    for (kind, plan, leaves), view in zip(layers, caches, strict=True):
-        x, view = _decode_layer(kind, plan, leaves, view, x, state.position, state.active)
-        new_caches.append(view)
+    x, caches = _through_layers(decoder, layers, caches, state.token, state.position, state.active)
     drawn, sampler = sample(decoder.head(x), state.sampler, state.generated, state.active)
     advance = state.active.astype(jnp.int32)
     generated = state.generated + advance
@@ -246,7 +278,22 @@ def _step(
         active=state.active & ~ended,
         sampler=sampler,
     )
-    return Steps(state.active, drawn), tuple(new_caches), new
+    return Steps(state.active, drawn), caches, new
+
+
+def _through_layers(
+    decoder: Decoder,
+    layers: tuple[_Layer, ...],
+    caches: tuple[View, ...],
+    token: Int[Array, "B"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+) -> tuple[Float[Array, "B E"], tuple[View, ...]]:
+    x, new = decoder.embed(token), []
+    for (kind, plan, leaves), view in zip(layers, caches, strict=True):
+        x, view = _decode_layer(kind, plan, leaves, view, x, position, active)
+        new.append(view)
+    return x, tuple(new)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

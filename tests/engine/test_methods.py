@@ -1,0 +1,58 @@
+"""A compressed engine says what the model says when an oracle chooses what each step may see."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kvjax.engine import Engine, EngineConfig
+from tests.engine import tiny
+from tests.engine.client import GREEDY, generate
+from tests.engine.reference import Reference
+
+CONTEXT, ROOM = 640, 24
+BUDGETS = {"rocketkv": 64, "rocketkv-faithful": 48, "snapkv": 40, "streaming": 40, "quest": 64, "topk": 24}
+
+
+def check(engine: Engine, prompt: list[int], new: int, select_after: int | None = None) -> None:
+    params = dataclasses.replace(GREEDY, max_tokens=new, logprobs=5, select_after=select_after)
+    before = engine.stats().compiles_after_warmup
+    [completion] = generate(engine, [(prompt, params)])
+    assert engine.stats().compiles_after_warmup == before
+    assert len(completion.tokens) == new
+    reference = Reference(engine._caches)
+    logits = reference.prefill(prompt[:select_after])
+    for token in prompt[select_after:] if select_after else ():
+        logits = reference.step(token)
+    for token, told in zip(completion.tokens, completion.logprobs, strict=True):
+        expected = tiny.log_softmax(logits)
+        ours = np.array([value for _, value in told.top])
+        np.testing.assert_allclose(ours, expected[[i for i, _ in told.top]], atol=2e-3)
+        np.testing.assert_allclose(ours, np.sort(expected)[::-1][: len(ours)], atol=2e-3)
+        logits = reference.step(token)
+
+
+@pytest.fixture(scope="module", params=BUDGETS)
+def compressed(request, tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp(request.param))
+    config = EngineConfig(
+        max_model_len=CONTEXT, max_num_seqs=2, method=request.param, token_budget=BUDGETS[request.param], room=ROOM
+    )
+    with Engine.from_pretrained(path, config) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("length", [20, 257, 600])
+def test_each_token_is_what_the_oracle_lets_the_model_say(compressed, length):
+    check(compressed, tiny.prompt(length), new=12)
+    compressed.check_integrity()
+
+
+def test_an_output_longer_than_the_room_goes_on_from_a_new_selection(compressed):
+    check(compressed, tiny.prompt(300), new=3 * ROOM + 5)
+
+
+def test_what_comes_after_a_selection_is_read_through_the_view(compressed):
+    """So it sees no more than decoded tokens do, and its length may exceed the room."""
+    prompt = tiny.prompt(400)
+    check(compressed, prompt, new=8, select_after=len(prompt) - ROOM - 7)
