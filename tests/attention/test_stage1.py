@@ -30,8 +30,13 @@ LENGTHS = st.one_of(st.integers(1, 90), st.sampled_from([1, 7, 8, 9, KEEP, KEEP 
 SEEDS = st.integers(0, 10_000)
 
 
+def run(*arguments, **sizes):
+    """In NumPy: each index into an array of JAX would be compiled."""
+    return jax.device_get(compiled(*arguments, **sizes))
+
+
 @functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity", "piece"))
-def run(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, piece=4):
+def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, piece=4):
     """From queries [T, H, D], keys and values [K, T, D] of a prompt in its room to positions and a view."""
     ring = jnp.full((stage1.window, *q.shape[1:]), jnp.nan)  # as whatever was here before
 
@@ -61,7 +66,7 @@ def check(stage1: Stage1, positions, q, k, length: int, turn: int | None = None,
     """Ascending, then -1; whole if it fits; else the oracle's choice, which no rounding of the scores may excuse."""
     observed = min(stage1.window, length if turn is None else turn)
     rows, kept = q.shape[1] if stage1.per_head else k.shape[0], min(length, keep)
-    got = np.asarray(positions)
+    got = positions
     assert got.shape[0] == rows
     assert (got[:, kept:] == -1).all()
     assert (got[:, :1] >= 0).all()
@@ -103,10 +108,10 @@ def test_any_prompt(stage1, length, seed):
     assert view.used.tolist() == [kept]
     np.testing.assert_array_equal(view.positions[0], positions)
     for row in range(rows):
-        places = np.asarray(positions)[row, :kept]
+        places = positions[row, :kept]
         for got, source in ((view.k, k), (view.v, v)):
             np.testing.assert_array_equal(got[0, row, :kept], source[row // (rows // 2), places])
-            assert (np.asarray(got[0, row, kept:]) == 0).all()
+            assert (got[0, row, kept:] == 0).all()
 
 
 @each_method
@@ -158,7 +163,7 @@ def test_a_second_turn_chooses_from_the_whole_history_anew():
     second, _ = run(stage1, q, k, v, np.int32(90), np.int32(40), np.int32(KEEP))
     check(stage1, first, q, k, 50)
     check(stage1, second, q, k, 90, turn=40)
-    for before, now in zip(np.asarray(first), np.asarray(second), strict=True):
+    for before, now in zip(first, second, strict=True):
         assert set(now[(now >= 0) & (now < 50)]) - set(before)
 
 
@@ -168,9 +173,10 @@ def test_attention_over_a_view_is_attention_over_what_was_kept(stage1):
     q, k, v, length = prompt(90, 3)
     positions, view = run(stage1, q, k, v, length)
     ask, at = jnp.asarray(normal(9, 1, 6, DIM)), jnp.array([90])
-    got = decode_attention(ask, view.k, view.v, view.positions, at, view.used, scale=SCALE)
+    view = jax.tree.map(jnp.asarray, view)
+    got = np.asarray(decode_attention(ask, view.k, view.v, view.positions, at, view.used, scale=SCALE))
     for head in range(6):
-        kept = np.asarray(positions)[head if stage1.per_head else head // 3, :KEEP]
+        kept = positions[head if stage1.per_head else head // 3, :KEEP]
         want = oracle.attend(np.asarray(ask)[0, head : head + 1], k[head // 3], v[head // 3], kept.tolist(), SCALE)
         np.testing.assert_allclose(got[0, head], want[0], rtol=5e-4, atol=5e-4)
 
