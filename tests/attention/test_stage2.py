@@ -115,6 +115,7 @@ def test_decoding_from_nothing_to_a_full_view(number, heads, dim):
             rebuilt = oracle.pages_of(views.head(slot, head)[1], method.summary)
             for page, pair in enumerate(rebuilt):
                 np.testing.assert_array_equal(bounds[slot, head, page], pair)
+            assert np.isnan(bounds[slot, head, len(rebuilt) :]).all()
 
 
 SMALL = [
@@ -196,6 +197,17 @@ def test_pages_of_one_entry_are_sparq_over_the_group(dims, held, seed):
     for head in range(2):
         q, keys, _ = views.head(0, head)
         np.testing.assert_allclose(scores[0, head, :held], oracle.sparq(q, keys, dims), rtol=2e-5)
+
+
+def test_heads_that_cancel_meet_the_minimum():
+    """A sum of zero is not positive."""
+    views = Views.draw("gqa3", 8, 24, (24, 17, 5))
+    for first in (0, 3):
+        views.q[:, first + 1, :6], views.q[:, first + 2, :6] = -views.q[:, first, :6], 0
+    scores = run(SMALL[0], *views.arrays)[0]
+    for slot, head in np.ndindex(3, 2):
+        q, keys, _ = views.head(slot, head)
+        np.testing.assert_allclose(scores[slot, head, : len(keys)], oracle.hybrid(q, keys, 3, 5), rtol=2e-5)
 
 
 @hypothesis.settings(max_examples=10)
