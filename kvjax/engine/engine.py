@@ -113,6 +113,11 @@ class Engine:
         return None if self._loop is None else self._loop.failure
 
     @property
+    def caches(self) -> Caches:
+        """What each layer keeps of a prompt and reads of it a step, in entries and in bytes."""
+        return self._caches
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the model's output; token ids are below."""
         return self.model_config.vocab_size

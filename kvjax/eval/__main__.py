@@ -14,7 +14,7 @@ from kvjax.eval.arguments import ArgumentError, Arguments, parse
 from kvjax.eval.catalogue import catalogue, specimen
 from kvjax.eval.plan import Plan, fingerprint, with_metrics
 from kvjax.eval.record import Journal, JournalError, Record
-from kvjax.eval.report import Watch, error_lines, pace_lines, table
+from kvjax.eval.report import Watch, cache_lines, error_lines, pace_lines, table
 from kvjax.eval.runner import Case, evaluate
 from kvjax.eval.summary import Summary
 from kvjax.eval.target import Target, TargetError
@@ -69,13 +69,21 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
         print(text)
     else:
         drawn = "greedy" if given.conduct.temperature == 0 else f"temperature {given.conduct.temperature:g}"
-        out.print(f"\n  [bold]{target.name}[/bold]  {given.conduct.form}, {drawn}, {plan}")
+        seen = [
+            word for word, on in (("question hidden", given.conduct.agnostic), ("evicted", given.conduct.evict)) if on
+        ]
+        heading = ", ".join([given.conduct.form, drawn, *seen, str(plan)])
+        out.print(f"\n  [bold]{target.name}[/bold]  {heading}")
         shown = table(summary)
         # rather lines that a narrow terminal wraps than numbers that are cut
         out.width = max(out.width, out.measure(shown, options=out.options.update(max_width=MEASURED)).maximum)
-        out.print(shown, *pace_lines(summary), "", sep="\n")
+        out.print(shown, *cache_lines(target, summary.lengths), *pace_lines(summary), "", sep="\n")
     for line in error_lines(summary):
         log.print(line)
+    if given.show_kept is not None and not interrupted:
+        from kvjax.eval.kept_show import show_kept
+
+        show_kept(target, start, plan, given, log if given.json else out)
     if (interrupted or summary.failed or summary.missing) and given.output:
         log.print("Run the same command again to ask what is missing.")
     return 130 if interrupted else 1 if summary.failed or summary.missing else 0
@@ -90,6 +98,7 @@ def settings_of(given: Arguments, target: Target) -> dict[str, Any]:
         "temperature": given.conduct.temperature,
         "kvjax": kvjax.__version__,
     }
+    settings |= {name: True for name in ("agnostic", "evict") if getattr(given.conduct, name)}
     if given.data:
         settings["data"] = {data.name: fingerprint(data) for data in given.data}
     return settings

@@ -3,18 +3,23 @@
 import argparse
 import difflib
 import fnmatch
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import kvjax
+from kvjax.eval.catalogue import several_turns
 from kvjax.eval.loaders_dataset import DataSet
 from kvjax.eval.runner import SEEDS, Conduct
 from kvjax.eval.tasks import TASKS, Task
 
 DEFAULT_TASKS = ("mini/*",)
 KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
+# What a server decides for itself.
+IN_PROCESS = ("method", "token_budget", "budgets", "room", "agnostic", "evict", "show_kept")
+TERMINAL = "-"
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
 
@@ -28,10 +33,12 @@ class Arguments:
 
     model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
     url: of a server; None evaluates `model` in this process.
+    method, token_budget, budgets, room: how its cache is compressed, as in `EngineConfig`; None for its defaults.
     tasks: what to ask, `all_by_default` if nobody named them; `data` is what files hold.
     lengths: in tokens; empty for the default, which is the model's context for files.
     samples: of each task at each length; None for the default, which is all for files.
     output: of the samples, JSON Lines; None keeps them nowhere.
+    show_kept: where to draw what each layer kept of a sample; `TERMINAL` for no file, None for not at all.
     show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
     """
 
@@ -40,6 +47,10 @@ class Arguments:
     api_key: str | None
     tokenizer: str | None
     max_model_len: int | None
+    method: str | None
+    token_budget: int | None
+    budgets: str | None
+    room: int | None
     timeout: float
     compile_cache: str
     tasks: tuple[Task, ...]
@@ -50,6 +61,7 @@ class Arguments:
     conduct: Conduct
     output: str | None
     json: bool
+    show_kept: str | None
     list: bool
     show: Task | None
 
@@ -99,6 +111,22 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"where compiled steps wait for the next run; none: nowhere (default: {COMPILE_CACHE})",
     )
 
+    cache = parser.add_argument_group("how the model's KV cache is compressed, in this process")
+    cache.add_argument(
+        "--method", metavar="NAME", help="as rocketkv (default with a budget) or snapkv; full: not at all"
+    )
+    cache.add_argument(
+        "--token-budget", metavar="TOKENS", type=int, help="KV pairs a step reads, of each layer and head"
+    )
+    cache.add_argument("--budgets", metavar="FILE", help="a budget for each layer, instead of --token-budget")
+    cache.add_argument("--room", metavar="TOKENS", type=int, help="of a view, free for generated tokens (default: 128)")
+    cache.add_argument("--agnostic", action="store_true", help="choose what to keep before the question is read")
+    cache.add_argument(
+        "--evict",
+        action="store_true",
+        help="tasks of several turns: what the first one has not kept is gone (default: each turn chooses anew)",
+    )
+
     what = parser.add_argument_group("what to ask")
     what.add_argument(
         "--tasks",
@@ -142,6 +170,14 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--concurrency", metavar="N", type=int, default=4, help="samples asked at once (default: 4)")
     how.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
 
+    how.add_argument(
+        "--show-kept",
+        metavar="FILE.png",
+        nargs="?",
+        const=TERMINAL,
+        help="draw what each layer kept of the first sample of each task, here or in a file (needs matplotlib)",
+    )
+
     look = parser.add_argument_group("only look")
     look.add_argument("--list", action="store_true", help="list the tasks, each with a question it asks")
     look.add_argument("--show", metavar="NAME", help="show a sample of a task")
@@ -152,6 +188,10 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
     for name in ("tokenizer", "api_key"):
         if getattr(given, name) is not None and given.url is None:
             raise ArgumentError(f"--{name.replace('_', '-')} is for a server: give --url as well")
+    for name in IN_PROCESS:
+        if getattr(given, name) not in (None, False) and given.url is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ArgumentError(f"{flag} is for an engine in this process, not for --url: leave one of them out")
     for name in ("samples", "timeout", "max_model_len"):
         if getattr(given, name) is not None and not getattr(given, name) > 0:
             raise ArgumentError(f"--{name.replace('_', '-')} {getattr(given, name)} must be more than 0")
@@ -159,22 +199,37 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         raise ArgumentError(f"--samples {given.samples} is more than the {SEEDS:,} of one seed: use several --seed")
     if given.lengths and min(given.lengths) < 1:
         raise ArgumentError(f"--lengths {min(given.lengths)} must be at least 1 token")
+    if given.show_kept not in (None, TERMINAL):
+        if not given.show_kept.endswith(".png"):
+            raise ArgumentError(f"--show-kept {given.show_kept!r} is drawn as a PNG: end its name in .png")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ArgumentError('--show-kept with a file needs matplotlib: pip install "kvjax[train]"')
+    tasks, data = select(given.tasks or (() if given.data else DEFAULT_TASKS)), read_data(given.data)
+    if given.evict and not any(several_turns(task) for task in (*tasks, *data)):
+        raise ArgumentError("--evict tells in later turns, and no task has any: leave it out, or ask 'mini/turns_*'")
     return Arguments(
         model=given.model,
         url=given.url,
         api_key=given.api_key or environment.get("OPENAI_API_KEY"),
         tokenizer=given.tokenizer,
         max_model_len=given.max_model_len,
+        method=given.method,
+        token_budget=given.token_budget,
+        budgets=given.budgets and os.path.expanduser(given.budgets),
+        room=given.room,
         timeout=given.timeout,
         compile_cache=given.compile_cache,
-        tasks=select(given.tasks or (() if given.data else DEFAULT_TASKS)),
+        tasks=tasks,
         all_by_default=given.tasks is None,
-        data=read_data(given.data),
+        data=data,
         lengths=tuple(dict.fromkeys(given.lengths)),
         samples=given.samples,
-        conduct=Conduct(given.form, given.seed, given.temperature, given.concurrency),
+        conduct=Conduct(
+            given.form, given.seed, given.temperature, given.concurrency, agnostic=given.agnostic, evict=given.evict
+        ),
         output=given.output,
         json=given.json,
+        show_kept=given.show_kept,
         list=given.list,
         show=select([given.show])[0] if given.show else None,
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rich.console import Group
 from rich.text import Text
 
+from kvjax.eval.loaders_dataset import DataSet
 from kvjax.eval.tasks import Task
 from kvjax.eval.tasks_sample import Sample
 
@@ -46,6 +47,11 @@ def specimen(task: Task) -> Group:
             Text(f"right if it has: {' | '.join(turn.answers)}", style="dim"),
         ]
     return Group(*parts)
+
+
+def several_turns(task: Task) -> bool:
+    """Whether a task asks anything after its first question."""
+    return any(sample.later for sample in (task.samples if isinstance(task, DataSet) else (example(task),)))
 
 
 def example(task: Task) -> Sample:

@@ -13,7 +13,7 @@ class Dialogue:
 
     def __init__(self, sample: Sample, form: Form) -> None:
         self._form: Form = form
-        self._text = sample.context
+        self._context = self._text = sample.context
         self._opening = sample.messages
         self._messages: list[dict[str, str]] = []
 
@@ -22,6 +22,13 @@ class Dialogue:
         if self._form == "completion":
             return self._text + question.question + question.answer_prefix
         return self._asked(question)
+
+    @property
+    def history(self) -> Prompt:
+        """What comes before the next question: in the first turn the context alone."""
+        if self._form == "completion":
+            return self._text
+        return self._messages or [{"role": "user", "content": self._context.rstrip("\n")}]
 
     def hear(self, question: Question, said: str) -> None:
         """Takes the model's answer to `question` into what comes before the next one."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from kvjax.eval.record import Record
 from kvjax.eval.summary import Cell, Summary
+from kvjax.eval.target import Target
 
 PARTS = 10  # a log, unlike a terminal, gets so many lines
 SHOWN_ERRORS = 5
@@ -90,12 +91,31 @@ def table(summary: Summary) -> Table:
     return shown
 
 
+def cache_lines(target: Target, lengths: Sequence[int]) -> list[Text]:
+    """What the cache keeps of a prompt and reads a step, a line a length; nothing where it keeps and reads all."""
+    lines, head = [], "compressed cache"
+    width = max((len(f"{length:,}") for length in lengths), default=0)
+    for length in lengths:
+        if (footprint := target.footprint(length)) is None:
+            continue
+        kept, read, full = footprint.kept, footprint.read, footprint.full
+        line = f"  {head:16}  {length:>{width},}  {binary(kept)} kept of {binary(full)} ({kept / full:.0%}), "
+        lines.append(Text(f"{line}{binary(read)} read a step ({read / full:.0%})", style="dim"))
+        head = ""
+    return lines
+
+
+def binary(size: int) -> str:
+    """'12 KiB' or '3.4 MiB'."""
+    return f"{size / 1024:,.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):,.1f} MiB"
+
+
 def pace_lines(summary: Summary) -> list[Text]:
     """How fast the answers came, a line a length."""
     width = max((len(f"{pace.length:,}") for pace in summary.paces), default=0)
     lines, head = [], "median request"
     for pace in summary.paces:
-        line = f"  {head:14}  {pace.length:>{width},}  first token after {pace.first_token_seconds:.2f} s"
+        line = f"  {head:16}  {pace.length:>{width},}  first token after {pace.first_token_seconds:.2f} s"
         line += f", then {pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else ""
         lines.append(Text(line, style="dim"))
         head = ""

@@ -45,12 +45,17 @@ class Conduct:
         seed: samples of two seeds are all different.
         temperature: 0 is greedy.
         concurrency: samples asked at the same time.
+        agnostic: a compressed cache chooses what to keep before it has seen the question.
+        evict: what it has not kept in a sample's first turn is gone in the later ones. Otherwise each turn chooses
+            anew among everything, as RocketKV-MT does.
     """
 
     form: Form = "completion"
     seed: int = 0
     temperature: float = 0.0
     concurrency: int = 4
+    agnostic: bool = False
+    evict: bool = False
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -75,6 +80,33 @@ def evaluate(
     return asyncio.run(_Run(target, conduct, on_record).all(cases))
 
 
+def template_tokens(target: Target) -> int:
+    """Tokens that a target's chat template adds to one turn; 0 if it has none, which every request will say."""
+    word = "word"
+    try:
+        return target.count([{"role": "user", "content": word}]) - target.count(word) + ANSWER_END
+    except RequestFailedError:
+        return 0
+
+
+def draw(case: Case, conduct: Conduct, target: Target, template: int = 0) -> Sample:
+    """The sample of a case, which leaves room in its length for `template` tokens around each turn.
+
+    Raises:
+        RequestFailedError: the task cannot be made as short as that.
+    """
+    seed = conduct.seed * SEEDS + case.index
+
+    def drawn(turns: int) -> Sample:
+        return case.task.sample(length=max(case.length - turns * template, 0), seed=seed, count=target.count)
+
+    try:
+        sample = drawn(1)
+        return drawn(1 + len(sample.later)) if sample.later and template else sample
+    except ValueError as error:
+        raise RequestFailedError(f"{case.task.name} at {case.length} tokens: {error}") from error
+
+
 class _Run:
     """One evaluation on one event loop."""
 
@@ -88,7 +120,7 @@ class _Run:
         if not cases:
             return []
         if self._conduct.form == "chat":
-            self._template = await asyncio.to_thread(self._measure_template)
+            self._template = await asyncio.to_thread(template_tokens, self._target)
         left = iter(cases)
         try:
             async with self._target.session(), asyncio.TaskGroup() as group:
@@ -97,14 +129,6 @@ class _Run:
         except ExceptionGroup as group:  # the first is the cause, the others were cancelled or failed likewise
             raise group.exceptions[0] from group
         return self._records
-
-    def _measure_template(self) -> int:
-        """Tokens that the template adds to one turn."""
-        word = "word"
-        try:
-            return self._target.count([{"role": "user", "content": word}]) - self._target.count(word) + ANSWER_END
-        except RequestFailedError:
-            return 0  # no template: every request will say so
 
     async def _work(self, left: Iterator[Case]) -> None:
         """One worker: takes cases until none is left or nobody answers any more."""
@@ -125,15 +149,21 @@ class _Run:
 
     async def _ask(self, case: Case, turns: list[Turn]) -> None:
         """Fills `turns` as they are answered. Raises RequestFailedError."""
-        sample = await asyncio.to_thread(self._sample, case)
+        sample = await asyncio.to_thread(draw, case, self._conduct, self._target, self._template)
         dialogue, metric = Dialogue(sample, self._conduct.form), METRICS[case.task.metric]
+        first: Prompt | None = None
         for question in sample.turns:
             prompt = dialogue.prompt(question)
+            known = dialogue.history if self._conduct.agnostic else prompt
+            first = first or known
+            if self._conduct.evict:
+                known = first
             answer = await self._target.complete(
                 prompt,
                 max_tokens=await asyncio.to_thread(self._room, prompt, sample.max_new_tokens),
                 temperature=self._conduct.temperature,
                 seed=self._conduct.seed * SEEDS + case.index,
+                known=None if known is prompt else known,
             )
             dialogue.hear(question, answer.text)
             try:
@@ -153,20 +183,6 @@ class _Run:
                     round(answer.seconds, 4),
                 )
             )
-
-    def _sample(self, case: Case) -> Sample:
-        """The sample, which leaves room in its length for what the template writes around each turn."""
-        seed = self._conduct.seed * SEEDS + case.index
-
-        def drawn(turns: int) -> Sample:
-            room = max(case.length - turns * self._template, 0)
-            return case.task.sample(length=room, seed=seed, count=self._target.count)
-
-        try:
-            sample = drawn(1)
-            return drawn(1 + len(sample.later)) if sample.later and self._template else sample
-        except ValueError as error:
-            raise RequestFailedError(f"{case.task.name} at {case.length} tokens: {error}") from error
 
     def _room(self, prompt: Prompt, wanted: int) -> int:
         """Tokens the answer may take: those wanted, or those that the model's context has left."""

@@ -42,6 +42,21 @@ class Answer:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a prompt leaves in the KV cache, in bytes.
+
+    Attributes:
+        kept: of its K and V, with what a method stores to find its way in them.
+        read: by the first decode step after it.
+        full: of all its K and V.
+    """
+
+    kept: int
+    read: int
+    full: int
+
+
 class Target(abc.ABC):
     """A model that can be asked. Answers do not depend on what else it is being asked at the same time.
 
@@ -56,6 +71,11 @@ class Target(abc.ABC):
     max_model_len: int | None
     identity: Mapping[str, str]
 
+    def footprint(self, length: int) -> Footprint | None:
+        """Of a prompt of `length` tokens; None where nobody knows or nothing is compressed."""
+        del length
+        return None
+
     @abc.abstractmethod
     def count(self, prompt: Prompt) -> int:
         """Tokens of a text, or of a conversation with the template's own. Blocks; safe from any thread.
@@ -65,10 +85,22 @@ class Target(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        known: Prompt | None = None,
+    ) -> Answer:
         """Generates at most `max_tokens` for one prompt; cancelling it cancels the request.
 
         Call it only inside `session`, as often at once as the target is to be loaded.
+
+        Args:
+            known: all that a compressed cache may know when it chooses what to keep: the tokens that `prompt` begins
+                with as `known` does. The others are read as if they came later. None is the whole prompt.
 
         Raises:
             RequestFailedError: this request got no whole answer.

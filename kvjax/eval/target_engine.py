@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from kvjax.engine import Delta, Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
-from kvjax.eval.target import Answer, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
+from kvjax.engine.config import Layout
+from kvjax.eval.target import Answer, Footprint, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
 
 _LAST_WORDS_SECONDS = 5.0
 _ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
@@ -21,7 +26,7 @@ class EngineTarget(Target):
     def __init__(self, engine: Engine, identity: Mapping[str, str] | None = None) -> None:
         """`identity` defaults to the name of the model, which tells nothing about its weights."""
         self.engine = engine
-        self.name = engine.model_name
+        self.name = f"{engine.model_name}{_described(engine.layout)}"
         self.max_model_len = engine.max_model_len
         self.identity = dict(identity or {"model": engine.model_name})
 
@@ -37,7 +42,7 @@ class EngineTarget(Target):
         except (ValueError, OSError, NotImplementedError) as error:
             raise TargetError(f"{os.fspath(folder)}: {error}") from error
         identity = {"model": Path(folder).resolve().name, "files": fingerprint(Path(folder))}
-        return cls(engine, identity | {"dtype": engine.layout.dtype})
+        return cls(engine, identity | {"dtype": engine.layout.dtype} | compression(engine.layout))
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[None]:
@@ -52,9 +57,18 @@ class EngineTarget(Target):
     def count(self, prompt: Prompt) -> int:
         return len(self._tokens(prompt))
 
-    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        known: Prompt | None = None,
+    ) -> Answer:
         tokens = self._tokens(prompt)
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        selected = None if known is None else self.shared(known, tokens)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, select_after=selected)
         text, count, first, began = "", 0, None, time.monotonic()
         last = Delta()
         try:
@@ -77,9 +91,38 @@ class EngineTarget(Target):
         now = time.monotonic()
         return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
 
+    def footprint(self, length: int) -> Footprint | None:
+        caches = self.engine.caches
+        if caches.layout.method == "full":
+            return None
+        return Footprint(caches.kept_bytes(length), caches.read_bytes(length), caches.full_bytes(length))
+
     def _busy(self) -> bool:
         stats = self.engine.stats()
         return stats.submitted > stats.finished + stats.cancelled + stats.failed
+
+    def kept(self, prompt: Prompt, known: Prompt | None = None) -> tuple[list[int], tuple[Int[np.ndarray, "_ _"], ...]]:
+        """The prompt's tokens, and for each layer the positions [K, C] of those that its view keeps, -1 where empty.
+
+        Blocks; `known` as in `complete`. K is the number of query heads where each of them keeps tokens of its own.
+
+        Raises:
+            RequestFailedError: the prompt cannot be asked.
+        """
+        tokens = self._tokens(prompt)
+        selected = None if known is None else self.shared(known, tokens)
+        params = SamplingParams(max_tokens=1, temperature=0.0, select_after=selected, kept=True)
+        try:
+            [completion] = self.engine.generate([tokens], params, progress=False)
+        except ValueError as error:
+            raise RequestFailedError(str(error)) from error
+        assert completion.kept is not None
+        return tokens, completion.kept
+
+    def shared(self, known: Prompt, tokens: Sequence[int]) -> int:
+        """With how many of the tokens `known` begins; at least 1, for a cache has to choose by something."""
+        pairs = zip(self._tokens(known), tokens, strict=False)
+        return max(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         tokenizer = self.engine.tokenizer
@@ -89,6 +132,19 @@ class EngineTarget(Target):
             return tokenizer.apply_chat_template(prompt)
         except ValueError as error:
             raise RequestFailedError(str(error)) from error
+
+
+def compression(layout: Layout) -> dict[str, str]:
+    """What names the compression of an engine's cache; nothing where the cache is full.
+
+    The longest sequence is part of it: a method may make a token budget's views larger for longer ones.
+    """
+    if layout.method == "full":
+        return {}
+    named = {"method": layout.method, "room": str(layout.room), "max_model_len": str(layout.max_model_len)}
+    if layout.budgets is None:
+        return named | {"token_budget": str(layout.token_budget)}
+    return named | {"budgets": hashlib.sha256(Path(layout.budgets).read_bytes()).hexdigest()[:12]}
 
 
 def fingerprint(folder: Path) -> str:
@@ -105,3 +161,11 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(size - _ENDS, 0))
             digest.update(file.read(_ENDS))
     return digest.hexdigest()[:12]
+
+
+def _described(layout: Layout) -> str:
+    """How an engine's cache is compressed, for people."""
+    if layout.method == "full":
+        return ""
+    of = f"{layout.token_budget} tokens" if layout.budgets is None else Path(layout.budgets).name
+    return f", {layout.method} of {of}"

@@ -58,8 +58,20 @@ def _engine(given: Arguments, resources: contextlib.ExitStack) -> tuple[Target, 
     from kvjax.engine import EngineConfig
     from kvjax.eval.target_engine import EngineTarget
 
-    config = EngineConfig(max_model_len=length, max_num_seqs=given.conduct.concurrency)
+    compressed = {name: getattr(given, name) for name in ("method", "token_budget", "budgets", "room")}
+    compressed = {name: value for name, value in compressed.items() if value is not None}
+    try:
+        config = EngineConfig(max_model_len=length, max_num_seqs=given.conduct.concurrency, **compressed)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
     target = EngineTarget.from_pretrained(folder, config)
+    chosen = {"--agnostic": given.conduct.agnostic, "--evict": given.conduct.evict, "--show-kept": given.show_kept}
+    for flag in (flag for flag, value in chosen.items() if value):
+        if not target.engine.caches.window:
+            raise ArgumentError(
+                f"{flag} says nothing here: {target.engine.layout.method} keeps all of {length} tokens; leave it out, "
+                "or give a --method that keeps fewer, as rocketkv, and a smaller --token-budget"
+            )
 
     def start() -> None:
         try:

@@ -97,7 +97,17 @@ class OpenAITarget(Target):
         except (self._openai.APIError, KeyError, TypeError, ValueError) as error:
             raise RequestFailedError(_sentence(error)) from error
 
-    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        known: Prompt | None = None,
+    ) -> Answer:
+        if known is not None:
+            raise RequestFailedError("a server's cache always knows the whole prompt: ask an engine in this process")
         options: dict[str, Any] = {
             "model": self._model,
             "max_tokens": max_tokens,

@@ -13,6 +13,7 @@ class FakeTarget(Target):
 
     Attributes:
         asked: (prompt, max_tokens, seed) in the order of asking.
+        known: what a compressed cache was to know, in the same order.
         most: requests in flight at the same time, at most.
     """
 
@@ -20,6 +21,7 @@ class FakeTarget(Target):
         self.name, self.identity, self.max_model_len = "fake", {"model": "fake"}, max_model_len
         self.say = say
         self.asked: list[tuple[Prompt, int, int]] = []
+        self.known: list[Prompt | None] = []
         self.most = self._flying = 0
 
     def count(self, prompt: Prompt) -> int:
@@ -27,8 +29,17 @@ class FakeTarget(Target):
             return len(prompt.split())
         return sum(len(message["content"].split()) + TEMPLATE for message in prompt)
 
-    async def complete(self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        known: Prompt | None = None,
+    ) -> Answer:
         self.asked.append((prompt, max_tokens, seed))
+        self.known.append(known)
         self._flying += 1
         self.most = max(self.most, self._flying)
         try:

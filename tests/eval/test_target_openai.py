@@ -55,6 +55,11 @@ def test_an_answer_is_joined_with_its_usage():
     assert headers["authorization"] == "Bearer sk-1"
 
 
+def test_a_server_cannot_be_kept_from_the_question():
+    with serving(Script()) as url, pytest.raises(RequestFailedError, match="ask an engine in this process"):
+        ask(OpenAITarget(url), known="On")
+
+
 def test_a_chat_sends_messages():
     said = {**text(""), "object": "chat.completion.chunk"}
     said["choices"] = [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]
