@@ -25,6 +25,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "streaming": StreamingLLM(),
         "quest": Quest(),
         "topk": TopK(),
+        "topk-per-head": TopK(shared=False),
     }
 )
 

@@ -1,0 +1,105 @@
+"""Where an answer stands among tokens, and how much of it layers keep."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks.methods import MODES, Cell, cells, summarize
+from benchmarks.methods_table import agreement, tables
+from kvjax.eval.kept import Kept, masks, spans
+from kvjax.eval.kept_plot import shades
+from kvjax.eval.record import Record, Turn
+from kvjax.eval.tasks import find_task
+
+PIECES = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]
+
+
+def found(*answers: str) -> list[tuple[int, int]]:
+    tokens = range(len(PIECES))
+    return [(s.start, s.stop) for s in spans(tokens, lambda ids: "".join(PIECES[i] for i in ids), answers)]
+
+
+def test_an_answer_is_found_wherever_it_is_a_word_of_its_own():
+    assert found("4719") == [(5, 8), (14, 15)]
+    assert found("hen") == [(3, 4)]
+    assert found("hen is", "Then") == [(3, 5), (9, 10)]
+    assert found("") == found("719") == found("5") == []
+
+
+def test_masks_hold_the_positions_that_are_kept():
+    positions = (np.array([[0, 2, -1], [1, -1, -1]]), np.array([[3, 1, 2]]))
+    first, second = masks(positions, 4)
+    assert first.tolist() == [[True, False, True, False], [False, True, False, False]]
+    assert second.tolist() == [[False, True, True, True]]
+
+
+def test_survival_is_the_share_of_the_answers_tokens():
+    random = np.random.default_rng(0)
+    layers = tuple(random.random((heads, 50)) < 0.4 for heads in (2, 4))
+    kept = Kept("name", layers, 45, (range(3, 7), range(20, 21)))
+    for index, layer in enumerate(layers):
+        assert kept.survival(index) == pytest.approx((layer[:, 3:7].mean() + layer[:, 20].mean()) / 2)
+    assert kept.share == pytest.approx((layers[0].sum() + layers[1].sum()) / 300)
+    assert Kept("name", layers, 45).survival(0) is None
+
+
+@pytest.mark.parametrize("columns", [1, 7, 50, 80])
+def test_cells_are_means_of_the_tokens_they_stand_for(columns):
+    layers = (np.random.default_rng(1).random((3, 50)) < 0.5,)
+    binned = Kept("name", layers, 45).binned(columns)
+    assert binned.shape == (3, min(columns, 50))
+    edges = np.linspace(0, 50, binned.shape[1] + 1).astype(int)
+    for column, (start, stop) in enumerate(itertools.pairwise(edges)):
+        np.testing.assert_allclose(binned[:, column], layers[0][:, start:stop].mean(axis=1))
+
+
+def test_shades_go_from_one_colour_to_the_other():
+    made = shades(np.array([0.0, 0.5, 1.0]), "#000000", "#ff0000")
+    np.testing.assert_allclose(made, [[0, 0, 0], [0.5, 0, 0], [1, 0, 0]])
+
+
+def row(arm: str, budget: int | None, says: list[str], refused: str | None = None) -> dict:
+    """A row of the table of methods: what was said, right where it is 'yes', and failed where it is empty."""
+    if refused:
+        return {"arm": arm, "budget": budget, "length": 64, "refused": refused}
+    task = find_task("mini/vt")
+    records = []
+    for index, said in enumerate(says):
+        turns = (Turn("?", ("yes",), said, 1.0, "stop", 9, 1, 0.1, 0.2),) if said else ()
+        score, error = (float(said == "yes"), None) if said else (None, "broke")
+        records.append(Record(task.name, 64, index, score, error, turns))
+    modes = {mode.name: summarize(records, [task]) for mode in MODES}
+    return {
+        "arm": arm, "budget": budget, "length": 64, "refused": None, "full": 4096, "kept": 2048, "read": 1024,
+        "modes": modes,
+    }  # fmt: skip
+
+
+def test_every_arm_has_its_budgets_and_a_length_is_done_before_the_next():
+    made = cells(["full", "quest"], [16, 32], [64, 128])
+    assert made[:3] == [Cell("full", None, 64), Cell("quest", 16, 64), Cell("quest", 32, 64)]
+    assert [cell.length for cell in made] == [64] * 3 + [128] * 3
+
+
+def test_agreement_counts_samples_that_both_answered():
+    full = row("full", None, ["yes", "no", "yes", ""])
+    assert agreement(row("quest", 16, ["yes", "maybe", "", "yes"]), full, "aware") == 0.5
+    assert agreement(row("quest", 16, [""] * 4), full, "aware") is None
+
+
+def test_refused_budgets_are_dashes_with_the_reason_below():
+    console = Console(width=300, record=True, file=io.StringIO())
+    rows = [row("full", None, ["yes", "no"]), row("snapkv", 16, [], refused="too small"), row("quest", 16, ["yes", ""])]
+    for part in tables(rows):
+        console.print(part)
+    text = console.export_text()
+    lines = [line.split() for line in text.splitlines()]
+    held = ["2", "KiB", "50%", "1", "KiB", "25%"]
+    assert ["full", *held, *["50.0", "9-91"] * 2] in lines
+    assert ["quest", "16", *held, "100.0", "21-100", "1", "failed", "100.0", "21-100"] in lines
+    assert ["snapkv", "16", *["-"] * 4] in lines
+    assert "- snapkv 16 at 64: too small" in text
+    assert "- quest 16 at 64: broke" in text
