@@ -85,16 +85,22 @@ class View:
         head_dim: int,
         dtype: Any,
         page_size: int = 0,
+        bounds_dtype: Any = None,
         window: int = 0,
         query_heads: int = 0,
     ) -> "View":
-        """Specs; a `page_size` or a `window` (W) of 0 is for views without bounds or queries."""
+        """Specs; a `page_size` or a `window` (W) of 0 is for views without bounds or queries.
+
+        Bounds are of the keys' dtype where they have none of their own.
+        """
         heads = ArraySpec((slots, kv_heads, capacity, head_dim), dtype, (None, TENSOR, None, None))
         positions = ArraySpec(heads.shape[:3], jnp.int32, (None, TENSOR, None), fill=-1)
         bounds = queries = None
         if page_size:
             pages = math.ceil(capacity / page_size)
-            bounds = ArraySpec((slots, kv_heads, pages, 2, head_dim), dtype, (None, TENSOR, None, None, None))
+            bounds = ArraySpec(
+                (slots, kv_heads, pages, 2, head_dim), bounds_dtype or dtype, (None, TENSOR, None, None, None)
+            )
         if window:
             queries = ArraySpec((slots, window, query_heads, head_dim), dtype, (None, None, TENSOR, None))
         return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries)

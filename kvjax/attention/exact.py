@@ -13,5 +13,4 @@ def exact_scores(
     logits = jnp.einsum("bkgd,bkcd->bkgc", q, k, preferred_element_type=jnp.float32) * scale
     if shared:
         return group_weights(logits, jnp.ones(q.shape[:3]), filled.astype(jnp.int32))
-    logits = jnp.where(logits == 0, 0, logits)  # top-k would put 0 before -0, which are equal
     return logits.reshape(q.shape[0], -1, k.shape[2])

@@ -29,17 +29,11 @@ def filled_entries(positions: Int[Array, "B K C"], entries: Int[Array, "B"]) -> 
     return (positions >= 0) & (jnp.arange(positions.shape[2]) < entries[:, None, None])
 
 
-def choose(
-    scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int, dense: Bool[Array, "B"], width: int
-) -> Selection:
-    """The best `count` eligible units of each row, of equal ones the earlier; of a dense slot the best `width`.
-
-    Args:
-        width: units to make room for, at least `count`.
-    """
-    width = min(width, scores.shape[2])
-    values, units = jax.lax.top_k(jnp.where(eligible, scores, -jnp.inf), width)
-    return Selection(units, (values > -jnp.inf) & ((jnp.arange(width) < count) | dense[:, None, None]))
+def choose(scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int) -> Selection:
+    """The best `count` eligible units of each row, of equal ones the earlier."""
+    scores = jnp.where(scores == 0, 0, scores)  # top-k would put 0 before -0, which are equal
+    values, units = jax.lax.top_k(jnp.where(eligible, scores, -jnp.inf), min(count, scores.shape[2]))
+    return Selection(units, values > -jnp.inf)
 
 
 def attend_selected(

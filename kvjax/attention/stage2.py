@@ -11,6 +11,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kvjax.attention.dense import decode_attention
 from kvjax.attention.exact import exact_scores
 from kvjax.attention.hybrid import bounded_scores, hybrid_scores, page_counts
 from kvjax.attention.quest import quest_scores
@@ -52,6 +53,11 @@ class Stage2(abc.ABC):
         return 0
 
     @property
+    def narrow(self) -> bool:
+        """Whether the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic."""
+        return False
+
+    @property
     def newest(self) -> bool:
         """Whether the unit that holds the newest entry is always read, as one of `tokens`."""
         return False
@@ -75,7 +81,7 @@ class Stage2(abc.ABC):
 
     @abc.abstractmethod
     def scored_elements(self, entries: int, head_dim: int) -> int:
-        """Elements that `score` has to read for one kv head with so many entries."""
+        """Elements of the cache's size that `score` has to read for one kv head with so many entries."""
 
     def select(
         self,
@@ -87,14 +93,13 @@ class Stage2(abc.ABC):
         *,
         scale: float,
     ) -> Selection:
-        """The units that each row reads: at most `tokens` entries, or all of a slot with at most `dense`."""
+        """The units that each row reads, at most `tokens` entries."""
         scores = self.score(q, k, bounds, filled, scale=scale)
         eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
         if self.newest:
             newest = (entries - 1) // self.unit
             scores = jnp.where(jnp.arange(scores.shape[2]) == newest[:, None, None], jnp.inf, scores)
-        width = math.ceil(max(self.tokens, self.dense) / self.unit)
-        return choose(scores, eligible, self.tokens // self.unit, entries <= self.dense, width)
+        return choose(scores, eligible, self.tokens // self.unit)
 
     def attend(
         self,
@@ -118,12 +123,20 @@ class Stage2(abc.ABC):
         grouped = q.reshape(slots, k.shape[1], heads // k.shape[1], head_dim)
         filled = filled_entries(positions, entries)
         chosen = self.select(grouped, k, bounds, filled, entries, scale=scale)
-        return attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
+        out = attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
+        if self.dense == 0:
+            return out
+        # costs a slot nothing that is not dense: none of its entries are read, and its answer stays what it was
+        dense = entries <= self.dense
+        whole = decode_attention(
+            q, k, v, positions, jnp.max(positions, axis=(1, 2)), jnp.where(dense, entries, 0), scale=scale
+        )
+        return jnp.where(dense[:, None, None], whole, out)
 
     def kept_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
         """Bytes of one kv head's view: K, V and the pages' summary."""
         pages = math.ceil(capacity / self.summary) if self.summary else 0
-        return (capacity + pages) * 2 * head_dim * itemsize
+        return (2 * capacity + (1 if self.narrow else 2) * pages) * head_dim * itemsize
 
     def read_bytes(self, entries: int, head_dim: int, itemsize: int, group: int = 1) -> int:
         """Bytes that one step has to read for one kv head: to score, and K and V of what was selected.
@@ -195,7 +208,20 @@ class _Pages(Stage2):
 
 @dataclasses.dataclass(frozen=True)
 class HybridPages(_Pages):
-    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights."""
+    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights.
+
+    Attributes:
+        halved: the summary is kept in a type of half the cache's size.
+    """
+
+    halved: bool = False
+
+    @property
+    def narrow(self) -> bool:
+        return self.halved
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return super().scored_elements(entries, head_dim) // (2 if self.halved else 1)
 
     def score(
         self,

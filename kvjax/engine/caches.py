@@ -1,7 +1,6 @@
 """Every cache of an engine, declared once from a model and a layout: allocation, memory and the steps follow it."""
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 
@@ -10,6 +9,9 @@ from kvjax.budget import BudgetProfile, ModelFingerprint
 from kvjax.cache import View, Workspace
 from kvjax.engine.config import Layout
 from kvjax.models import DecoderConfig
+
+# float8 has as many exponents as keys need after their norm, and its steps are of a 16th: near enough to choose by
+HALVED = {"float32": "bfloat16", "bfloat16": "float8_e4m3fn", "float16": "float8_e4m3fn"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +84,15 @@ class Caches:
 
     def kept_bytes(self, length: int) -> int:
         """Bytes that the views keep of a prompt, summaries of pages included."""
-        total = 0
+        total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
         for plan in self.plans:
             entries = min(length, plan.capacity if plan.stage1 is None else plan.keep)
-            pages = math.ceil(entries / plan.page_size) if plan.page_size else 0
-            total += (entries + pages) * plan.heads(self.model.num_kv_heads, self.model.num_heads)
-        return total * self._entry_bytes
+            heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
+            if plan.stage2 is None:
+                total += entries * heads * self._entry_bytes
+            else:
+                total += heads * plan.stage2.kept_bytes(entries, self.model.head_dim, item)
+        return total
 
     def read_bytes(self, length: int) -> int:
         """Bytes of KV that a decode step has to read after a prompt: of what is kept, what stage 2 looks at."""
@@ -114,6 +119,7 @@ class Caches:
             head_dim=self.model.head_dim,
             dtype=self.layout.kv_dtype,
             page_size=plan.page_size,
+            bounds_dtype=HALVED[self.layout.kv_dtype] if plan.stage2 is not None and plan.stage2.narrow else None,
             window=plan.window if self.layout.reselect else 0,
             query_heads=self.model.num_heads,
         )

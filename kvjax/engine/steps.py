@@ -340,6 +340,7 @@ def _view_specs(plan: LayerPlan, view: View) -> View:
         head_dim=head_dim,
         dtype=view.k.dtype,
         page_size=plan.page_size,
+        bounds_dtype=None if view.bounds is None else view.bounds.dtype,
         window=window,
         query_heads=query_heads,
     )

@@ -112,24 +112,22 @@ def check(method: Stage2, step: Step):
             np.testing.assert_allclose(scores[slot, row, : len(want)], want, rtol=2e-5, atol=2e-6 * size)
             read = rows_read(method, chosen, slot, row, held)
             units = -(-held // method.unit)
-            if held <= method.dense:
-                assert read == list(range(held))
-            else:
-                count = min(method.tokens // method.unit, units)
-                assert len({i // method.unit for i in read}) == count
-                assert len(read) <= method.tokens
-                inside = np.zeros(units, bool)
-                inside[[i // method.unit for i in read]] = True
-                competing = inside.copy()
-                if method.newest:
-                    assert inside[-1]
-                    competing[-1] = False
-                if competing.any() and not inside.all():
-                    assert want[competing].min() >= want[~inside].max() - 4e-5 * np.abs(want).max()
+            count = min(method.tokens // method.unit, units)
+            assert len({i // method.unit for i in read}) == count
+            assert len(read) <= method.tokens
+            inside = np.zeros(units, bool)
+            inside[[i // method.unit for i in read]] = True
+            competing = inside.copy()
+            if method.newest:
+                assert inside[-1]
+                competing[-1] = False
+            if competing.any() and not inside.all():
+                assert want[competing].min() >= want[~inside].max() - 4e-5 * np.abs(want).max()
+            seen = list(range(held)) if held <= method.dense else read
             every = [row] if method.per_head else range(row * group, (row + 1) * group)
             q, keys, values = step.q[slot, list(every)], *step.heads_of(slot, every[0] // group)[1:]
             np.testing.assert_allclose(
-                out[slot, list(every)], oracle.attend(q, keys, values, read, step.scale), rtol=5e-4, atol=5e-4
+                out[slot, list(every)], oracle.attend(q, keys, values, seen, step.scale), rtol=5e-4, atol=5e-4
             )
 
 

@@ -93,8 +93,6 @@ def rows_of(method: Stage2, q: np.ndarray, keys: np.ndarray, scale: float) -> li
 
 def _row(method: Stage2, heads: list[int], scores: np.ndarray, even: np.ndarray, held: int) -> Row:
     """`even` are the scores in units in which rounding is alike for all."""
-    if held <= method.dense:
-        return Row(heads, scores, list(range(held)), True)
     if not method.newest:
         sure = oracle.decided(even, method.tokens, 4e-5)
         return Row(heads, scores, sorted(oracle.stable_top(scores, method.tokens)), sure)
@@ -127,7 +125,7 @@ def check_step(method: Stage2, views: Views, scores, selection, out, slots=None)
                 size = abs(row.scores).max() if method.per_head else 0  # logits pass through zero, weights do not
                 np.testing.assert_allclose(scores[at][: len(row.scores)], row.scores, rtol=2e-5, atol=2e-6 * size)
                 read = read_of(method, units[at], chosen[at], held)
-                assert len(read) <= max(method.tokens, method.dense)
+                assert len(read) <= method.tokens
                 assert len(read) == len(row.read)
                 if row.sure:
                     assert read == row.read
@@ -138,7 +136,8 @@ def check_step(method: Stage2, views: Views, scores, selection, out, slots=None)
                 rivals = inside & (np.arange(len(inside)) < len(inside) - 1) if method.newest else inside
                 if rivals.any() and not inside.all():
                     assert row.scores[rivals].min() >= row.scores[~inside].max() - 4e-5 * abs(row.scores).max()
-                want = oracle.attend(q[row.heads], keys, values, read, views.scale)
+                seen = list(range(held)) if held <= method.dense else read
+                want = oracle.attend(q[row.heads], keys, values, seen, views.scale)
                 got = out[slot, [head * group + g for g in row.heads]]
                 np.testing.assert_allclose(got, want, rtol=5e-4, atol=5e-4)
     return sure

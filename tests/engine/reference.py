@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from kvjax.attention.methods import LayerPlan
@@ -118,7 +119,8 @@ class Reference:
             else:
                 assert isinstance(stage2, HybridPages | Quest)
                 size = stage2.page_size
-                shared = rocketkv_oracle.engine(q, row.k, size, scale)
+                keys = row.k.astype(ml_dtypes.bfloat16).astype(np.float32) if stage2.narrow else row.k
+                shared = rocketkv_oracle.engine(q, keys, size, scale)
                 scored = [
                     rocketkv_oracle.bounds_on(query, row.k, size) if isinstance(stage2, Quest) else shared
                     for query in q
