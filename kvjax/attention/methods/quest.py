@@ -21,11 +21,12 @@ class Quest(Method):
 
     def profile(self, demand: Demand) -> BudgetProfile:
         tokens = max(demand.token_budget // self.page_size, 1) * self.page_size
-        sparse = LayerBudget(demand.context, stage2_tokens=tokens, page_size=self.page_size).within(demand.context)
-        layers = list(BudgetProfile.uniform(demand.windows, demand.context, sparse).layers)
-        for layer, window in list(enumerate(demand.windows))[: self.dense_layers]:
-            layers[layer] = LayerBudget(min(demand.context, window or demand.context))
-        return BudgetProfile(tuple(layers))
+        full = BudgetProfile.full(demand.windows, demand.context)
+        if tokens >= demand.context:
+            return full
+        sparse = LayerBudget(demand.context, stage2_tokens=tokens, page_size=self.page_size)
+        layers = BudgetProfile.uniform(demand.windows, demand.context, sparse).layers
+        return BudgetProfile(full.layers[: self.dense_layers] + layers[self.dense_layers :])
 
     def stage2(self, budget: LayerBudget) -> stage2.Stage2 | None:
         tokens = budget.stage2_tokens or 0

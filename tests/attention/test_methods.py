@@ -1,0 +1,137 @@
+"""Every method by name: its budgets hold together, and a file of twenty lines adds another."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvjax.attention.methods import METHODS, Demand, LayerPlan, Method, find_method
+from kvjax.attention.stage2 import HybridPages, HybridTokens
+from kvjax.budget import LayerBudget
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compression.md"
+WINDOWS = (None, 512, None, None)
+COMPRESSING = [name for name in METHODS if name != "full"]
+
+
+def demand(context: int = 8192, token_budget: int = 256, room: int = 128) -> Demand:
+    return Demand(WINDOWS, context, room, token_budget, 64)
+
+
+def plans(method: Method, asked: Demand) -> list[LayerPlan]:
+    return [method.plan(budget, asked.room) for budget in method.profile(asked).layers]
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+@pytest.mark.parametrize(("context", "token_budget", "room"), [(8192, 256, 128), (4096, 64, 64), (32_768, 1024, 512)])
+def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, room):
+    asked = demand(context, token_budget, room)
+    made = plans(METHODS[name], asked)
+    assert made == plans(METHODS[name], asked)
+    assert len({made[2], made[3]}) == (2 if name == "pyramidkv" else 1), "equal layers would be compiled twice"
+    assert made[1] == LayerPlan(512), "a sliding layer keeps its window"
+    for plan in made:
+        if plan.stage1 is not None:
+            assert plan.stage1.fewest <= plan.keep <= plan.capacity - room
+        if plan.stage2 is not None:
+            assert plan.capacity % plan.stage2.unit == 0
+            assert plan.stage2.tokens <= plan.capacity
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
+    context = 300
+    for plan in plans(METHODS[name], demand(context, token_budget=512, room=64)):
+        assert plan.stage1 is None
+        assert plan.capacity >= min(context, 512)
+        assert plan.stage2 is None or plan.stage2.dense >= context
+
+
+@pytest.mark.parametrize("token_budget", [32, 64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("context", [4096, 32_768, 131_072])
+@pytest.mark.parametrize("name", ["rocketkv", "rocketkv-faithful"])
+def test_rocketkv_reads_no_more_than_its_budget(name, context, token_budget):
+    plan = plans(METHODS[name], demand(context, token_budget, room=64))[0]
+    stage2 = plan.stage2
+    assert isinstance(stage2, HybridPages | HybridTokens)
+    pair = 2 * 64 * 2
+    # the paper rounds the pages of a view up
+    assert stage2.read_bytes(plan.capacity, 64, 2) <= (token_budget + 1) * pair
+    assert stage2.tokens >= token_budget // 4
+    if isinstance(stage2, HybridPages):
+        assert stage2.tokens >= 2 * stage2.page_size, "one page is the one being written"
+
+
+def test_both_modes_of_rocketkv_keep_the_same():
+    page, token = (plans(METHODS[name], demand())[0] for name in ("rocketkv", "rocketkv-faithful"))
+    assert page.stage1 == token.stage1
+    assert page.keep == token.keep
+
+
+def test_pyramid_falls_and_has_the_total_of_snapkv():
+    pyramid, uniform = (
+        [plan.keep for plan in plans(METHODS[name], demand()) if plan.stage1] for name in ("pyramidkv", "snapkv")
+    )
+    assert pyramid == sorted(pyramid, reverse=True)
+    assert pyramid[0] > pyramid[-1]
+    assert sum(pyramid) == sum(uniform) == 3 * 256
+
+
+def test_quest_leaves_its_first_layers_dense():
+    made = plans(METHODS["quest"], demand())
+    assert [plan.stage2 is None for plan in made] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("rocketkv", demand(token_budget=8), "token_budget=8 must be at least 16"),
+        ("rocketkv", demand(room=8192), "max_new_tokens=8192"),
+        ("rocketkv", demand(token_budget=16), "raise"),
+        ("snapkv", demand(token_budget=16), "--room"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_way_out(name, asked, message):
+    with pytest.raises(ValueError, match=message):
+        plans(METHODS[name], asked)
+
+
+def test_a_budget_that_a_method_does_not_spend_is_refused():
+    selecting = LayerBudget.selecting(512, stage2_tokens=64, page_size=8)
+    with pytest.raises(ValueError, match="no effect with SnapKV"):
+        METHODS["snapkv"].plan(selecting, 64)
+    with pytest.raises(ValueError, match="use another method"):
+        METHODS["quest"].plan(dataclasses.replace(selecting, stage2_tokens=None, page_size=1), 64)
+
+
+def test_the_documented_method_is_one(tmp_path, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 26
+    (tmp_path / "lownorm.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = plans(find_method("lownorm:LowNorm"), demand())[0]
+    assert plan.keep == 256
+    assert type(plan.stage1).__name__ == "SmallKeys"
+    del sys.modules["lownorm"]
+
+
+def test_every_method_is_documented():
+    text = DOCUMENT.read_text()
+    assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rocket", "is not known: one of full, rocketkv"),
+        ("nowhere:Method", "No module named 'nowhere'"),
+        ("kvjax.budget:Nothing", "has no attribute"),
+        ("kvjax.attention.methods:Method", "abstract"),
+        ("collections:Counter", "derive it from"),
+    ],
+)
+def test_an_unknown_method_says_what_would_be_one(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_method(name)
