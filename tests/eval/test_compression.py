@@ -1,5 +1,7 @@
 """A compressed engine as a target: what a method knows when it chooses decides which answers are left."""
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -7,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import methods
 from kvjax.engine import EngineConfig
+from kvjax.eval import __main__ as command
 from kvjax.eval.kept import Kept
 from kvjax.eval.kept_plot import FOUND, LOST, plot
 from kvjax.eval.kept_show import drawing
@@ -82,6 +85,27 @@ def test_the_picture_and_the_lines_show_it(target, tmp_path):
     needle = places.index("▼")
     assert [line[needle] for line in layers] == ["x", "█"]
     assert [line.split()[-1] for line in layers] == ["0%", "100%"]
+
+
+def test_the_command_tells_bytes_and_draws_in_the_terminal_or_in_a_file(target, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "open_target", lambda given, resources: (target, lambda: None))
+    monkeypatch.setitem(TASKS, "recall", Recall())
+    asked = ["--tasks", "recall", "--lengths", "128", str(LENGTH), "--samples", "1"]
+    assert command.main([*asked, "--show-kept"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = f"  induction0, rocketkv-stage1 of {BUDGET} tokens  completion, greedy, 1 samples a cell"
+    assert lines[1].replace(target.engine.model_name, "induction0") == head
+    [first, second] = [line for line in lines if " read a step " in line]
+    assert first == "  compressed cache  128  384 KiB kept of 512 KiB (75%), 384 KiB read a step (75%)"
+    assert second.split()[0] == str(LENGTH)
+    at = lines.index(f"recall: {LENGTH - 6} tokens, 38% kept")  # the longer one
+    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["kept", "0%", "100%"]
+    picture = tmp_path / "kept.png"
+    assert command.main([*asked, "--agnostic", "--json", "--show-kept", str(picture)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["settings"]["agnostic"] is True
+    assert f"drawn in {picture}" in err
+    assert picture.stat().st_size > 10_000
 
 
 def test_bytes_are_those_of_the_views(target):
