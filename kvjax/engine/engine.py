@@ -190,7 +190,6 @@ class Engine:
             QueueFullError: there is no place left.
             EngineDeadError: the engine has failed.
         """
-        del cache_salt  # there is no store to share
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
 
@@ -201,7 +200,7 @@ class Engine:
                 raise CallerGoneError from error
 
         with self._place(reservation):
-            request = self._submit(prompt, params, sink, request_id)
+            request = self._submit(prompt, params, sink, request_id, cache_salt)
             try:
                 while not (delta := await deltas.get()).finish:
                     yield delta
@@ -338,7 +337,9 @@ class Engine:
             raise ValueError(f"the prompt behind select_after={selected} is {-view} tokens longer than the views' room")
         return min(wanted, view + 1)  # the last token never enters a view
 
-    def _submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str) -> ActiveRequest:
+    def _submit(
+        self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str, cache_salt: str = ""
+    ) -> ActiveRequest:
         limit = self._limit(prompt, params)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
@@ -352,6 +353,7 @@ class Engine:
             endings=(*eos, *params.stop_token_ids),
             limit=limit,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
+            cache_salt=cache_salt,
             view_fraction=self._caches.kept_bytes(len(prompt)) / self._caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)

@@ -188,7 +188,11 @@ class EngineLoop:
             return
         slot, request = admitted
         request.scheduled()
-        self._prefill = self._runner.begin(request.prompt, slot, request.params.select_after)
+        params = request.params
+        self._prefill = self._runner.begin(
+            request.prompt, slot, params.select_after, request.cache_salt, reuse=params.prompt_logprobs is None
+        )
+        request.cached_tokens = len(self._prefill.reused) * self._prefill.size
         self._scores = []
 
     def _decode(self) -> bool:
@@ -223,7 +227,7 @@ class EngineLoop:
         if wanted:
             request.prompt_logprobs = (None, *self._scores[: prefill.length - 1])
         self._prefill = None
-        self._count(prompt_tokens=len(request.prompt))
+        self._count(prompt_tokens=len(request.prompt), cached_tokens=request.cached_tokens)
         if request.params.kept:
             request.kept = self._runner.kept(prefill.slot)
         if request.limit == 0:

@@ -18,6 +18,7 @@ from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.caches import Caches
 from kvjax.engine.fill import Fill
+from kvjax.engine.history import History, LayerKV, Piece
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
@@ -36,6 +37,9 @@ class Prefill:
         hidden: hidden states of all positions [T, E] before layer group `group`.
         size: tokens of a piece; `piece` is the next one of that group.
         groups: layer groups in all.
+        reused: KV of the first pieces from an earlier prompt: these are not computed.
+        keys: of all whole pieces, by which later prompts find them; `kept` is the KV of those that are not reused,
+            layer by layer.
         extended: tokens of the rest that are read; `last` is the hidden state [1, E] of the last of them.
     """
 
@@ -46,6 +50,9 @@ class Prefill:
     hidden: jax.Array
     size: int
     groups: int
+    reused: list[Piece] = dataclasses.field(default_factory=list)
+    keys: list[bytes] = dataclasses.field(default_factory=list)
+    kept: list[list[LayerKV]] = dataclasses.field(default_factory=list)
     group: int = 0
     piece: int = 0
     extended: int = 0
@@ -66,7 +73,9 @@ class Prefill:
     @property
     def progress(self) -> float:
         """The share of its units that is done."""
-        return (self.group * self.pieces + self.piece) / (self.groups * self.pieces)
+        first = len(self.reused)
+        units = self.pieces - first
+        return (self.group * units + max(self.piece - first, 0)) / (self.groups * units)
 
 
 class Runner:
@@ -89,6 +98,8 @@ class Runner:
         self.views: tuple[View, ...] = cache.allocate(caches.views, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
         self._fill = Fill(caches.plans, self.layout.slots)
+        most = self.layout.history_bytes
+        self._history = History(self.layout.piece, most) if most else None
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
     def _split(self, model: Decoder) -> None:
@@ -115,19 +126,38 @@ class Runner:
             self._workspaces = (tokens, pair)
         return self._workspaces[1]
 
-    def begin(self, tokens: np.ndarray, slot: int, select_after: int | None = None) -> Prefill:
+    def begin(
+        self,
+        tokens: np.ndarray,
+        slot: int,
+        select_after: int | None = None,
+        salt: str = "",
+        *,
+        reuse: bool = True,
+    ) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
 
         Args:
             select_after: the views are selected after so many tokens, and the rest is read through them. Where no
                 view chooses, that is what they do anyway.
+            salt: prompts of different salts never share KV.
+            reuse: whether KV of earlier prompts may take the place of computing it. Their hidden states do not come
+                with it.
         """
         tokens, rest = np.split(tokens, [select_after if select_after and self.caches.window else len(tokens)])
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        return Prefill(padded, rest, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
+        prefill = Prefill(padded, rest, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
+        if self._history is not None and prefill.size == self.layout.piece:
+            prefill.keys = list(self._history.keys(tokens, salt))
+            # the last queries, and the hidden state of the last token, are always computed
+            most = (len(tokens) - max(self.caches.window, 1)) // prefill.size
+            prefill.reused = self._history.find(tokens, salt)[: max(most, 0)] if reuse else []
+            prefill.kept = [[] for _ in prefill.keys[len(prefill.reused) :]]
+            prefill.piece = len(prefill.reused)
+        return prefill
 
     def advance(self, prefill: Prefill) -> None:
         """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
@@ -141,6 +171,8 @@ class Runner:
         size = prefill.size
         start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
         group = self.groups[prefill.group]
+        if prefill.piece == len(prefill.reused):
+            self._restore(prefill, workspace)
         for place, layer in enumerate(group):
             prefill.hidden, workspace[place] = steps.prefill_layer(
                 self._kinds[layer], size, self._layer_leaves[layer], prefill.hidden, workspace[place], start, length
@@ -153,9 +185,28 @@ class Runner:
             plan = self.caches.plans[layer]
             views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length)
             self.views = tuple(views)
-        prefill.piece, prefill.group = 0, prefill.group + 1
+        self._keep(prefill, workspace)
+        prefill.piece, prefill.group = len(prefill.reused), prefill.group + 1
         if prefill.group == prefill.groups:
             self._fill.installed(prefill.slot, prefill.length)
+
+    def _restore(self, prefill: Prefill, workspace: list[Workspace]) -> None:
+        """Puts the reused pieces of a group into its workspaces."""
+        for index, piece in enumerate(prefill.reused):
+            start = np.int32(index * prefill.size)
+            for place, layer in enumerate(self.groups[prefill.group]):
+                workspace[place] = steps.restore(self.mesh, workspace[place], *piece.layers[layer], start)
+
+    def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
+        """Copies a finished group's new pieces to the host; after the last group they are there for later prompts."""
+        first = len(prefill.reused)
+        for index, layers in enumerate(prefill.kept, start=first):
+            for place, _ in enumerate(self.groups[prefill.group]):
+                k, v = steps.cut(prefill.size, workspace[place], np.int32(index * prefill.size))
+                layers.append((np.asarray(k), np.asarray(v)))
+        if self._history is not None and prefill.group == prefill.groups - 1:
+            for key, layers in zip(prefill.keys[first:], prefill.kept, strict=True):
+                self._history.put(key, Piece(tuple(layers)))
 
     def _extend(self, prefill: Prefill) -> None:
         tokens = prefill.rest[prefill.extended :][:EXTENSION]
@@ -231,7 +282,7 @@ class Runner:
 
     def kept(self, slot: int) -> tuple[np.ndarray, ...]:
         """For each layer the token positions [K, C] that a slot's view holds now, -1 where it is empty."""
-        return tuple(np.asarray(view.positions[slot]) for view in self.views)
+        return tuple(np.asarray(view.positions)[slot].copy() for view in self.views)
 
     def warm_up(self) -> dict[str, float]:
         """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each."""
@@ -245,6 +296,10 @@ class Runner:
                 self.advance(prefill)
             jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))
             jax.block_until_ready(self.score(prefill, 0))
+            if self._history is not None and prefill.size == self.layout.piece:
+                workspace = self._workspace(bucket)[0]
+                k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
+                workspace[0] = steps.restore(self.mesh, workspace[0], np.asarray(k), np.asarray(v), np.int32(0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)
@@ -272,6 +327,8 @@ class Runner:
 
         What `state` says of a slot that nobody holds means nothing: its request may have left between two dispatches.
         """
+        if self._history is not None:
+            self._history.check_integrity()
         for view in self.views:
             used, filled = np.asarray(view.used), (np.asarray(view.positions) >= 0).sum(axis=-1)
             expected = np.minimum(used, view.positions.shape[-1])[:, None]

@@ -24,6 +24,7 @@ class ActiveRequest:
         endings: tokens that end the text: the model's own unless ignored, and the request's.
         limit: most tokens it may generate.
         seed: of its draws.
+        cached_tokens: of the prompt, whose KV came from an earlier one of the same `cache_salt`.
         view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
         finished: the last delta is out; whatever the device still produces for it is ignored.
@@ -41,6 +42,7 @@ class ActiveRequest:
         limit: int,
         seed: int,
         view_fraction: float = 1.0,
+        cache_salt: str = "",
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -49,6 +51,8 @@ class ActiveRequest:
         self.limit = limit
         self.seed = seed
         self.view_fraction = view_fraction
+        self.cache_salt = cache_salt
+        self.cached_tokens = 0
         self.cancelled = False
         self.finished = False
         self.generated = 0
@@ -119,6 +123,7 @@ class ActiveRequest:
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 kept=kept,
+                cached_tokens=self.cached_tokens,
                 finish=finish,
                 stop_reason=stop_reason,
                 timing=timing,
@@ -130,11 +135,12 @@ class ActiveRequest:
         if self._scheduled is None:
             return None
         now = time.monotonic()
+        prefix = {"host": self.cached_tokens, "computed": len(self.prompt) - self.cached_tokens}
         return Timing(
             arrived=self._arrived,
             scheduled=self._scheduled,
             first_token=self._first_token or now,
             finished=now,
             view_fraction=self.view_fraction,
-            prefix={"computed": len(self.prompt)},
+            prefix={name: tokens for name, tokens in prefix.items() if tokens or name == "computed"},
         )

@@ -135,6 +135,32 @@ def prefill_layer(
     return hidden, constrain(workspace, specs, kind.mesh)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def cut(piece: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
+    """K and V of one piece of a workspace."""
+    return (
+        jax.lax.dynamic_slice_in_dim(workspace.k, start, piece, axis=1),
+        jax.lax.dynamic_slice_in_dim(workspace.v, start, piece, axis=1),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def restore(
+    mesh: Mesh | None,
+    workspace: Workspace,
+    k: Float[Array, "K P D"],
+    v: Float[Array, "K P D"],
+    start: Int[Array, ""],
+) -> Workspace:
+    """Puts the K and V of a piece, as `cut` gave them, back to their place."""
+    new = dataclasses.replace(
+        workspace,
+        k=jax.lax.dynamic_update_slice_in_dim(workspace.k, k, start, axis=1),
+        v=jax.lax.dynamic_update_slice_in_dim(workspace.v, v, start, axis=1),
+    )
+    return constrain(new, _workspace_specs(workspace), mesh)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def install(
     kind: LayerKind, plan: LayerPlan, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]
