@@ -132,6 +132,8 @@ def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
         settings["api_key"] = (*settings.get("api_key", ()), *read_keys(key_file))
     if settings.get("chat_template"):
         settings["chat_template"] = _read(settings["chat_template"], "chat_template")
+    if settings.get("budgets"):
+        _read(settings["budgets"], "budgets")  # the engine reads it again, for a model that is not known yet
     return ServeConfig(**settings)
 
 

@@ -12,6 +12,7 @@ from kvjax.engine.request import Delta
 from kvjax.serve.body import JsonRoute
 from kvjax.serve.errors import ApiError
 from kvjax.serve.generation import Choice, Generation, Reply, answer
+from kvjax.serve.kept import extension
 from kvjax.serve.logprobs import chat_logprobs
 from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
@@ -49,7 +50,7 @@ class ChatReply(Reply):
             "logprobs": logprobs,
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
-        }
+        } | (extension(choice.tally) if delta.finish else {})
 
     def add(self, choice: Choice, delta: Delta) -> None:
         part = self.chunk(choice, delta)
@@ -71,7 +72,7 @@ class ChatReply(Reply):
             "logprobs": logprobs,
             "finish_reason": parts[-1]["finish_reason"],
             "stop_reason": parts[-1]["stop_reason"],
-        }
+        } | extension(choice.tally)
 
     def envelope(self, *, streamed: bool) -> dict[str, Any]:
         return {
@@ -101,6 +102,7 @@ def chat_routes(service: Service) -> APIRouter:
             work = asyncio.to_thread(apply_template, tokenizer, body.messages, prompt_wanted)
             prompt = await unless_disconnected(request.receive, work)
             service.check_context(len(prompt), body.max_generated(), param="messages")
+            service.check_selection(len(prompt), body.select_after)
             choices = [
                 Choice(index, prompt, sampling[index], StreamTally(len(prompt), counts_prompt=index == 0))
                 for index in range(body.choices)

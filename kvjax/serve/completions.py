@@ -12,6 +12,7 @@ from kvjax.engine.request import Delta
 from kvjax.serve.body import JsonRoute
 from kvjax.serve.errors import ApiError
 from kvjax.serve.generation import Choice, Generation, Reply, answer
+from kvjax.serve.kept import extension
 from kvjax.serve.logprobs import CompletionLogprobs, joined_columns
 from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import Completion, CompletionChunk, streamed
@@ -51,7 +52,7 @@ class CompletionReply(Reply):
             "logprobs": logprobs,
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
-        }
+        } | (extension(choice.tally) if delta.finish else {})
 
     def add(self, choice: Choice, delta: Delta) -> None:
         part = self.chunk(choice, delta)
@@ -102,6 +103,7 @@ def completion_routes(service: Service) -> APIRouter:
                 if not ids:
                     raise ApiError(400, "prompt: it has no tokens; send at least one", param="prompt")
                 service.check_context(len(ids), body.max_generated(), param="prompt")
+                service.check_selection(len(ids), body.select_after)
             choices = [
                 Choice(
                     index=prompt * body.choices + index,

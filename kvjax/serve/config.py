@@ -71,6 +71,7 @@ class ServeConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        self._check_method()
         for name in self.served_model_name:
             if not name.strip():
                 raise ValueError("served_model_name holds an empty name")
@@ -83,6 +84,22 @@ class ServeConfig:
                 f"host={self.host!r} can be reached from other machines and no API key is set: anyone could "
                 f"use the model. Set --api-key or --api-key-file, or stay on --host 127.0.0.1"
             )
+
+    def _check_method(self) -> None:
+        budgeted = self.token_budget is not None or self.budgets is not None
+        if self.token_budget is not None and self.budgets is not None:
+            raise ValueError(
+                f"token_budget={self.token_budget} and budgets={self.budgets!r} say the same thing twice: leave out "
+                "--token-budget or --budgets"
+            )
+        if self.method == "full" and budgeted:
+            given = "budgets" if self.token_budget is None else "token_budget"
+            raise ValueError(
+                f"method='full' keeps everything and takes no {given}: leave out --{given.replace('_', '-')}, or "
+                "choose another --method, as rocketkv"
+            )
+        if self.method not in (None, "full") and not budgeted:
+            raise ValueError(f"method={self.method!r} needs a budget: add --token-budget, as 256, or --budgets FILE")
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 A message names the value, the bound and the way out. Clients retry every 5xx, so bad input is always a 4xx.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -80,9 +81,15 @@ def from_engine(error: Exception, *, param: str | None = None) -> ApiError:
         case EngineDeadError():
             return unavailable("the engine has stopped; the server is about to exit", "engine_dead")
         case ValueError():
-            return ApiError(400, str(error), param=param)
+            return ApiError(400, str(error), param=param or field_named(str(error)))
         case _:
             raise error
+
+
+def field_named(message: str) -> str | None:
+    """The field in a message of the engine's, which writes what is wrong as `field=value`."""
+    found = re.search(r"\b([a-z][a-z_]*)=", message)
+    return found and found[1]
 
 
 def internal_error(request_id: str) -> ApiError:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import kvjax
-from kvjax.serve.protocol import Engine
+from kvjax.serve.protocol import Caches, Engine
 
 HISTORY = 120
 RATE_WINDOW = 6  # samples: five seconds and the one now
@@ -30,6 +30,7 @@ class Monitor:
 
     def __init__(self, engine: Engine, model_name: str) -> None:
         self._engine, self._model = engine, model_name
+        self._compression = _compression(engine.caches)
         self._started = time.monotonic()
         self._samples: collections.deque[Sample] = collections.deque(maxlen=HISTORY + 1)
         self._first_tokens: collections.deque[float] = collections.deque(maxlen=RECENT_REQUESTS)
@@ -53,6 +54,7 @@ class Monitor:
             "model": self._model,
             "version": kvjax.__version__,
             "max_model_len": engine.max_model_len,
+            "compression": self._compression,
             "uptime_s": round(time.monotonic() - self._started, 1),
             "slots": [
                 {"state": slot.state, "tokens": slot.tokens, "progress": round(slot.progress, 3)}
@@ -85,6 +87,21 @@ class Monitor:
             return round(1000 * self._first_tokens[0], 1)
         cuts = statistics.quantiles(self._first_tokens, n=100, method="inclusive")
         return round(1000 * cuts[round(100 * quantile) - 1], 1)
+
+
+def _compression(caches: Caches) -> dict[str, Any]:
+    """What the views do with a prompt as long as the context."""
+    layout = caches.layout
+    context = layout.max_model_len
+    full = caches.full_bytes(context)
+    return {
+        "method": layout.method,
+        "token_budget": layout.token_budget,
+        "room": layout.room,
+        "kept_tokens": [min(plan.capacity if plan.stage1 is None else plan.keep, context) for plan in caches.plans],
+        "kept_share": round(caches.kept_bytes(context) / full, 4),
+        "read_share": round(caches.read_bytes(context) / full, 4),
+    }
 
 
 def _rate(before: Sample, after: Sample) -> float:

@@ -58,6 +58,23 @@ class Reservation(Protocol):
 
 
 @runtime_checkable
+class Caches(Protocol):
+    """What each layer keeps of a prompt: `kvjax.engine.caches.Caches`. Bytes are those of one sequence."""
+
+    @property
+    def layout(self) -> Any: ...
+
+    @property
+    def plans(self) -> Sequence[Any]: ...
+
+    def full_bytes(self, length: int) -> int: ...
+
+    def kept_bytes(self, length: int) -> int: ...
+
+    def read_bytes(self, length: int) -> int: ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """One model that generates. Its properties and `stats` answer in every phase, the rest once it is ready."""
 
@@ -72,6 +89,9 @@ class Engine(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def caches(self) -> Caches: ...
 
     @property
     def phase(self) -> str:

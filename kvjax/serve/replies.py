@@ -39,12 +39,28 @@ class CompletionLogprobColumns(Exact):
 type FinishReason = Literal["stop", "length"]
 
 
+class Kept(Exact):
+    """For each layer the share kept of each bin of the prompt's positions, averaged over heads."""
+
+    prompt_tokens: int
+    bins: int
+    layers: list[list[float]]
+
+
+class Extension(Exact):
+    """With `return_kept`. `view_fraction`: bytes of the prompt's KV that the views keep, of those of all of it."""
+
+    view_fraction: float
+    kept: Kept
+
+
 class CompletionChoice(Exact):
     index: int
     text: str
     logprobs: CompletionLogprobColumns | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    kvjax: Extension | None = None
 
 
 class Completion(Exact):
@@ -92,6 +108,7 @@ class ChatChoice(Exact):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    kvjax: Extension | None = None
 
 
 class ChatCompletion(Exact):
@@ -114,6 +131,7 @@ class ChatChunkChoice(Exact):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    kvjax: Extension | None = None
 
 
 class ChatCompletionChunk(Exact):
@@ -192,6 +210,21 @@ class Second(Exact):
     waiting: int
 
 
+class Compression(Exact):
+    """What the views do with a prompt as long as the context.
+
+    `kept_tokens` is what each layer's view keeps of it; the shares are bytes, of those of the full cache. A
+    `token_budget` of null is one that no flag gave: there is none, or a file has one for each layer.
+    """
+
+    method: str
+    token_budget: int | None
+    room: int
+    kept_tokens: list[int]
+    kept_share: float
+    read_share: float
+
+
 class State(Exact):
     """What the page shows; `history` has one entry a second, the oldest first."""
 
@@ -199,6 +232,7 @@ class State(Exact):
     model: str
     version: str
     max_model_len: int
+    compression: Compression
     uptime_s: float
     slots: list[SlotState]
     waiting: int

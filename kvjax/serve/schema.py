@@ -143,6 +143,14 @@ class GenerationRequest(Body):
     cache_salt: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Requests share cached prefixes only with those of the same salt."
     )
+    return_kept: bool | None = Field(
+        None, description="Tell with each choice, as `kvjax.kept`, what share of its prompt each layer's view keeps."
+    )
+    select_after: Positive | None = Field(
+        None,
+        description="Choose what the views keep after so many tokens of the prompt, at most all of them; the others "
+        "are read through the views, as if they came later.",
+    )
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -199,6 +207,8 @@ class GenerationRequest(Body):
                 ignore_eos=bool(self.ignore_eos),
                 logprobs=self.generated_logprobs(),
                 prompt_logprobs=prompt_logprobs,
+                select_after=self.select_after,
+                kept=bool(self.return_kept),
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error
@@ -251,8 +261,16 @@ _RANKED = {
 }
 
 
+_SCORED_WHOLE = {
+    "not": {
+        "properties": {"select_after": {"type": "integer"}, "echo": {"const": True}, "logprobs": {"type": "integer"}},
+        "required": ["select_after", "echo", "logprobs"],
+    }
+}
+
+
 class CompletionRequest(GenerationRequest):
-    rules: ClassVar = (*GenerationRequest.rules, _RANKED)
+    rules: ClassVar = (*GenerationRequest.rules, _RANKED, _SCORED_WHOLE)
 
     prompt: Prompt
     max_tokens: Natural | None = Field(None, description="16 if left out; 0 only scores the prompt.")
@@ -268,6 +286,13 @@ class CompletionRequest(GenerationRequest):
     def _check_best_of(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != self.choices:
             raise together("best_of", f"{self.best_of} is not n ({self.choices}); completions are not ranked")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scored(self) -> "CompletionRequest":
+        if self.select_after is not None and self.echo and self.logprobs is not None:
+            reason = "log-probabilities of a prompt are those of the whole; leave it out, or echo or logprobs"
+            raise together("select_after", reason)
         return self
 
     def max_generated(self) -> int:

@@ -11,7 +11,10 @@ import dataclasses
 import random
 import threading
 import time
+import types
 from collections.abc import AsyncGenerator, Callable, Sequence
+
+import numpy as np
 
 from kvjax.engine.request import (
     ContextLengthExceededError,
@@ -130,6 +133,7 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.compiles = 0
         self.closed = False
+        self.caches, self.view_fraction = FakeCaches(max_model_len), 1.0
         self.reserved = 0
         self._capacity = slots + queue
         self._slots: list[SlotStats] = [SlotStats("free")] * slots
@@ -203,6 +207,7 @@ class FakeEngine:
         scores = None
         if params.prompt_logprobs is not None:
             scores = (None, *(logprob(token, params.prompt_logprobs) for token in prompt[1:]))
+        kept = kept_of(len(prompt)) if params.kept else None
         writer = Writer(params)
         generated, finish = 0, None
         while finish is None:
@@ -236,18 +241,19 @@ class FakeEngine:
             if finish is not None:
                 self._counts["finished"] += 1
                 now = time.monotonic()
-                timing = Timing(arrived, scheduled, first, now, prefix={"computed": len(prompt)})
+                timing = Timing(arrived, scheduled, first, now, self.view_fraction, {"computed": len(prompt)})
             chosen = () if params.logprobs is None else tuple(logprob(id, params.logprobs) for id in tokens)
             yield Delta(
                 text=text,
                 tokens=tokens,
                 logprobs=chosen,
                 prompt_logprobs=scores,
+                kept=kept,
                 finish=finish,
                 stop_reason=reason,
                 timing=timing,
             )
-            scores = None
+            scores = kept = None
 
     async def _pause(self, seconds: float) -> bool:
         """Waits; True if the drain's deadline passed meanwhile."""
@@ -287,6 +293,35 @@ class FakeEngine:
         assert self.reserved == 0, f"{self.reserved} places were not given back"
         assert self._waiting == 0
         assert all(slot.state == "free" for slot in self._slots), self._slots
+
+
+class FakeCaches:
+    """Two layers, one of which keeps 100 entries and the other all of them."""
+
+    def __init__(self, context: int) -> None:
+        self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, room=16, max_model_len=context)
+        self.plans = (
+            types.SimpleNamespace(stage1="some", keep=100, capacity=116),
+            types.SimpleNamespace(stage1=None, keep=0, capacity=context),
+        )
+
+    def full_bytes(self, length: int) -> int:
+        return 200 * length
+
+    def kept_bytes(self, length: int) -> int:
+        return 100 * (min(length, 100) + length)
+
+    def read_bytes(self, length: int) -> int:
+        return 20 * length
+
+
+def kept_of(length: int) -> tuple[np.ndarray, ...]:
+    """Positions [K, C] of a prompt: two heads that keep the last 8 tokens, then one that keeps all and one nothing."""
+    last = np.full((2, 116), -1, np.int32)
+    last[:, :8] = np.arange(length - 8, length)
+    every = np.full((2, 512), -1, np.int32)
+    every[0, :length] = np.arange(length)
+    return last, every
 
 
 class Writer:

@@ -6,7 +6,12 @@ A JSON Schema cannot compare two numbers or count tokens; everything else that i
 import schemathesis
 
 CODES = {"context_length_exceeded", "too_many_completions"}
-PARAMS = {"min_tokens", "logit_bias", "seed"}  # the seed's bounds are no doubles, as which they are compared
+PARAMS = {
+    "min_tokens",
+    "logit_bias",
+    "select_after",
+    "seed",
+}  # the seed's bounds are no doubles, as which they are compared
 
 
 @schemathesis.check

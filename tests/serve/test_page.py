@@ -25,6 +25,8 @@ from kvjax.serve.replies import (
     ChatCompletionChunk,
     CompletionChoice,
     CompletionChunk,
+    Extension,
+    Kept,
     Second,
     SlotState,
     State,
@@ -97,20 +99,22 @@ class TestNames:
         pointed_at = {attributes["for"] for tag, attributes in TAGS if tag == "label" and "for" in attributes}
         inside = set(re.findall(r"<label>[^<]+<input id=\"([\w-]+)\"", PAGE))
         controls = [attributes for tag, attributes in TAGS if tag in ("input", "textarea")]
-        assert len(controls) == 9
+        assert len(controls) == 10
         for attributes in controls:
             assert "aria-label" in attributes or attributes["id"] in pointed_at | inside
 
     @pytest.mark.parametrize(
         ("variable", "models", "least"),
         [
-            ("state", [State], 17),
+            ("state", [State], 20),
             ("slot", [SlotState], 3),
             ("second", [Second], 1),
             ("tokenized", [Tokenized], 2),
             ("usage", [Usage], 3),
             ("chunk", [ChatCompletionChunk, CompletionChunk, ErrorReply], 4),
-            ("choice", [ChatChunkChoice, CompletionChoice], 3),
+            ("choice", [ChatChunkChoice, CompletionChoice], 4),
+            ("extension", [Extension], 2),
+            ("kept", [Kept], 3),
             ("detail", [ErrorDetail], 2),
         ],
     )
@@ -406,6 +410,48 @@ class TestInABrowser:
         tab.type("#message", "Hi")
         tab.press("Enter")
         tab.until("document.querySelector('#log .error')?.innerText === 'the server does not answer'")
+
+    @pytest.mark.parametrize("path", ["chat", "completion"])
+    def test_what_was_kept(self, visit, path):
+        engine = FakeEngine()
+        engine.view_fraction = 0.25
+        tab, _ = visit(engine)
+        tab.click(f"#tab-{path}")
+        tab.click("#return-kept")
+        tab.type("#message" if path == "chat" else "#prompt", "x" * 300)
+        tab.click("#send")
+        tab.until("document.querySelector('.kept canvas')")
+        tab.idle()
+        [(prompt, params, _, _)] = engine.asked
+        assert params.kept
+        count = len(prompt)
+        assert tab.run("[document.querySelector('canvas').width, document.querySelector('canvas').height]") == [256, 2]
+        # of the fake engine's two layers one keeps the last tokens, the other half of each
+        shades = tab.run(
+            "(() => { const pen = document.querySelector('canvas').getContext('2d');"
+            "return [[0, 0], [255, 0], [0, 1], [255, 1]].map(([x, y]) => pen.getImageData(x, y, 1, 1).data[3]); })()"
+        )
+        assert shades[:2] == [0, 255]
+        assert shades[2] == shades[3] == pytest.approx(128, abs=1)
+        told = tab.run("document.querySelector('canvas').getAttribute('aria-label')")
+        assert told.endswith(f"layer 1 {float(f'{800 / count:.3g}'):g}%, layer 2 50%")
+        said = " ".join(tab.text(".kept").split())
+        for part in ("layer 1", f"position in the prompt ({count} tokens)", f"{count - 1}", "kept 0%", "100%"):
+            assert part in said
+        assert "the views keep 25% of the full cache's bytes" in said
+        assert "Method\nrocketkv, 64 tokens" in tab.text("#figures")
+        tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        colour = "[...document.querySelector('canvas').getContext('2d').getImageData(255, 0, 1, 1).data]"
+        tab.until(f"{colour}.join() === '108,195,204,255'")
+        tab.click("#return-kept")
+        tab.click("#clear")
+        tab.type("#message" if path == "chat" else "#prompt", "y")
+        tab.click("#send")
+        wait_until(lambda: len(engine.asked) == 2)
+        tab.idle()
+        assert not engine.asked[1][1].kept
+        assert tab.run("document.querySelector('canvas')") is None
+        assert tab.complaints() == []
 
     @pytest.mark.parametrize("width", [390, 1280])
     def test_it_fits_the_screen(self, visit, width):

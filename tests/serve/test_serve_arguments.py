@@ -48,6 +48,7 @@ def test_all_flags(file):
         *("--tensor-parallel-size", "2", "--dtype", "float32", "--kv-cache-dtype", "bfloat16"),
         *("--gpu-memory-utilization", "0.9", "--seed", "7", "--chat-template", template),
         *("--shutdown-timeout", "2.5", "--log-level", "debug", "--compile-cache", "none"),
+        *("--method", "snapkv", "--token-budget", "1K", "--room", "64", "--when-full", "stop", "--group-layers", "4"),
     )
     assert config == ServeConfig(
         model="org/model",
@@ -67,7 +68,13 @@ def test_all_flags(file):
         shutdown_timeout=2.5,
         log_level="debug",
         compile_cache="none",
+        method="snapkv",
+        token_budget=1024,
+        room=64,
+        when_full="stop",
+        group_layers=4,
     )
+    assert configured("--budgets", template).budgets == template
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file):
@@ -109,8 +116,9 @@ def test_what_is_no_size(text):
     ("text", "said"),
     [
         ("max-model-length: 4k", "did you mean 'max-model-len'"),
-        ("token_budget: 512", "is no flag"),
-        ("method: rocket", "is no flag"),
+        ("token-budgets: 512", "did you mean 'token-budget'"),
+        ("method: [snapkv]", "one value is wanted, not a list"),
+        ("budgets: /nowhere", "budgets='/nowhere' cannot be read"),
         ("- port", "holds a list"),
         ("port: [1, 2]", "one value is wanted, not a list"),
         ("port: true", "one value is wanted, not a bool"),
@@ -144,9 +152,20 @@ def test_a_file_that_is_wrong(file, text, said):
         (["--chat-template", "/nowhere"], "chat_template='/nowhere' cannot be read"),
         (["--config", "/nowhere"], "config='/nowhere' cannot be read"),
         (["--served-model-name", "a", "MODEL"], "write MODEL before the flags"),
-        (["--token-budget", "512"], "unrecognized arguments"),
-        (["--budgets", "profile.json"], "unrecognized arguments"),
-        (["--method", "rocket"], "unrecognized arguments"),
+        (["--token-budget", "8"], "token_budget=8 is outside [16, "),
+        (["--token-budget", "some"], "--token-budget='some' from the command line: not a size"),
+        (["--method", "full", "--token-budget", "64"], "method='full' keeps everything and takes no token_budget: "),
+        (["--method", "full", "--token-budget", "64"], "leave out --token-budget, or choose another --method"),
+        (["--method", "full", "--budgets", __file__], "leave out --budgets, or choose another --method"),
+        (["--method", "snapkv"], "method='snapkv' needs a budget: add --token-budget, as 256, or --budgets FILE"),
+        (["--budgets", "/nowhere"], "budgets='/nowhere' cannot be read: No such file"),
+        (["--budgets", "/"], "budgets='/' cannot be read: Is a directory"),
+        (["--budgets", __file__, "--token-budget", "64"], "leave out --token-budget or --budgets"),
+        (["--room", "0"], "room=0 is outside [1, "),
+        (["--room", "plenty"], "--room='plenty' from the command line: not a size"),
+        (["--when-full", "explode"], "when_full='explode' is not one of reselect, stop"),
+        (["--group-layers", "9"], "group_layers=9 is outside [1, 8]"),
+        (["--group-layers", "x"], "--group-layers='x' from the command line: not a whole number"),
         (["--host-cache-size", "1G"], "unrecognized arguments"),
         (["--disk-cache", "/tmp"], "unrecognized arguments"),
         (["--disk-cache-size", "1G"], "unrecognized arguments"),
@@ -218,6 +237,8 @@ def test_there_is_an_example():
         (["--version"], 0, f"kvjax {kvjax.__version__}"),
         (["--port", "x"], 2, "--port='x'"),
         (["--nonsense"], 2, "unrecognized arguments: --nonsense"),
+        (["--method", "full", "--token-budget", "64"], 2, "leave out --token-budget"),
+        (["--budgets", "/nowhere"], 2, "budgets='/nowhere' cannot be read"),
     ],
 )
 def test_answers_without_importing_jax(arguments, status, said):
