@@ -46,6 +46,8 @@ class StageConfig:
         steps: at most so many.
         mix: how often each kind of document is drawn; weights, not necessarily of sum 1.
         learning_rate: reached after `warmup` steps, then constant, falling to zero over the last `cooldown`.
+        halvings: step i learns from sequences of `context / 2 ** (i % (halvings + 1))`, and from as many more of them:
+            what a model has learned at short lengths it forgets while it sees only long ones.
         until: leave the stage early once an evaluation's needle accuracy is at least this; None never does.
     """
 
@@ -56,15 +58,22 @@ class StageConfig:
     learning_rate: float = 2e-3
     warmup: int = 200
     cooldown: int = 0
+    halvings: int = 0
     until: float | None = None
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """Sequences and tokens of each in one step."""
+        halved = step % (self.halvings + 1)
+        return self.batch << halved, self.context >> halved
 
     def __post_init__(self) -> None:
         unknown = set(self.mix) - set(KINDS)
         if unknown:
             raise ValueError(f"mix names {sorted(unknown)}; the kinds are {', '.join(KINDS)}")
-        if self.context < 64:
+        if self.halvings < 0 or self.context >> self.halvings < 64:
             raise ValueError(
-                f"context must be at least 64 tokens to hold a needle and its question, got {self.context}"
+                f"context must be at least 64 tokens to hold a needle and its question, got {self.context} halved "
+                f"{self.halvings} times"
             )
         if min(self.batch, self.steps) < 1 or self.warmup + self.cooldown > self.steps:
             raise ValueError(

@@ -30,9 +30,10 @@ GRACE = 10  # seconds that a process may take to finish its batch
 def draw_batch(documents: Documents, config: TrainConfig, stage: int, step: int) -> Drawn:
     """Tokens and mask of one step: a pure function of seed, stage and step, so a resumed run sees the same ones."""
     wanted = config.stages[stage]
+    batch, context = wanted.shape(step)
     drawn = [
-        documents.draw(wanted.mix, wanted.context, random.Random(f"{config.seed}/{stage}/{step}/{row}"))
-        for row in range(wanted.batch)
+        documents.draw(wanted.mix, context, random.Random(f"{config.seed}/{stage}/{step}/{row}"))
+        for row in range(batch)
     ]
     return np.stack([document.tokens for document in drawn]), np.stack([document.mask for document in drawn])
 

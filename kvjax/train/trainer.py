@@ -64,8 +64,7 @@ class Trainer:
             place = checkpoints.place() or Place()
             state = self._start(place, checkpoints)
             for index in range(place.stage, len(self.config.stages)):
-                if index > place.stage:
-                    place = Place(index, 0, place.total)
+                if place.step == 0:
                     state = self._restarted(state, index)
                 place, state, done = self._stage(place, state, checkpoints, feed, stop_after)
                 if stop_after is not None:
@@ -73,8 +72,6 @@ class Trainer:
                     if stop_after <= 0:
                         return state
                 place = Place(index + 1, 0, place.total)
-                if index + 1 < len(self.config.stages):
-                    state = self._restarted(state, index + 1)
                 checkpoints.save(place, state)
                 self.export(place, state)
         return state
@@ -120,7 +117,7 @@ class Trainer:
         }
 
     def _start(self, place: Place, checkpoints: Checkpoints) -> State:
-        # a checkpoint written after the last stage still has that stage's optimiser
+        # between two stages a checkpoint has the optimiser of the former, which begins anew with the next
         stage = self.config.stages[min(place.stage, len(self.config.stages) - 1)]
         fresh = {"params": self.first, "optimiser": optimiser(self.config, stage).init(self.first)}
         if place == Place():

@@ -53,5 +53,12 @@ def test_a_batch_is_a_function_of_seed_stage_and_step(trainer, toy):
         assert not same(other, first)
 
 
+def test_a_stage_of_several_lengths_takes_them_in_turn(trainer, toy):
+    stage = dataclasses.replace(toy.stages[1], context=256, batch=2, halvings=2)
+    config = dataclasses.replace(toy, stages=(stage,))
+    shapes = [draw_batch(trainer.documents, config, 0, step)[0].shape for step in range(4)]
+    assert shapes == [(2, 256), (4, 128), (8, 64), (2, 256)]
+
+
 def _seeded(toy):
     return dataclasses.replace(toy, seed=1)

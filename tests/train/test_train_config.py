@@ -30,6 +30,8 @@ def test_a_field_that_does_not_exist_is_refused(tmp_path):
     [
         ({"mix": {"poems": 1.0}}, "poems"),
         ({"context": 32}, "at least 64"),
+        ({"context": 256, "halvings": 3}, "halved 3 times"),
+        ({"halvings": -1}, "halved -1 times"),
         ({"steps": 100}, "warmup"),
         ({"batch": 0}, "positive"),
     ],
