@@ -17,6 +17,7 @@ from kvjax.serve.body import BodyLimit
 from kvjax.serve.chat import chat_routes
 from kvjax.serve.completions import completion_routes
 from kvjax.serve.errors import on_http_exception, on_validation_error
+from kvjax.serve.fields import MODEL_FORMAT, TOKEN_ID_FORMAT
 from kvjax.serve.gate import Gate
 from kvjax.serve.limits import Limits
 from kvjax.serve.metrics import Metrics
@@ -24,7 +25,6 @@ from kvjax.serve.monitor import Monitor
 from kvjax.serve.probes import probe_routes
 from kvjax.serve.protocol import Engine
 from kvjax.serve.replies import chunk_schemas
-from kvjax.serve.schema import MODEL_FORMAT, TOKEN_ID_FORMAT
 from kvjax.serve.security import OPEN_PATHS, Guard, Keyring
 from kvjax.serve.service import Service
 from kvjax.serve.tokens import token_routes
