@@ -20,6 +20,7 @@ from live_server import wait_until
 
 from kvjax.serve import lifecycle
 from kvjax.serve.config import ServeConfig
+from tests.engine import tiny
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -213,3 +214,23 @@ def test_a_model_that_is_nowhere_is_the_operators_mistake(capsys, monkeypatch):
     assert lifecycle.run(ServeConfig(model="/nowhere/at/all", port=0)) == 2
     said = capsys.readouterr().err
     assert "'/nowhere/at/all' is neither a directory nor a hub id" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "nonsense", "token_budget": 64}, "method 'nonsense' is not known: one of full, rocketkv, "),
+        ({"method": "no.such:Method", "token_budget": 64}, "method 'no.such:Method' cannot be made: No module named"),
+        ({"token_budget": 16, "room": 500}, "lower --room"),
+        ({"budgets": __file__}, "is no budget profile"),
+    ],
+)
+def test_compression_that_cannot_be_is_told_before_anything_is_compiled(tmp_path, capsys, monkeypatch, settings, said):
+    monkeypatch.setattr(lifecycle, "configure_logging", lambda level: None)
+    model = tiny.write(tmp_path)
+    (model / "model.safetensors").unlink()  # not even the weights are read
+    assert lifecycle.run(ServeConfig(model=str(model), port=0, **settings)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"kvjax: {model}: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
