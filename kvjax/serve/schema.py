@@ -111,7 +111,7 @@ class GenerationRequest(Body):
     select_after: Positive | None = Field(
         None,
         description="Choose what the views keep after so many tokens of the prompt, at most all of them; the others "
-        "are read through the views, as if they came later.",
+        "are read through the views, as if they came later. Not beside `echo` with `logprobs`.",
     )
     user: Any = None
     metadata: Any = None
@@ -223,16 +223,8 @@ _RANKED = {
 }
 
 
-_SCORED_WHOLE = {
-    "not": {
-        "properties": {"select_after": {"type": "integer"}, "echo": {"const": True}, "logprobs": {"type": "integer"}},
-        "required": ["select_after", "echo", "logprobs"],
-    }
-}
-
-
 class CompletionRequest(GenerationRequest):
-    rules: ClassVar = (*GenerationRequest.rules, _RANKED, _SCORED_WHOLE)
+    rules: ClassVar = (*GenerationRequest.rules, _RANKED)
 
     prompt: Prompt
     max_tokens: Natural | None = Field(None, description="16 if left out; 0 only scores the prompt.")

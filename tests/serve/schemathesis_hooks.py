@@ -1,6 +1,7 @@
 """Loaded by schemathesis: which requests that fit the document may be refused all the same.
 
-A JSON Schema cannot compare two numbers or count tokens; everything else that it allows must be accepted.
+A JSON Schema cannot compare two numbers or count tokens, and generators give up on a rule of three fields, as the one
+of `select_after`; everything else that it allows must be accepted.
 """
 
 import schemathesis
