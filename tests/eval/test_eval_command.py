@@ -235,7 +235,7 @@ def test_a_server_that_goes_leaves_what_it_answered(capsys, target, tmp_path):
     assert "4 samples were not asked" in err
 
 
-def test_ctrl_c_leaves_a_good_file_and_a_table(capsys, target, tmp_path):
+def test_ctrl_c_leaves_a_good_file_and_a_table(capsys, target, tmp_path, interruptible):
     output = ["--output", str(tmp_path / "run.jsonl")]
     calls = iter(range(99))
 

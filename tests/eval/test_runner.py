@@ -165,7 +165,7 @@ def test_a_length_that_does_not_hold_the_task_fails_by_name():
     assert "mini/niah_single_1 at 5 tokens" in record.error
 
 
-def test_ctrl_c_ends_it_with_what_was_seen():
+def test_ctrl_c_ends_it_with_what_was_seen(interruptible):
     seen = []
 
     def saw(record):
