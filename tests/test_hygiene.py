@@ -22,7 +22,7 @@ INDEX_HOSTS = [
     ".".join(labels)
     for labels in [
         ("pypi", "org"),
-        ("pythonhosted", "org"),
+        ("python" + "hosted", "org"),
         ("npmjs", "org"),
         ("yarnpkg", "com"),
         ("anaconda", "org"),
