@@ -44,7 +44,7 @@ def fill(runner: Runner, length: int) -> None:
     """Every slot decodes after `length` tokens, of which its views hold what they keep."""
     views = []
     for layer, view in zip(runner.caches.plans, runner.views, strict=True):
-        held = min(length, layer.keep if layer.stage1 else layer.capacity)
+        held = layer.kept(length)
         k, v = (jax.random.normal(jax.random.key(seed), view.k.shape) for seed in range(2))
         order = jnp.arange(view.k.shape[2])
         positions = jnp.where(order < held, order, -1)

@@ -26,10 +26,12 @@ class Stage2(abc.ABC):
         tokens: most entries that a step attends to exactly.
         dense: a slot with at most so many entries reads them all. A request of prompt and new tokens within the
             token budget stays below it throughout, whatever else is in the batch.
+        narrow: the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic.
     """
 
     tokens: int
     dense: int = dataclasses.field(default=0, kw_only=True)
+    narrow: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.unit < 1:
@@ -51,11 +53,6 @@ class Stage2(abc.ABC):
     def summary(self) -> int:
         """Entries of a page in the summary that `score` reads; 0 where it reads none."""
         return 0
-
-    @property
-    def narrow(self) -> bool:
-        """Whether the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic."""
-        return False
 
     @property
     def newest(self) -> bool:
@@ -203,25 +200,12 @@ class _Pages(Stage2):
         return True
 
     def scored_elements(self, entries: int, head_dim: int) -> int:
-        return 2 * head_dim * math.ceil(entries / self.page_size)
+        return (1 if self.narrow else 2) * head_dim * math.ceil(entries / self.page_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class HybridPages(_Pages):
-    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights.
-
-    Attributes:
-        halved: the summary is kept in a type of half the cache's size.
-    """
-
-    halved: bool = False
-
-    @property
-    def narrow(self) -> bool:
-        return self.halved
-
-    def scored_elements(self, entries: int, head_dim: int) -> int:
-        return super().scored_elements(entries, head_dim) // (2 if self.halved else 1)
+    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights."""
 
     def score(
         self,

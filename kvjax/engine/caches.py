@@ -74,7 +74,7 @@ class Caches:
 
     def room(self, length: int) -> int | None:
         """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
-        rooms = [plan.capacity - min(length, plan.keep) for plan in self.plans if plan.stage1 is not None]
+        rooms = [plan.capacity - plan.kept(length) for plan in self.plans if plan.stage1 is not None]
         return min(rooms, default=None)
 
     def full_bytes(self, length: int) -> int:
@@ -86,7 +86,7 @@ class Caches:
         """Bytes that the views keep of a prompt, summaries of pages included."""
         total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
         for plan in self.plans:
-            entries = min(length, plan.capacity if plan.stage1 is None else plan.keep)
+            entries = plan.kept(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
             if plan.stage2 is None:
                 total += entries * heads * self._entry_bytes
@@ -98,7 +98,7 @@ class Caches:
         """Bytes of KV that a decode step has to read after a prompt: of what is kept, what stage 2 looks at."""
         total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
         for plan in self.plans:
-            entries = min(length, plan.capacity if plan.stage1 is None else plan.keep)
+            entries = plan.kept(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
             if plan.stage2 is None:
                 total += entries * heads * self._entry_bytes

@@ -124,6 +124,7 @@ class Layout:
         dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
         budgeted = config.token_budget is not None or config.budgets is not None
         method = config.method or ("rocketkv" if budgeted else "full")
+        default_history = 4 * GIB if method == "rocketkv-mt" else 0
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
@@ -136,9 +137,7 @@ class Layout:
             budgets=config.budgets,
             room=config.room,
             reselect=config.reselect,
-            history_bytes=config.history_bytes
-            if config.history_bytes is not None
-            else GIB * 4 * (method == "rocketkv-mt"),
+            history_bytes=default_history if config.history_bytes is None else config.history_bytes,
             group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),
         )
 

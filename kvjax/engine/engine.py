@@ -146,7 +146,7 @@ class Engine:
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
             )
         with self._timed("allocate"):
-            self._runner = Runner(model, dataclasses.replace(self._caches, model=model.config), mesh)
+            self._runner = Runner(model, self._caches, mesh)
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()

@@ -7,7 +7,7 @@ pieces that begins as it does, whoever asked before. Least recently used pieces 
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -46,10 +46,10 @@ class History:
             digest.update(tokens[end - self._piece : end].astype("<i4").tobytes())
             yield digest.digest()
 
-    def find(self, tokens: np.ndarray, salt: str) -> list[Piece]:
-        """The longest chain of pieces that a prompt begins with."""
+    def find(self, keys: Iterable[bytes]) -> list[Piece]:
+        """The longest chain of pieces that a prompt with these `keys` begins with."""
         found = []
-        for key in self.keys(tokens, salt):
+        for key in keys:
             if key not in self._pieces:
                 break
             self._pieces.move_to_end(key)

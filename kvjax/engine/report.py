@@ -11,7 +11,7 @@ from kvjax.engine.runner import Runner
 
 def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float]) -> str:
     """Lines of text; bytes are over all devices, from the shapes of the arrays."""
-    layout, model = runner.layout, runner.model_config
+    layout, model = runner.layout, runner.caches.model
     devices = 1 if runner.mesh is None else runner.mesh.size
     device = jax.devices()[0]
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
@@ -49,7 +49,7 @@ def keeps(caches: Caches) -> str:
     alike: dict[tuple[int, int, bool], list[int]] = {}
     for each, layer in zip(caches.plans, caches.model.layers, strict=True):
         seen = min(layer.window or context, context)
-        kept = min(each.capacity if each.stage1 is None else each.keep, seen)
+        kept = each.kept(seen)
         alike.setdefault((seen, each.page_size, kept < seen), []).append(kept)
     layers = ", ".join(_entries(seen, page, sorted(kept)) for (seen, page, _), kept in alike.items())
     full = caches.full_bytes(context)

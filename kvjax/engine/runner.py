@@ -87,7 +87,6 @@ class Runner:
     """
 
     def __init__(self, model: Decoder, caches: Caches, mesh: Mesh | None = None) -> None:
-        self.model_config = model.config
         self.caches = caches
         self.layout = caches.layout
         self.mesh = mesh
@@ -154,7 +153,7 @@ class Runner:
             prefill.keys = list(self._history.keys(tokens, salt))
             # the last queries, and the hidden state of the last token, are always computed
             most = (len(tokens) - max(self.caches.window, 1)) // prefill.size
-            prefill.reused = self._history.find(tokens, salt)[: max(most, 0)] if reuse else []
+            prefill.reused = self._history.find(prefill.keys)[: max(most, 0)] if reuse else []
             prefill.kept = [[] for _ in prefill.keys[len(prefill.reused) :]]
             prefill.piece = len(prefill.reused)
         return prefill

@@ -98,7 +98,7 @@ def _compression(caches: Caches) -> dict[str, Any]:
         "method": layout.method,
         "token_budget": layout.token_budget,
         "room": layout.room,
-        "kept_tokens": [min(plan.capacity if plan.stage1 is None else plan.keep, context) for plan in caches.plans],
+        "kept_tokens": [plan.kept(context) for plan in caches.plans],
         "kept_share": round(caches.kept_bytes(context) / full, 4),
         "read_share": round(caches.read_bytes(context) / full, 4),
     }

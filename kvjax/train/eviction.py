@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from kvjax.attention.stage1 import Observation
 from kvjax.eval.metrics import wilson_interval
 from kvjax.eval.tasks import find_task
 from kvjax.models import Attend, Decoder, DecoderConfig, LayerConfig, causal, load
@@ -63,19 +64,16 @@ def kept(
     Attention of the window over all keys before it and, causally, its own; summed over its queries and over the heads
     that share a KV head; max-pooled; the best stay, ties to the earlier. Everything stays if it fits the budget.
     """
-    window, tokens = q.shape[0], k.shape[0]
-    positions, asking = jnp.arange(tokens), boundary - window + jnp.arange(window)
-    scores = jnp.einsum("wkgd,tkd->kgwt", q * scale, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(positions <= asking[:, None], scores, -jnp.inf), axis=-1)
-    before = positions < boundary - window
-    total = jnp.where(before, weights.sum(axis=(1, 2)), -jnp.inf)
-    pad = eviction.kernel // 2
-    pooled = jax.lax.reduce_window(total, -jnp.inf, jax.lax.max, (1, eviction.kernel), (1, 1), ((0, 0), (pad, pad)))
-    pooled = jnp.where(before, pooled, -jnp.inf)
-    count = min(eviction.budget - window, tokens)
-    best = jax.lax.top_k(pooled, count)[1]
-    chosen = jnp.zeros(pooled.shape, bool).at[jnp.arange(pooled.shape[0])[:, None], best].set(True)
-    return (chosen & before) | ((positions >= boundary - window) & (positions < boundary))
+    queries, keys = q.reshape(q.shape[0], -1, q.shape[-1]), k.swapaxes(0, 1)
+    budget, tokens = eviction.budget, k.shape[0]
+    method = Observation(eviction.window, eviction.kernel)
+    positions = method.select(queries, keys, boundary, keep=budget, capacity=budget, scale=scale)
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return (
+        jnp.zeros((len(rows), tokens), bool)
+        .at[rows, jnp.where(positions < 0, tokens, positions)]
+        .set(True, mode="drop")
+    )
 
 
 def evicting(eviction: Eviction, boundary: Int[Array, "B"]) -> Callable[[DecoderConfig, LayerConfig], Attend]:

@@ -22,6 +22,10 @@ def filled(history: History, tokens: np.ndarray, salt: str = "") -> None:
         history.put(key, piece())
 
 
+def find(history: History, tokens: np.ndarray, salt: str = "") -> list[Piece]:
+    return history.find(history.keys(tokens, salt))
+
+
 def test_a_prompt_finds_the_longest_chain_that_it_begins_with():
     history, tokens = History(4, most_bytes=1000), np.arange(18)
     filled(history, tokens)
@@ -29,10 +33,10 @@ def test_a_prompt_finds_the_longest_chain_that_it_begins_with():
     for changed, found in [(0, 0), (3, 0), (4, 1), (11, 2), (16, 4), (17, 4)]:
         other = tokens.copy()
         other[changed] += 1
-        assert len(history.find(other, "")) == found
-    assert len(history.find(tokens[:11], "")) == 2
-    assert history.find(tokens, "somebody else") == []
-    assert len(history.find(tokens.astype(np.int64), "")) == 4
+        assert len(find(history, other)) == found
+    assert len(find(history, tokens[:11])) == 2
+    assert find(history, tokens, "somebody else") == []
+    assert len(find(history, tokens.astype(np.int64))) == 4
     history.check_integrity()
 
 
@@ -41,11 +45,11 @@ def test_the_least_recently_used_pieces_leave():
     first, second, third = (np.arange(8) + 100 * n for n in range(3))
     filled(history, first)
     filled(history, second)
-    history.find(first, "")
+    find(history, first)
     filled(history, third)
-    assert [len(history.find(tokens, "")) for tokens in (first, second, third)] == [2, 0, 2]
+    assert [len(find(history, tokens)) for tokens in (first, second, third)] == [2, 0, 2]
     history.put(b"huge", piece(1000))
-    assert len(history.find(first, "")) == 2, "what cannot be kept throws nothing out"
+    assert len(find(history, first)) == 2, "what cannot be kept throws nothing out"
     history.check_integrity()
 
 

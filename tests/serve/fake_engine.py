@@ -16,6 +16,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import numpy as np
 
+from kvjax.attention.methods import LayerPlan
+from kvjax.attention.stage1 import Streaming
 from kvjax.engine.request import (
     ContextLengthExceededError,
     Delta,
@@ -301,8 +303,8 @@ class FakeCaches:
     def __init__(self, context: int) -> None:
         self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, room=16, max_model_len=context)
         self.plans = (
-            types.SimpleNamespace(stage1="some", keep=100, capacity=116),
-            types.SimpleNamespace(stage1=None, keep=0, capacity=context),
+            LayerPlan(116, Streaming(), keep=100),
+            LayerPlan(context),
         )
 
     def full_bytes(self, length: int) -> int:

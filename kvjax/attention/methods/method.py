@@ -54,6 +54,10 @@ class LayerPlan:
         """Entries of a page of the view's summary; 0 without a summary."""
         return 0 if self.stage2 is None else self.stage2.summary
 
+    def kept(self, length: int) -> int:
+        """Entries that the view holds of a prompt of `length` tokens."""
+        return min(length, self.capacity if self.stage1 is None else self.keep)
+
     def heads(self, kv_heads: int, query_heads: int) -> int:
         """Heads of the view: as many as query heads where each of them keeps tokens of its own."""
         return query_heads if self.stage1 is not None and self.stage1.per_head else kv_heads

@@ -59,7 +59,7 @@ class RocketKV(RocketKVFaithful):
 
     def stage2(self, budget: LayerBudget) -> Stage2 | None:
         tokens, pages = budget.stage2_tokens or 0, math.ceil(budget.capacity / budget.page_size)
-        return HybridPages(tokens, budget.page_size, halved=True, dense=tokens + math.ceil(pages / 2))
+        return HybridPages(tokens, budget.page_size, narrow=True, dense=tokens + math.ceil(pages / 2))
 
 
 @dataclasses.dataclass(frozen=True)
