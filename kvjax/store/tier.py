@@ -1,0 +1,92 @@
+"""What every tier of the store is: immutable objects by key, in memory, on a disk or behind a network.
+
+A tier says nothing of what the bytes mean and verifies nothing: its reader does. It may be used from several threads.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+Reason = Literal["refused", "timeout", "length", "io", "full", "breaker"]
+
+
+class TierError(Exception):
+    """A tier could not do what was asked. The caller goes on without it: what is not read is computed.
+
+    Attributes:
+        reason: for metrics, one of few.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One object of a tier.
+
+    Attributes:
+        nbytes: what it takes of the tier's space.
+        used: when it was last read or written, in seconds since 1970; 0 where the tier does not know.
+    """
+
+    key: str
+    nbytes: int
+    used: float = 0.0
+
+
+class Tier(abc.ABC):
+    """A place for objects. Keys are lower-case hexadecimal digits, objects are never changed, only replaced by their equal.
+
+    Attributes:
+        name: in logs and metrics: "host", "disk" or "remote".
+        read_only: whether `write` and `delete` are refused.
+    """
+
+    name: str
+    read_only: bool = False
+
+    @abc.abstractmethod
+    def read(self, key: str, into: memoryview) -> bool:
+        """Fills `into`, which is exactly as long as the object ought to be; returns whether the object is there.
+
+        Raises:
+            TierError: it is there and could not be read, is longer or shorter, or nobody can say.
+        """
+
+    @abc.abstractmethod
+    def write(self, key: str, blob: memoryview) -> None:
+        """Stores an object: either whole, and readable from now on, or not at all.
+
+        Raises:
+            TierError: it is not stored.
+        """
+
+    @abc.abstractmethod
+    def contains(self, key: str) -> bool:
+        """Whether an object is there, without reading it.
+
+        Raises:
+            TierError: nobody can say.
+        """
+
+    @abc.abstractmethod
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is no error.
+
+        Raises:
+            TierError: it may still be there.
+        """
+
+    @abc.abstractmethod
+    def scan(self) -> Iterator[Stored]:
+        """Every object that can be read, in no order.
+
+        Raises:
+            TierError: the tier cannot list what it holds.
+        """
+
+    def close(self) -> None:  # noqa: B027  # most tiers hold nothing open
+        """Lets go of files and connections. No call may follow."""
