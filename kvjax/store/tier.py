@@ -38,7 +38,7 @@ class Stored:
 
 
 class Tier(abc.ABC):
-    """A place for objects. Keys are lower-case hexadecimal digits, objects are never changed, only replaced by their equal.
+    """A place for objects. Keys are lower-case hexadecimal digits; objects never change, a write may only repeat one.
 
     Attributes:
         name: in logs and metrics: "host", "disk" or "remote".
