@@ -57,6 +57,22 @@ class Workspace:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Terms:
+    """What a request may have of one layer: numbers for one slot, or for each an array, or specs.
+
+    Attributes:
+        begin: where the last turn of its conversation begins: stage 1 looks from there on only. 0 for anywhere.
+    """
+
+    begin: Any  # [B] int32
+
+    @classmethod
+    def declare(cls, slots: int) -> "Terms":
+        return cls(ArraySpec((slots,), jnp.int32, (None,)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class View:
     """What each slot keeps of one layer. Leaves are arrays, or specs of them.
 
@@ -66,6 +82,7 @@ class View:
     Attributes:
         bounds: of each page of S entries the elementwise maximum and minimum of its keys; None without stage 2.
         queries: the last W, position p in row p mod W; None where a full view is not selected anew.
+        terms: of each slot's request; None where nothing is chosen.
     """
 
     k: Any  # [B, K, C, D], rotated for the position it was computed at
@@ -74,6 +91,7 @@ class View:
     used: Any  # [B] int32: entries ever written to the slot
     bounds: Any = None  # [B, K, P, 2, D]
     queries: Any = None  # [B, W, H, D]
+    terms: Terms | None = None
 
     @classmethod
     def declare(
@@ -88,6 +106,7 @@ class View:
         bounds_dtype: Any = None,
         window: int = 0,
         query_heads: int = 0,
+        chooses: bool = False,
     ) -> "View":
         """Specs; a `page_size` or a `window` (W) of 0 is for views without bounds or queries.
 
@@ -103,7 +122,8 @@ class View:
             )
         if window:
             queries = ArraySpec((slots, window, query_heads, head_dim), dtype, (None, None, TENSOR, None))
-        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries)
+        terms = Terms.declare(slots) if chooses else None
+        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries, terms)
 
 
 def _is_spec(leaf: object) -> bool:

@@ -14,23 +14,38 @@ from kvjax.attention.methods import LayerPlan
 from kvjax.attention.observation import last_queries
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.retention import gather
-from kvjax.cache import View, Workspace
+from kvjax.cache import Terms, View, Workspace
 
 
 def install(
-    plan: LayerPlan, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float
+    plan: LayerPlan,
+    view: View,
+    workspace: Workspace,
+    slot: Int[Array, ""],
+    length: Int[Array, ""],
+    terms: Terms,
+    *,
+    scale: float,
 ) -> View:
-    """Writes to a slot what a view keeps of a finished prompt of `length` tokens.
+    """Writes to a slot what a view keeps of a finished prompt of `length` tokens, on the `terms` of its request.
 
     Without stage 1 entry j is the last position that is j mod C: for a full view every position in order, for a
     sliding layer the last C of them as its ring has them.
     """
+    if view.terms is not None:
+        view = replace(view, terms=jax.tree.map(lambda slots, one: slots.at[slot].set(one), view.terms, terms))
     if plan.stage1 is None:
         return _write(plan, view, slot, *_last_entries(workspace, view.k.shape[2], length), length)
     queries = last_queries(workspace.queries, length)[-plan.window :]
     positions = plan.stage1.select(
-        queries, workspace.k, length, keep=plan.keep, capacity=view.k.shape[2], scale=scale
-    )  # fmt: skip
+        queries,
+        workspace.k,
+        length,
+        keep=plan.keep,
+        capacity=view.k.shape[2],
+        scale=scale,
+        turn=length - terms.begin,
+    )
     kept = gather(workspace, positions)
     view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
     if view.queries is None:
@@ -100,13 +115,15 @@ def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Arra
         length: tokens of the sequence so far, by which the ring of queries is ordered.
     """
     assert plan.stage1 is not None
-    k, v, held, used, queries = (
-        jax.lax.dynamic_index_in_dim(x, slot, keepdims=False)
-        for x in (view.k, view.v, view.positions, view.used, view.queries)
+    k, v, held, used, queries, terms = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False),
+        (view.k, view.v, view.positions, view.used, view.queries, view.terms),
     )
     queries = last_queries(queries, length)
     # entries are in the order of their positions, the window's last: their index serves as a position
-    index = plan.stage1.select(queries, k, used, keep=plan.keep, capacity=k.shape[1], scale=scale)
+    index = plan.stage1.select(
+        queries, k, used, keep=plan.keep, capacity=k.shape[1], scale=scale, turn=length - terms.begin
+    )
     kept = gather(Workspace(k, v), index)
     positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)
     return _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])

@@ -24,12 +24,14 @@ class Caches:
         groups: layers that are prefilled together.
         views: specs, one a layer.
         window: how many of the last queries stage 1 needs at most; 0 where no layer chooses.
+        multi_turn: whether stage 1 looks from the last turn of a conversation alone.
     """
 
     model: DecoderConfig
     layout: Layout
     profile: BudgetProfile
     plans: tuple[LayerPlan, ...]
+    multi_turn: bool = False
 
     @classmethod
     def declare(cls, model: DecoderConfig, layout: Layout) -> "Caches":
@@ -47,7 +49,8 @@ class Caches:
             profile = method.profile(
                 Demand(windows, context, layout.room, layout.token_budget or context, model.head_dim)
             )
-        return cls(model, layout, profile, tuple(method.plan(budget, layout.room) for budget in profile.layers))
+        plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
+        return cls(model, layout, profile, plans, method.multi_turn)
 
     @property
     def groups(self) -> tuple[range, ...]:
@@ -122,4 +125,5 @@ class Caches:
             bounds_dtype=HALVED[self.layout.kv_dtype] if plan.stage2 is not None and plan.stage2.narrow else None,
             window=plan.window if self.layout.reselect else 0,
             query_heads=self.model.num_heads,
+            chooses=plan.chooses,
         )

@@ -190,7 +190,12 @@ class EngineLoop:
         request.scheduled()
         params = request.params
         self._prefill = self._runner.begin(
-            request.prompt, slot, params.select_after, request.cache_salt, reuse=params.prompt_logprobs is None
+            request.prompt,
+            slot,
+            params.select_after,
+            request.cache_salt,
+            turn=params.turn,
+            reuse=params.prompt_logprobs is None,
         )
         request.cached_tokens = len(self._prefill.reused) * self._prefill.size
         self._scores = []

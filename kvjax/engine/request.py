@@ -46,6 +46,8 @@ class SamplingParams:
         select_after: choose what the views keep after so many tokens of the prompt, and read the others through the
             views: as if they came later, when what was not kept is gone. None chooses after the whole prompt.
         kept: report which tokens each layer kept of the prompt.
+        turn: tokens at the prompt's end that are new since the last answer of its conversation; None for all of them.
+            Methods of several turns ("rocketkv-mt") choose with the queries of these alone.
     """
 
     max_tokens: int | None = 16
@@ -66,8 +68,11 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     select_after: int | None = None
     kept: bool = False
+    turn: int | None = None
 
     def __post_init__(self) -> None:
+        if self.turn is not None:
+            _bounded("turn", self.turn, 1, 2**31 - 1)
         if self.select_after is not None:
             _bounded("select_after", self.select_after, 1, 2**31 - 1)
             if self.prompt_logprobs is not None:

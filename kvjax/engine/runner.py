@@ -37,6 +37,7 @@ class Prefill:
         hidden: hidden states of all positions [T, E] before layer group `group`.
         size: tokens of a piece; `piece` is the next one of that group.
         groups: layer groups in all.
+        begin: position at which the last turn begins; 0 where the views are to be chosen by whatever comes last.
         reused: KV of the first pieces from an earlier prompt: these are not computed.
         keys: of all whole pieces, by which later prompts find them; `kept` is the KV of those that are not reused,
             layer by layer.
@@ -50,6 +51,7 @@ class Prefill:
     hidden: jax.Array
     size: int
     groups: int
+    begin: int = 0
     reused: list[Piece] = dataclasses.field(default_factory=list)
     keys: list[bytes] = dataclasses.field(default_factory=list)
     kept: list[list[LayerKV]] = dataclasses.field(default_factory=list)
@@ -132,6 +134,7 @@ class Runner:
         select_after: int | None = None,
         salt: str = "",
         *,
+        turn: int | None = None,
         reuse: bool = True,
     ) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
@@ -140,15 +143,20 @@ class Runner:
             select_after: the views are selected after so many tokens, and the rest is read through them. Where no
                 view chooses, that is what they do anyway.
             salt: prompts of different salts never share KV.
+            turn: tokens of the conversation's last turn, at the end of the prompt. It matters to methods of several
+                turns, if it begins before the selection.
             reuse: whether KV of earlier prompts may take the place of computing it. Their hidden states do not come
                 with it.
         """
+        begin = max(len(tokens) - turn, 0) if turn and self.caches.multi_turn else 0
         tokens, rest = np.split(tokens, [select_after if select_after and self.caches.window else len(tokens)])
+        begin = begin if begin < len(tokens) else 0
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        prefill = Prefill(padded, rest, len(tokens), slot, hidden, min(self.layout.piece, bucket), len(self.groups))
+        size = min(self.layout.piece, bucket)
+        prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), begin)
         if self._history is not None and prefill.size == self.layout.piece:
             prefill.keys = list(self._history.keys(tokens, salt))
             # the last queries, and the hidden state of the last token, are always computed
@@ -182,7 +190,8 @@ class Runner:
         views = list(self.views)
         for place, layer in enumerate(group):
             plan = self.caches.plans[layer]
-            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length)
+            terms = plan.terms(prefill.begin)
+            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, terms)
             self.views = tuple(views)
         self._keep(prefill, workspace)
         prefill.piece, prefill.group = len(prefill.reused), prefill.group + 1

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax.attention import prefill_attention, views
 from kvjax.attention.methods import LayerPlan
 from kvjax.attention.observation import observe
-from kvjax.cache import ArraySpec, View, Workspace, constrain
+from kvjax.cache import ArraySpec, Terms, View, Workspace, constrain
 from kvjax.engine.sampling import Sample, SamplerState, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
@@ -163,10 +163,16 @@ def restore(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def install(
-    kind: LayerKind, plan: LayerPlan, view: View, workspace: Workspace, slot: Int[Array, ""], length: Int[Array, ""]
+    kind: LayerKind,
+    plan: LayerPlan,
+    view: View,
+    workspace: Workspace,
+    slot: Int[Array, ""],
+    length: Int[Array, ""],
+    terms: Terms,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = views.install(plan, view, workspace, slot, length, scale=kind.scale)
+    new = views.install(plan, view, workspace, slot, length, terms, scale=kind.scale)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -369,4 +375,5 @@ def _view_specs(plan: LayerPlan, view: View) -> View:
         bounds_dtype=None if view.bounds is None else view.bounds.dtype,
         window=window,
         query_heads=query_heads,
+        chooses=plan.chooses,
     )

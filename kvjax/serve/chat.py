@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,16 +11,17 @@ from starlette.responses import Response
 
 from kvjax.engine.request import Delta
 from kvjax.serve.body import JsonRoute
-from kvjax.serve.errors import ApiError
+from kvjax.serve.chat_template import apply_template, require_template
 from kvjax.serve.generation import Choice, Generation, Reply, answer
 from kvjax.serve.kept import extension
 from kvjax.serve.logprobs import chat_logprobs
 from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
-from kvjax.serve.schema import ChatCompletionRequest, Message
+from kvjax.serve.schema import ChatCompletionRequest
 from kvjax.serve.service import Service
 from kvjax.serve.sse import unless_disconnected
 from kvjax.serve.tally import StreamTally
+from kvjax.serve.turn import newest_turn
 
 
 class ChatReply(Reply):
@@ -103,6 +105,10 @@ def chat_routes(service: Service) -> APIRouter:
             prompt = await unless_disconnected(request.receive, work)
             service.check_context(len(prompt), body.max_generated(), param="messages")
             service.check_selection(len(prompt), body.select_after)
+            if service.engine.caches.multi_turn:
+                finding = asyncio.to_thread(newest_turn, tokenizer, body.messages, prompt)
+                turn = await unless_disconnected(request.receive, finding)
+                sampling = [dataclasses.replace(params, turn=turn) for params in sampling]
             choices = [
                 Choice(index, prompt, sampling[index], StreamTally(len(prompt), counts_prompt=index == 0))
                 for index in range(body.choices)
@@ -122,27 +128,3 @@ def chat_routes(service: Service) -> APIRouter:
             )
 
     return router
-
-
-def require_template(tokenizer: Tokenizer) -> None:
-    """Raises ApiError (400) for a model that has no chat template."""
-    if not tokenizer.has_chat_template:
-        raise ApiError(
-            400,
-            "this model has no chat template: use /v1/completions, or start the server with --chat-template",
-            param="messages",
-            code="no_chat_template",
-        )
-
-
-def apply_template(tokenizer: Tokenizer, messages: list[Message], generation_prompt: bool) -> list[int]:
-    """Token ids of the conversation. Slow. Raises ApiError (400) in the template's words if it refuses."""
-    rendered = [message.for_template() for message in messages]
-    if "developer" not in (tokenizer.chat_template or ""):
-        # the newer name of the system role: a template that does not know it would write it as it stands
-        roles = {"developer": "system"}
-        rendered = [message | {"role": roles.get(message["role"], message["role"])} for message in rendered]
-    try:
-        return tokenizer.apply_chat_template(rendered, add_generation_prompt=generation_prompt)
-    except (ValueError, TypeError) as error:
-        raise ApiError(400, f"messages: {error}"[:500], param="messages") from error

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from kvjax.serve.body import JsonRoute
-from kvjax.serve.chat import apply_template, require_template
+from kvjax.serve.chat_template import apply_template, require_template
 from kvjax.serve.errors import POST_ERRORS
 from kvjax.serve.replies import Detokenized, Tokenized
 from kvjax.serve.schema import DetokenizeRequest, TokenizeRequest

@@ -35,12 +35,13 @@ class Reference:
     def __init__(self, caches: Caches) -> None:
         self.config, self.decoder, self.plans = caches.model, tiny.decoder(), caches.plans
         self.length = 0
+        self.begin = 0  # of the last turn, whose queries alone stage 1 looks from
         self.rows: list[list[Row]] = []
         self.queries: list[np.ndarray] = []  # of all positions, a layer each: [T, H, D]
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int], begin: int = 0) -> np.ndarray:
         """Reads a prompt; the logits after it [V]."""
-        self.length = len(tokens)
+        self.length, self.begin = len(tokens), begin
         x = self.decoder.embed(jnp.asarray([tokens]))
         for layer, kind, plan in zip(self.decoder.layers, self.config.layers, self.plans, strict=True):
             seen: list[np.ndarray] = []
@@ -97,9 +98,16 @@ class Reference:
             kept = [rocketkv_oracle.streaming(held, stage1.sinks, plan.keep)] * len(rows)
         else:
             assert isinstance(stage1, Observation)
-            window = stage1.window
+            observed = min(stage1.window, len(queries) - self.begin)
             kept = rocketkv_oracle.stage1(
-                queries[-window:], k, held, window, self.config.query_scale, stage1.kernel, plan.keep, stage1.per_head
+                queries[-observed:],
+                k,
+                held,
+                observed,
+                self.config.query_scale,
+                stage1.kernel,
+                plan.keep,
+                stage1.per_head,
             )
         for row, entries in zip(rows, kept, strict=True):
             row.keep(entries)

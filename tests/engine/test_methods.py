@@ -14,15 +14,27 @@ CONTEXT, ROOM = 640, 24
 BUDGETS = {"rocketkv": 64, "rocketkv-faithful": 48, "snapkv": 40, "streaming": 40, "quest": 64, "topk": 24}
 
 
-def check(engine: Engine, prompt: list[int], new: int, select_after: int | None = None) -> None:
-    params = dataclasses.replace(GREEDY, max_tokens=new, logprobs=5, select_after=select_after)
+def check(
+    engine: Engine,
+    prompt: list[int],
+    new: int,
+    select_after: int | None = None,
+    turn: int | None = None,
+    begin: int = 0,
+) -> None:
+    """`begin` is where the turn is expected to begin for this method."""
+    params = dataclasses.replace(GREEDY, max_tokens=new, logprobs=5, select_after=select_after, turn=turn, kept=True)
     before = engine.stats().compiles_after_warmup
     [completion] = generate(engine, [(prompt, params)])
     assert engine.stats().compiles_after_warmup == before
     assert len(completion.tokens) == new
     reference = Reference(engine.caches)
     chosen = select_after if engine.caches.window else None  # where no view chooses, the prompt is read as a whole
-    logits = reference.prefill(prompt[:chosen])
+    logits = reference.prefill(prompt[:chosen], begin)
+    if chosen is None:
+        for rows, kept in zip(reference.rows, completion.kept, strict=True):
+            for row, positions in zip(rows, kept, strict=True):
+                assert sorted(positions[positions >= 0]) == row.positions[-len(positions) :]
     for token in prompt[chosen:] if chosen else ():
         logits = reference.step(token)
     for token, told in zip(completion.tokens, completion.logprobs, strict=True):
@@ -57,3 +69,28 @@ def test_what_comes_after_a_selection_is_read_through_the_view(compressed):
     """So it sees no more than decoded tokens do, and its length may exceed the room."""
     prompt = tiny.prompt(400)
     check(compressed, prompt, new=8, select_after=len(prompt) - ROOM - 7)
+
+
+@pytest.mark.parametrize("turn", [1, 90, 600])
+def test_a_turn_is_chosen_for_by_its_own_queries(turns, turn):
+    """The last min(W, turn) of them; and so is what an output goes on with, whose tokens belong to the turn."""
+    check(turns, tiny.prompt(500), new=2 * ROOM + 5, turn=turn, begin=max(500 - turn, 0))
+    turns.check_integrity()
+
+
+@pytest.mark.parametrize(("select_after", "begin"), [(470, 440), (441, 440), (440, 0), (300, 0)])
+def test_a_turn_behind_the_selection_chooses_nothing(turns, select_after, begin):
+    check(turns, tiny.prompt(500), new=4, select_after=select_after, turn=60, begin=begin)
+
+
+def test_methods_of_one_turn_choose_by_the_last_queries_whatever_the_turn(compressed):
+    check(compressed, tiny.prompt(400), new=4, turn=5)
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("turns"))
+    config = EngineConfig(max_model_len=CONTEXT, max_num_seqs=2, method="rocketkv-mt", token_budget=96, room=ROOM)
+    with Engine.from_pretrained(path, config) as engine:
+        assert engine.caches.window == 128
+        yield engine

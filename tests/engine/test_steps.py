@@ -38,7 +38,7 @@ PLAN = LayerPlan(1)  # of a layer where nothing is chosen; its capacity is the v
 
 @functools.partial(jax.jit, donate_argnums=0)
 def install(view, workspace, slot, length):
-    return views.install(PLAN, view, workspace, slot, length, scale=1.0)
+    return views.install(PLAN, view, workspace, slot, length, PLAN.terms(), scale=1.0)
 
 
 @jax.jit

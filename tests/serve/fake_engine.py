@@ -300,6 +300,8 @@ class FakeEngine:
 class FakeCaches:
     """Two layers, one of which keeps 100 entries and the other all of them."""
 
+    multi_turn = False
+
     def __init__(self, context: int) -> None:
         self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, room=16, max_model_len=context)
         self.plans = (

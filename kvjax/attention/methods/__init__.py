@@ -16,7 +16,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "full": Full(),
         "rocketkv": RocketKV(),
-        "rocketkv-mt": RocketKV(window=128),
+        "rocketkv-mt": RocketKV(window=128, multi_turn=True),
         "rocketkv-faithful": RocketKVFaithful(),
         "rocketkv-stage1": RocketKVStage1(),
         "rocketkv-stage2": RocketKVStage2(),

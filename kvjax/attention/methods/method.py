@@ -4,9 +4,12 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from kvjax.attention.stage1 import Stage1
 from kvjax.attention.stage2 import Stage2
 from kvjax.budget import BudgetProfile, LayerBudget
+from kvjax.cache import Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,15 @@ class LayerPlan:
         """Entries of a page of the view's summary; 0 without a summary."""
         return 0 if self.stage2 is None else self.stage2.summary
 
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is chosen: what the view keeps, or what a step reads."""
+        return self.stage1 is not None or self.stage2 is not None
+
+    def terms(self, begin: int = 0) -> Terms:
+        """Of a request whose last turn begins at position `begin`."""
+        return Terms(np.int32(begin))
+
     def kept(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""
         return min(length, self.capacity if self.stage1 is None else self.keep)
@@ -65,7 +77,14 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """A way to spend a budget. A new one is a subclass: a `profile`, and the stages that it has."""
+    """A way to spend a budget. A new one is a subclass: a `profile`, and the stages that it has.
+
+    Attributes:
+        multi_turn: stage 1 chooses with the queries of a conversation's last turn alone, where that is shorter than the
+            window.
+    """
+
+    multi_turn: bool = dataclasses.field(default=False, kw_only=True)
 
     @abc.abstractmethod
     def profile(self, demand: Demand) -> BudgetProfile:

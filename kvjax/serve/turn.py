@@ -1,0 +1,24 @@
+"""Where the newest turn of a conversation begins in its prompt: methods of several turns choose for it alone."""
+
+from kvjax.serve.chat_template import apply_template
+from kvjax.serve.errors import ApiError
+from kvjax.serve.protocol import Tokenizer
+from kvjax.serve.schema import Message
+
+
+def newest_turn(tokenizer: Tokenizer, messages: list[Message], prompt: list[int]) -> int | None:
+    """Tokens of `prompt` that are new since the assistant's last answer; None if there was none. Slow.
+
+    They begin where the prompt departs from what the template makes of the messages before: from the last user's
+    message on, with any beside it. What is said for the assistant at the end, to be continued, belongs to the turn.
+    """
+    asked = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+    answered = max((index for index, message in enumerate(messages[:asked]) if message.role == "assistant"), default=-1)
+    if answered < 0:
+        return None
+    try:
+        earlier = apply_template(tokenizer, messages[: answered + 1], False)
+    except ApiError:  # some templates want a question at the end
+        return None
+    same = next((i for i, (a, b) in enumerate(zip(earlier, prompt, strict=False)) if a != b), len(earlier))
+    return max(len(prompt) - same, 1)

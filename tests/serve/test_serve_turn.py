@@ -1,0 +1,81 @@
+"""How long the newest turn of a conversation is, and which engines are told."""
+
+import pytest
+from fake_engine import FakeEngine, FakeTokenizer
+
+from kvjax.engine.tokenizer import Tokenizer
+from kvjax.serve.chat_template import apply_template
+from kvjax.serve.checkpoint import find_model
+from kvjax.serve.schema import Message
+from kvjax.serve.turn import newest_turn
+
+ROLES = {"s": "system", "u": "user", "a": "assistant", "d": "developer"}
+
+
+def conversation(roles: str) -> list[Message]:
+    return [Message(role=ROLES[role], content=f"{index} says {role}") for index, role in enumerate(roles)]
+
+
+@pytest.mark.parametrize(
+    ("roles", "first"),
+    [
+        ("u", None),
+        ("su", None),
+        ("uu", None),
+        ("a", None),
+        ("au", 1),
+        ("uau", 2),
+        ("suau", 3),
+        ("duau", 3),
+        ("uauau", 4),
+        ("uauu", 2),
+        ("uasu", 2),
+        ("uaua", 2),
+        ("ua", None),
+        ("uaa", None),
+    ],
+)
+@pytest.mark.parametrize("generation_prompt", [True, False])
+@pytest.mark.parametrize(
+    "tokenizer", [FakeTokenizer(), Tokenizer.from_pretrained(find_model(""))], ids=["fake", "small"]
+)
+def test_a_turn_is_what_came_after_the_last_answer(tokenizer, roles, first, generation_prompt):
+    messages = conversation(roles)
+    prompt = apply_template(tokenizer, messages, generation_prompt)
+    turn = newest_turn(tokenizer, messages, prompt)
+    if first is None:
+        assert turn is None
+        return
+    earlier = tokenizer.decode(apply_template(tokenizer, messages[:first], False), skip_special_tokens=False)
+    whole = tokenizer.decode(prompt, skip_special_tokens=False)
+    new = tokenizer.decode(prompt[-turn:], skip_special_tokens=False)
+    assert earlier + new == whole
+
+
+def test_a_template_that_writes_earlier_messages_another_way():
+    """As those do that leave out what an assistant has thought: the turn begins where the prompt departs."""
+    tokenizer = FakeTokenizer()
+    messages = conversation("uauau")
+    prompt = tokenizer.encode("<user>0 says u\n<assistant>...\n<user>2 says u\n<assistant>")
+    assert tokenizer.decode(prompt[-newest_turn(tokenizer, messages, prompt) :]).startswith("...\n<user>2")
+
+
+def test_a_template_that_wants_a_question_at_the_end():
+    class Wanting(FakeTokenizer):
+        def apply_chat_template(self, messages, add_generation_prompt=True, tools=None):
+            if messages[-1]["role"] != "user":
+                raise ValueError("ask something")
+            return super().apply_chat_template(messages, add_generation_prompt, tools)
+
+    messages = conversation("uau")
+    assert newest_turn(Wanting(), messages, apply_template(Wanting(), messages, True)) is None
+
+
+@pytest.mark.parametrize(("multi_turn", "turn"), [(True, len("<user>now\n<assistant>")), (False, None)])
+def test_only_methods_of_several_turns_are_told(serve, multi_turn, turn):
+    engine = FakeEngine()
+    engine.caches.multi_turn = multi_turn
+    roles = [("user", "hi"), ("assistant", "hello"), ("user", "now")]
+    body = {"messages": [{"role": role, "content": content} for role, content in roles], "n": 2}
+    assert serve(engine).post("/v1/chat/completions", body).status_code == 200
+    assert [params.turn for _, params, *_ in engine.asked] == [turn, turn]
