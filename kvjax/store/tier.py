@@ -6,7 +6,7 @@ A tier says nothing of what the bytes mean and verifies nothing: its reader does
 import abc
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 Reason = Literal["refused", "timeout", "length", "io", "full", "breaker"]
 
@@ -87,6 +87,10 @@ class Tier(abc.ABC):
         Raises:
             TierError: the tier cannot list what it holds.
         """
+
+    def held(self) -> dict[str, Any]:
+        """What the tier knows of its state, by the names of `TierStats`; {} where it knows nothing."""
+        return {}
 
     def close(self) -> None:  # noqa: B027  # most tiers hold nothing open
         """Lets go of files and connections. No call may follow."""

@@ -1,0 +1,257 @@
+"""The disk tier: one file a chunk in a folder that several servers may share, never larger than it may be.
+
+TensorStore writes (a temporary file, then a rename, so a file is whole or not there); reads go straight into the
+caller's memory, which TensorStore cannot do. The files are the truth: what another server adds or removes is seen
+because its folder's time changes, and a start needs nothing but a listing.
+
+    ROOT/kvjax-kv-1/lock            held while space is made and taken, against other processes
+    ROOT/kvjax-kv-1/ab/abcdef...    a chunk; its time says when it was last read
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorstore
+
+from kvjax.store.eviction import LRU, EvictionPolicy
+from kvjax.store.keys import FORMAT
+from kvjax.store.tier import Stored, Tier, TierError
+
+TEMPORARY = ".__lock"  # how TensorStore calls a file that is being written
+KEY = re.compile("[0-9a-f]{64}")
+TIMEOUT = 60.0  # seconds that one write may take
+# A folder that changed just before it was listed may have changed again within one tick of the file system's clock.
+RACY = 0.1
+
+
+class DiskTier(Tier):
+    """Chunks in a folder.
+
+    Args:
+        root: made if it is not there; only its owner may read what is put there.
+        most_bytes: of everything under `root`: chunks, temporary files, and what was there before.
+        policy: who leaves first; a start takes the order of last use from the files' times.
+        sync: whether a chunk is on the medium, not only with the operating system, before it counts as written.
+        least_free: bytes of the file system that stay free.
+
+    Raises:
+        TierError: the folder cannot be made or read.
+    """
+
+    name = "disk"
+
+    def __init__(
+        self,
+        root: Path,
+        most_bytes: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        sync: bool = False,
+        least_free: int = 1 << 30,
+    ) -> None:
+        self.most_bytes, self.evictions = most_bytes, 0
+        self._least_free, self._policy = least_free, policy or LRU()
+        self._base = root / FORMAT
+        self._mutex = threading.RLock()
+        self._listed: dict[str, int] = {}  # the time, in ns, of each folder when it was listed; 0 to list it again
+        self._files: dict[str, dict[str, int]] = {}  # bytes of each file of each folder
+        with _errors(self._base):
+            self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._base.chmod(0o700)
+            for number in range(256):
+                (self._base / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
+            self._lock = os.open(self._base / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            foreign = (path for path in root.rglob("*") if self._base not in (path, *path.parents))
+            self._foreign = sum(_space(path.lstat()) for path in foreign)
+            with self._alone():
+                self._sweep("*")
+                self._refresh()
+        files = {"driver": "file", "path": f"{self._base}/", "file_io_sync": sync}
+        self._writer = tensorstore.KvStore.open(files).result(timeout=TIMEOUT)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes under `root`, as far as this process has looked."""
+        with self._mutex:
+            return self._foreign + sum(sum(files.values()) for files in self._files.values())
+
+    def __len__(self) -> int:
+        """Chunks, as far as this process has looked."""
+        with self._mutex:
+            return sum(1 for _ in self._policy.order())
+
+    def read(self, key: str, into: memoryview) -> bool:
+        with _errors(self._path(key)):
+            try:
+                file = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                size = os.fstat(file).st_size
+                if size != into.nbytes:
+                    raise TierError("length", f"{self._path(key)} has {size} bytes instead of {into.nbytes}")
+                done = 0
+                while done < size:
+                    got = os.preadv(file, [into[done:]], done)
+                    if got == 0:
+                        raise TierError("length", f"{self._path(key)} ended after {done} bytes")
+                    done += got
+                with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
+                    os.utime(file)
+            finally:
+                os.close(file)
+        with self._mutex:
+            if self._knows(key):
+                self._policy.use(key)
+        return True
+
+    def contains(self, key: str) -> bool:
+        with _errors(self._path(key)):
+            return self._path(key).is_file()
+
+    def write(self, key: str, blob: memoryview) -> None:
+        with self._alone(), _errors(self._path(key)):
+            self._refresh()
+            if self._knows(key):
+                return
+            self._make_room(blob.nbytes)
+            shard = key[:2]
+            self._listed[shard] = 0  # whatever becomes of it
+            try:
+                self._writer.write(f"{shard}/{key}", blob.tobytes()).result(timeout=TIMEOUT)
+            except OSError:
+                raise
+            except Exception as error:  # TensorStore says which error in words
+                full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "No space left", "quota"))
+                raise TierError("full" if full else "io", f"{self._path(key)}: {error}") from error
+            finally:
+                self._sweep(shard)
+                self._refresh()
+            self._path(key).chmod(0o600)
+
+    def delete(self, key: str) -> None:
+        with self._alone(), _errors(self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+            self._listed[key[:2]] = 0
+            self._refresh()
+
+    def scan(self) -> Iterator[Stored]:
+        with _errors(self._base):
+            for shard in sorted(self._listed):
+                for entry in os.scandir(self._base / shard):
+                    if KEY.fullmatch(entry.name):
+                        with contextlib.suppress(FileNotFoundError):
+                            stat = entry.stat()
+                            yield Stored(entry.name, _space(stat), stat.st_mtime)
+
+    def held(self) -> dict[str, Any]:
+        return {
+            "chunks": len(self),
+            "used_bytes": self.used_bytes,
+            "capacity_bytes": self.most_bytes,
+            "evictions": self.evictions,
+        }
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if it holds more than it may or other than it says. Only while nobody writes."""
+        with self._mutex:
+            self._listed = dict.fromkeys(self._listed, 0)
+            self._refresh()
+            assert sorted(self._policy.order()) == sorted(stored.key for stored in self.scan())
+            assert not list(self._base.glob(f"*/*{TEMPORARY}")), "temporary files are left"
+            assert self.used_bytes <= self.most_bytes, f"{self.used_bytes} bytes of {self.most_bytes}"
+
+    def _path(self, key: str) -> Path:
+        assert KEY.fullmatch(key), "keys are 64 hexadecimal digits"
+        return self._base / key[:2] / key
+
+    def _knows(self, key: str) -> bool:
+        return key in self._files.get(key[:2], ())
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other threads and other processes from making or taking space."""
+        with self._mutex:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _make_room(self, nbytes: int) -> None:
+        """Removes chunks until a file of so many bytes fits.
+
+        Raises:
+            TierError: it does not fit, whatever is removed.
+        """
+        needed = -(-nbytes // 4096) * 4096
+        over = self.used_bytes + needed - self.most_bytes
+        stat = os.statvfs(self._base)
+        over = max(over, self._least_free + needed - stat.f_bavail * stat.f_frsize)
+        for key in list(self._policy.order()) if over > 0 else ():
+            if over <= 0:
+                break
+            over -= self._files[key[:2]][key]
+            self._path(key).unlink(missing_ok=True)
+            self._forget(key)
+            self.evictions += 1
+        if over > 0:
+            raise TierError("full", f"{self._base}: no room for {nbytes} bytes in {self.most_bytes}")
+
+    def _forget(self, key: str) -> None:
+        del self._files[key[:2]][key]
+        self._policy.remove(key)
+
+    def _refresh(self) -> None:
+        """Lists every folder that has changed since it was listed."""
+        fresh: list[tuple[float, str]] = []
+        for shard in os.scandir(self._base):
+            if not shard.is_dir(follow_symlinks=False):
+                continue
+            changed = os.stat(shard.path).st_mtime_ns
+            if self._listed.get(shard.name) == changed:
+                continue
+            racy = time.time() - changed / 1e9 < RACY
+            self._listed[shard.name] = 0 if racy else changed
+            known, there = self._files.setdefault(shard.name, {}), {}
+            for entry in os.scandir(shard.path):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = entry.stat(follow_symlinks=False)
+                    there[entry.name] = _space(stat)
+                    if entry.name not in known and KEY.fullmatch(entry.name):
+                        fresh.append((stat.st_mtime, entry.name))
+            for name in known.keys() - there.keys():
+                self._policy.remove(name)
+            self._files[shard.name] = there
+        for _, name in sorted(fresh):
+            self._policy.add(name)
+
+    def _sweep(self, shard: str) -> None:
+        """Removes temporary files. Whoever writes holds the lock, so these are of writers that are no more."""
+        for path in self._base.glob(f"{shard}/*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
+def _space(stat: os.stat_result) -> int:
+    """What a file takes: some file systems say so only later, so never less than its length."""
+    return max(stat.st_blocks * 512, stat.st_size)
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise TierError("full" if full else "io", f"{path}: {error}") from error

@@ -1,0 +1,149 @@
+"""Chunks on their way to host memory for one request, and the leases that keep them there.
+
+A fetch loads the beginning of a chain and nothing behind a gap: what is missing, late or harmed ends it there, and the
+rest is computed. Several requests that want one chunk wait for one load of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from kvjax.store.chunk import Blob
+from kvjax.store.host import Slab
+from kvjax.store.keys import ChunkName
+
+if TYPE_CHECKING:
+    from kvjax.store.store import KVStore
+
+LEASE = 600.0  # seconds after which a fetch that nobody has asked anything loses its leases
+
+
+class LeaseExpiredError(Exception):
+    """A fetch was asked for chunks that it had held too long without a word."""
+
+
+class Fetch:
+    """The chunks of one prompt. A context manager: on exit nothing is leased any more.
+
+    Attributes:
+        names: of all whole chunks of the prompt that may be used.
+        started: when it began, by `time.monotonic`.
+        done: whether nothing more will come.
+    """
+
+    def __init__(self, store: KVStore, names: Sequence[ChunkName], unit: int, told: Callable[[], None]) -> None:
+        """`KVStore.fetch` makes it. `unit`: chunks of a piece; `told` is called, from any thread, once it is done."""
+        self.names, self.started, self.done = names, time.monotonic(), False
+        self._store, self.unit, self._told = store, unit, told
+        self.slabs: list[Slab | None] = [None] * len(names)
+        self.tiers: list[str] = []  # where each chunk was found
+        self.limit = len(names)  # chunks behind it are not wanted any more
+        self.closed = False
+        self.deadline = self.started + LEASE
+        self._front, self._measured = 0, self.started
+
+    def __enter__(self) -> Fetch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def loaded(self) -> int:
+        """How many chunks from the first on are in host memory, without a gap. Whole pieces count only."""
+        with self._store.mutex:
+            return self._whole()
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Which tier each of the loaded chunks came from."""
+        with self._store.mutex:
+            return tuple(self.tiers[: self._whole()])
+
+    def stop(self) -> None:
+        """Takes what is loaded now and nothing more: leases behind it are given back."""
+        with self._store.mutex:
+            whole = self._whole()
+            self.limit, self.done = whole, True
+            for index in range(whole, len(self.slabs)):
+                self._let_go(index)
+
+    def blob(self, index: int) -> Blob:
+        """The bytes of a loaded chunk, which stay as they are until the fetch is closed.
+
+        Raises:
+            LeaseExpiredError: nobody asked for anything for `LEASE` seconds.
+        """
+        with self._store.mutex:
+            slab = self.slabs[index]
+            if self.closed or slab is None:
+                raise LeaseExpiredError(f"chunk {index} was held for more than {LEASE:.0f} s without being used")
+            self.deadline = time.monotonic() + LEASE
+            return slab.blob
+
+    def close(self) -> None:
+        """Gives every lease back. May be called twice."""
+        with self._store.mutex:
+            if self.closed:
+                return
+            self.closed = self.done = True
+            for index in range(len(self.slabs)):
+                self._let_go(index)
+            self._store.forget(self)
+
+    # What follows is the store's side, under its mutex.
+
+    def place(self, index: int, slab: Slab, tier: str) -> None:
+        """A chunk has come, with a lease for this fetch."""
+        if self.closed or index >= self.limit:
+            self._store.release(slab)
+            return
+        self.slabs[index] = slab
+        if index < len(self.tiers):
+            self.tiers[index] = tier
+        self._replan()
+
+    def miss(self, index: int) -> None:
+        """A chunk will not come: nor does what is behind it matter."""
+        self.limit = min(self.limit, index)
+        self.settle()
+
+    def wants(self, index: int) -> bool:
+        return not self.closed and index < self.limit
+
+    def settle(self) -> None:
+        """Ends the fetch if nothing that it wants is missing."""
+        if not self.done and all(slab is not None for slab in self.slabs[: self.limit]):
+            self.done = True
+            self._told()
+
+    def _whole(self) -> int:
+        count = next((index for index, slab in enumerate(self.slabs) if slab is None), len(self.slabs))
+        return min(count, self.limit) // self.unit * self.unit
+
+    def _replan(self) -> None:
+        """After each piece: how long did it take, and is the rest still worth it?"""
+        whole = self._whole()
+        if whole > self._front:
+            now, tier = time.monotonic(), slowest(self.tiers[self._front : whole])
+            if tier != "host":
+                self._store.planner.loaded(tier, now - self._measured, (whole - self._front) / self.unit)
+            self._front, self._measured = whole, now
+            ahead = [
+                slowest(self.tiers[start : start + self.unit])
+                for start in range(whole, min(self.limit, len(self.tiers)), self.unit)
+            ]
+            self.limit = min(self.limit, whole + self._store.planner.choose(ahead, whole // self.unit) * self.unit)
+        self.settle()
+
+    def _let_go(self, index: int) -> None:
+        slab, self.slabs[index] = self.slabs[index], None
+        if slab is not None:
+            self._store.release(slab)
+
+
+def slowest(tiers: Sequence[str]) -> str:
+    """The tier that decides how long a piece takes: the one farthest from the device."""
+    return max(tiers, key=("host", "disk", "remote").index)

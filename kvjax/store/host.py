@@ -1,0 +1,139 @@
+"""The host tier: verified chunks in one block of memory that is allocated and touched once.
+
+Memory that is allocated anew costs thirty times a copy into memory that is there, so chunks live in slabs of one size.
+Everything that comes from or goes to the device passes through here. The store's lock guards it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from kvjax.store.chunk import PAGE, Blob
+from kvjax.store.eviction import EvictionPolicy
+
+
+@dataclasses.dataclass(eq=False)
+class Slab:
+    """One chunk in memory. Whoever holds a lease on it may read `blob`; before it is `ready` its writer alone may.
+
+    Attributes:
+        key: of the chunk; "" where the slab is nobody's.
+        ready: whether the chunk is whole and proven.
+        leases: how many hold it.
+        dirty: whether a tier below does not have it yet.
+        writing: whether it is on its way there.
+        passing: whether it leaves with its last lease.
+        hits: how often it was found.
+    """
+
+    blob: Blob
+    key: str = ""
+    ready: bool = False
+    leases: int = 0
+    dirty: bool = False
+    writing: bool = False
+    passing: bool = False
+    hits: int = 0
+
+
+class HostTier:
+    """Slabs and who is in them.
+
+    Args:
+        most_bytes: of all slabs; no more is ever allocated.
+        chunk_bytes: of one chunk.
+        policy: who leaves first.
+        evicted: is told of each chunk that leaves, while its bytes are still there.
+    """
+
+    def __init__(
+        self,
+        most_bytes: int,
+        chunk_bytes: int,
+        policy: EvictionPolicy,
+        evicted: Callable[[Slab], None] = lambda slab: None,
+    ) -> None:
+        stride = -(-chunk_bytes // PAGE) * PAGE
+        count = most_bytes // stride
+        # one page more, so that the first slab can begin at a page's border
+        self._memory = np.zeros(count * stride + PAGE, np.uint8) if count else np.zeros(0, np.uint8)
+        self._memory[::PAGE] = 1  # touched now: the kernel gives pages when they are first written
+        skip = -self._memory.ctypes.data % PAGE
+        begins = [skip + index * stride for index in range(count)]
+        self._free = [Slab(self._memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
+        self._slabs: dict[str, Slab] = {}
+        self._policy, self._evicted = policy, evicted
+        self.capacity, self.stride = count, stride
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._slabs)
+
+    @property
+    def used_bytes(self) -> int:
+        return len(self._slabs) * self.stride
+
+    def find(self, key: str) -> Slab | None:
+        """The chunk, if it is here and ready."""
+        slab = self._slabs.get(key)
+        return slab if slab is not None and slab.ready else None
+
+    def ready(self) -> list[Slab]:
+        """Every chunk that may be found."""
+        return [slab for slab in self._slabs.values() if slab.ready]
+
+    def use(self, slab: Slab) -> None:
+        """A chunk was found: it leaves later."""
+        slab.hits += 1
+        self._policy.use(slab.key)
+
+    def take(self, key: str) -> Slab | None:
+        """A slab to write a new chunk to, leased to its writer; None if it is being written, or all are leased."""
+        if key in self._slabs or not (self._free or self._evict()):
+            return None
+        slab = self._free.pop()
+        slab.key, slab.leases, slab.hits = key, 1, 0
+        slab.ready = slab.dirty = slab.writing = slab.passing = False
+        self._slabs[key] = slab
+        self._policy.add(key)
+        return slab
+
+    def release(self, slab: Slab) -> None:
+        """Gives a lease back; a chunk that never became ready is gone with the last one."""
+        assert slab.leases > 0, "a lease was given back twice"
+        slab.leases -= 1
+        if not slab.ready and slab.leases == 0:
+            self._drop(slab)
+
+    def discard(self, key: str) -> None:
+        """Lets go of a chunk that nobody holds; no effect on others."""
+        slab = self._slabs.get(key)
+        if slab is not None and slab.leases == 0:
+            self._drop(slab)
+
+    def _evict(self) -> bool:
+        for key in self._policy.order():
+            slab = self._slabs[key]
+            if slab.leases == 0:
+                self._evicted(slab)
+                if slab.leases == 0:  # whoever was told may have taken a lease, to write it elsewhere first
+                    self._drop(slab)
+                    self.evictions += 1
+                    return True
+        return False
+
+    def _drop(self, slab: Slab) -> None:
+        self._policy.remove(slab.key)
+        del self._slabs[slab.key]
+        slab.key, slab.ready = "", False
+        self._free.append(slab)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if a slab is lost, in two places, or leased while nobody works with the store."""
+        assert len(self._free) + len(self._slabs) == self.capacity
+        assert all(slab.key == key for key, slab in self._slabs.items())
+        assert sorted(self._policy.order()) == sorted(self._slabs)
+        for slab in self._slabs.values():
+            assert slab.ready, f"{slab.key}: begun and neither finished nor given up"
+            assert slab.leases == 0, f"{slab.key}: {slab.leases} leases are left"

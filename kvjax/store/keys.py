@@ -1,0 +1,91 @@
+"""What a chunk of KV is found by: everything that decided its values, hashed.
+
+    key(i) = SHA256(key(i - 1) || tokens of chunk i as little-endian int32)        key(-1) = the namespace's root
+
+A key says all tokens from the first on, so chunks are shared by prefix and by nothing else. SHA-256 over explicit
+bytes: no process, no hash seed and no machine has keys of its own.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from jaxtyping import Integer
+
+CHUNK = 256  # tokens: the unit of hashing, storing and hitting
+FORMAT = "kvjax-kv-1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Namespace:
+    """What two runs must share, beside the tokens, for the KV of one to be that of the other, bit for bit.
+
+    Attributes:
+        weights: digest of the checkpoint's configuration and tensors.
+        tokenizer: digest of its files.
+        rope: of the rotary embedding, which is applied to stored keys.
+        numerics: what decides how sums are rounded: compiler, device, and the shapes that it computes with.
+        dtype: of K and V.
+        shape: layers, kv heads and head dim.
+        adapter: of fine-tuned weights on top; "" for none.
+        profile: digest of the budget profile for KV computed under sparse decode; "" for that of dense prefill.
+    """
+
+    weights: str
+    tokenizer: str
+    rope: str
+    numerics: str
+    dtype: str
+    shape: str
+    adapter: str = ""
+    profile: str = ""
+
+    def root(self, salt: str = "") -> bytes:
+        """The key before the first chunk of everything that a tenant of this `salt` stores."""
+        digest = hashlib.sha256()
+        fields = {"format": FORMAT, "chunk": str(CHUNK), **dataclasses.asdict(self), "salt": salt}
+        for name, value in fields.items():
+            for part in (name.encode(), value.encode("utf-8", "surrogatepass")):
+                digest.update(len(part).to_bytes(4, "little") + part)  # no two lists of fields are the same bytes
+        return digest.digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkName:
+    """Which chunk: its key, the key of the chunk before it, and the SHA-256 of its tokens. 32 bytes each."""
+
+    key: bytes
+    parent: bytes
+    tokens: bytes
+
+    @classmethod
+    def chain(cls, root: bytes, tokens: Integer[np.ndarray, "T"]) -> list["ChunkName"]:
+        """The names of all whole chunks of a prompt; what is left over has none.
+
+        Raises:
+            ValueError: a token id does not fit int32.
+        """
+        names, parent = [], root
+        for start in range(0, len(tokens) - CHUNK + 1, CHUNK):
+            read = _token_bytes(tokens[start : start + CHUNK])
+            name = cls(hashlib.sha256(parent + read).digest(), parent, hashlib.sha256(read).digest())
+            names.append(name)
+            parent = name.key
+        return names
+
+    @property
+    def hex(self) -> str:
+        """The key as tiers spell it."""
+        return self.key.hex()
+
+
+def _token_bytes(tokens: Integer[np.ndarray, "T"]) -> bytes:
+    """Token ids as they are hashed.
+
+    Raises:
+        ValueError: an id does not fit int32.
+    """
+    wide = np.asarray(tokens, np.int64)
+    if wide.size and not (wide.min() >= -(1 << 31) and wide.max() < 1 << 31):
+        raise ValueError(f"token ids must fit int32, got {wide.min()} to {wide.max()}")
+    return wide.astype("<i4").tobytes()

@@ -1,0 +1,53 @@
+"""New chunks on their way into the host tier: places that one writer fills, layer by layer, and then seals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Num
+
+from kvjax.store.host import Slab
+from kvjax.store.keys import ChunkName
+
+if TYPE_CHECKING:
+    from kvjax.store.store import KVStore
+
+
+class Saving:
+    """A context manager: what was not sealed by its end is given up.
+
+    Attributes:
+        wanted: which of the chunks, by index, have a place; the others are there already, or there is no room.
+    """
+
+    def __init__(self, store: KVStore, names: Sequence[ChunkName], slabs: Sequence[Slab | None]) -> None:
+        """`KVStore.save` makes it."""
+        self._store, self._names = store, names
+        self._slabs = {index: slab for index, slab in enumerate(slabs) if slab is not None}
+        self.wanted = tuple(self._slabs)
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def fill(self, index: int, layer: int, k: Num[np.ndarray, "K C D"], v: Num[np.ndarray, "K C D"]) -> None:
+        """Copies one layer of one chunk into its place."""
+        keys, values = self._store.format.tensors(self._slabs[index].blob, layer)
+        keys[...], values[...] = k, v
+
+    def seal(self) -> None:
+        """Every layer of every wanted chunk is there: they may be found from now on."""
+        while self._slabs:
+            index, slab = self._slabs.popitem()
+            self._store.format.seal(slab.blob, self._names[index])
+            self._store.saved(slab)
+            self._store.release(slab)
+
+    def close(self) -> None:
+        """Gives up what is not sealed. May be called twice."""
+        while self._slabs:
+            self._store.release(self._slabs.popitem()[1])

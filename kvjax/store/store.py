@@ -1,0 +1,362 @@
+"""The store: one host tier in front of slower ones, threads that move chunks between them, and one lock.
+
+    engine --save--> host tier --write--> disk, remote           (after the request, in the background)
+    engine <-fetch-- host tier <--load--- disk, remote           (while the request waits for its turn)
+
+Whatever a tier does wrong costs a recompute and nothing else: every chunk is proven before it is ready, and no call of
+the engine waits for a disk or a network.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kvjax.store.chunk import ChunkFormat, CorruptChunkError
+from kvjax.store.config import StoreConfig
+from kvjax.store.eviction import POLICIES
+from kvjax.store.fetch import Fetch, slowest
+from kvjax.store.host import HostTier, Slab
+from kvjax.store.keys import ChunkName
+from kvjax.store.planner import Planner
+from kvjax.store.saving import Saving
+from kvjax.store.stats import Counters, TierStats
+from kvjax.store.tier import Tier, TierError
+
+logger = logging.getLogger(__name__)
+LOADERS, WRITERS = 4, 2  # threads
+HOST = "host"
+
+
+class KVStore:
+    """Chunks of one format, in tiers.
+
+    Args:
+        below: the tiers behind host memory, nearest first. They are the store's from now on.
+
+    Attributes:
+        mutex: guards the host tier and every fetch.
+    """
+
+    def __init__(self, format: ChunkFormat, config: StoreConfig, below: Sequence[Tier] = ()) -> None:
+        self.format, self.config, self.below = format, config, tuple(below)
+        self.mutex = threading.RLock()
+        self.planner = Planner()
+        self._idle = threading.Condition(self.mutex)
+        self._host = HostTier(config.host_bytes, format.nbytes, POLICIES[config.eviction](), self._leaving)
+        self._counters = Counters()
+        self._fetches: set[Fetch] = set()
+        self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each chunk that is being loaded
+        self._writing = 0
+        self._most_writes = max(self._host.capacity // 2, 1)  # at once: each holds a lease
+        self._loaders = ThreadPoolExecutor(LOADERS, "kvjax-load")
+        self._writers = ThreadPoolExecutor(WRITERS, "kvjax-write")
+
+    @property
+    def capacity(self) -> int:
+        """Chunks that the host tier holds at most."""
+        return self._host.capacity
+
+    def fetch(self, names: Sequence[ChunkName], *, unit: int, told: Callable[[], None] = lambda: None) -> Fetch:
+        """Starts to bring a chain of chunks to host memory, as far as it is there and worth it.
+
+        Args:
+            unit: chunks of a piece; the chain is cut to whole pieces.
+            told: called, from any thread, when nothing more will come.
+        """
+        names = names[: len(names) // unit * unit]
+        fetch = Fetch(self, names, unit, told)
+        with self.mutex:
+            self._fetches.add(fetch)
+            for index in reversed(range(len(names))):  # the last one first: the beginning shall leave last
+                slab = self._host.find(names[index].hex)
+                if slab is not None:
+                    self._host.use(slab)
+                    slab.leases += 1
+                    fetch.slabs[index] = slab
+                    self._consider(slab)
+            if None not in fetch.slabs or not self.below:
+                fetch.tiers = [HOST] * len(names)
+                fetch.limit = next((i for i, slab in enumerate(fetch.slabs) if slab is None), len(names))
+                fetch.settle()
+                return fetch
+        self._loaders.submit(self._locate, fetch)
+        return fetch
+
+    def save(self, names: Sequence[ChunkName]) -> Saving:
+        """Places in host memory for those of these chunks that are not there; whoever saves fills them."""
+        with self.mutex:
+            self._reap()
+            slabs = [self._host.take(name.hex) for name in names]
+        missing = sum(slab is None for slab in slabs)
+        if missing:
+            self._counters.add(HOST, "not saved", missing)
+        return Saving(self, names, slabs)
+
+    def flush(self, timeout: float) -> bool:
+        """Writes what a tier below does not have yet; returns whether all is written within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self.mutex:
+            tried: set[str] = set()
+            while fresh := [slab for slab in self._host.ready() if slab.dirty and slab.key not in tried]:
+                for slab in fresh[: self._most_writes]:
+                    self._write(slab)
+                    tried.add(slab.key)
+                if not self._idle.wait_for(lambda: not self._writing, deadline - time.monotonic()):
+                    return False
+            written = self._idle.wait_for(lambda: not self._writing, max(deadline - time.monotonic(), 0.0))
+            return written and not any(slab.dirty for slab in self._host.ready())
+
+    def wait(self, timeout: float) -> bool:
+        """Waits until nothing is being written or loaded; returns whether that came within `timeout` seconds."""
+        with self.mutex:
+            return self._idle.wait_for(lambda: not self._writing and not self._loading, timeout)
+
+    def close(self) -> None:
+        """Ends the threads, which finish what they have begun, and closes the tiers. No call may follow."""
+        with self.mutex:
+            for fetch in list(self._fetches):
+                fetch.close()
+        self._loaders.shutdown(cancel_futures=True)
+        self._writers.shutdown(cancel_futures=True)
+        for tier in self.below:
+            tier.close()
+
+    def stats(self) -> dict[str, TierStats]:
+        """What each tier holds and has done."""
+        tiers = {}
+        for name in (HOST, *(tier.name for tier in self.below)):
+            counts, seconds = self._counters.of(name)
+            reasons = {key.removeprefix("error "): count for key, count in counts.items() if key.startswith("error ")}
+            tiers[name] = TierStats(
+                hits=counts.get("hits", 0),
+                loaded_bytes=counts.get("loaded", 0) * self.format.nbytes,
+                load_seconds=seconds,
+                written=counts.get("written", 0),
+                errors=reasons,
+                **self._held(name),
+            )
+        return tiers
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if an idle store holds a lease, or other than it says."""
+        with self.mutex:
+            assert not self._loading
+            assert not self._writing
+            assert not self._fetches, "a fetch is left open"
+            self._host.check_integrity()
+
+    # What fetches and savings call.
+
+    def release(self, slab: Slab) -> None:
+        """Gives a lease back."""
+        with self.mutex:
+            self._host.release(slab)
+            if self.config.promotion == "temporary" and slab.leases == 0 and slab.passing:
+                self._host.discard(slab.key)
+
+    def forget(self, fetch: Fetch) -> None:
+        """A fetch has been closed."""
+        self._fetches.discard(fetch)
+
+    def count_hits(self, tiers: Sequence[str]) -> None:
+        """A request uses chunks that were found in these tiers."""
+        for tier in tiers:
+            self._counters.add(tier, "hits")
+
+    def saved(self, slab: Slab) -> None:
+        """A new chunk is ready."""
+        with self.mutex:
+            slab.ready, slab.dirty = True, any(not tier.read_only for tier in self.below)
+            self._counters.add(HOST, "written")
+            self._consider(slab)
+
+    # Loading: worker threads.
+
+    def _locate(self, fetch: Fetch) -> None:
+        """Where is the chain, how much of it is worth loading? Then each missing chunk is loaded."""
+        try:
+            tiers = self._find(fetch)
+        except Exception:
+            logger.exception("looking for stored chunks failed")
+            tiers = []
+        with self.mutex:
+            pieces = [slowest(tiers[start : start + fetch.unit]) for start in range(0, len(tiers), fetch.unit)]
+            fetch.tiers, fetch.limit = tiers, min(fetch.limit, self.planner.choose(pieces) * fetch.unit)
+            wanted = [index for index in range(fetch.limit) if fetch.slabs[index] is None and not fetch.closed]
+            for index in wanted:
+                waiting = self._loading.setdefault(fetch.names[index].hex, [])
+                waiting.append((fetch, index))
+                if len(waiting) == 1:
+                    self._loaders.submit(self._load, fetch.names[index])
+            fetch.settle()
+
+    def _find(self, fetch: Fetch) -> list[str]:
+        """The tier of each chunk from the first on, for as many whole pieces as are somewhere."""
+        tiers: list[str] = []
+        with self.mutex:
+            here = [slab is not None for slab in fetch.slabs]
+        while len(tiers) < len(here) and not fetch.closed:
+            if here[len(tiers)]:
+                tiers.append(HOST)
+                continue
+            rest = fetch.names[len(tiers) :]
+            tier = next((tier for tier in self.below if self._contains(tier, rest[0])), None)
+            if tier is None:
+                break
+            tiers += [tier.name] * self._extent(tier, rest)
+        return tiers[: len(tiers) // fetch.unit * fetch.unit]
+
+    def _extent(self, tier: Tier, names: Sequence[ChunkName]) -> int:
+        """How many chunks from the first on a tier holds, which it does hold: few questions, though each takes long."""
+        low, step = 1, 1
+        while low < len(names) and self._contains(tier, names[min(low + step, len(names)) - 1]):
+            low, step = min(low + step, len(names)), 2 * step
+        high = min(low + step, len(names))  # the answer is in [low, high)
+        while low < high - 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._contains(tier, names[middle - 1]) else (low, middle)
+        return low
+
+    def _contains(self, tier: Tier, name: ChunkName) -> bool:
+        try:
+            return tier.contains(name.hex)
+        except TierError as error:
+            self._failed(tier, error)
+            return False
+
+    def _load(self, name: ChunkName) -> None:
+        """Loads one chunk for everybody who waits for it."""
+        key, tier, slab = name.hex, HOST, None
+        try:
+            with self.mutex:
+                slab = self._host.find(key)
+                if slab is not None:
+                    slab.leases += 1
+                elif any(fetch.wants(index) for fetch, index in self._loading[key]):
+                    self._reap()
+                    slab = self._host.take(key)
+            if slab is not None and not slab.ready:
+                tier = self._read(name, slab)
+        except Exception:
+            logger.exception("loading a chunk failed")
+            tier = ""
+        with self.mutex:
+            waiting = self._loading.pop(key)
+            if slab is not None and tier:
+                slab.leases += len(waiting)
+            for fetch, index in waiting:
+                if slab is not None and tier:
+                    fetch.place(index, slab, tier)
+                else:
+                    fetch.miss(index)
+            if slab is not None:
+                self.release(slab)
+            self._idle.notify_all()
+
+    def _read(self, name: ChunkName, slab: Slab) -> str:
+        """Fills a slab from the nearest tier that has the chunk unharmed; returns its name, "" if there is none."""
+        for tier in self.below:
+            began = time.monotonic()
+            try:
+                if not tier.read(name.hex, memoryview(slab.blob)):
+                    continue
+                self.format.check(slab.blob, name)
+            except TierError as error:
+                self._failed(tier, error)
+                if error.reason == "length":
+                    self._remove(tier, name)
+                continue
+            except CorruptChunkError as error:
+                logger.warning("a chunk in the %s tier is harmed and is removed: %s", tier.name, error)
+                self._counters.add(tier.name, "error corrupt")
+                self._remove(tier, name)
+                continue
+            self._counters.took(tier.name, time.monotonic() - began)
+            self._counters.add(tier.name, "loaded")
+            with self.mutex:
+                nearer = self.below[: self.below.index(tier)]
+                slab.ready, slab.passing = True, self.config.promotion == "temporary"
+                slab.dirty = not slab.passing and any(not each.read_only for each in nearer)
+                self._consider(slab)
+            return tier.name
+        return ""
+
+    def _remove(self, tier: Tier, name: ChunkName) -> None:
+        if tier.read_only:
+            return
+        try:
+            tier.delete(name.hex)
+        except TierError as error:
+            self._failed(tier, error)
+
+    # Writing: worker threads.
+
+    def _consider(self, slab: Slab) -> None:
+        """Writes a chunk to the tiers below if its time has come."""
+        config = self.config
+        selected = config.write == "write_through_selective" and slab.hits >= config.selective_hits
+        if slab.dirty and (config.write == "write_through" or selected):
+            self._write(slab)
+
+    def _leaving(self, slab: Slab) -> None:
+        """The host tier is about to let a chunk go."""
+        if slab.dirty and self.config.write == "write_back":
+            self._write(slab)
+
+    def _write(self, slab: Slab) -> None:
+        if slab.writing:
+            return
+        if self._writing >= self._most_writes:  # slower tiers do not keep up: the rest stays here only
+            self._counters.add(HOST, "error full")
+            return
+        slab.leases, slab.writing = slab.leases + 1, True
+        self._writing += 1
+        self._writers.submit(self._write_below, slab)
+
+    def _write_below(self, slab: Slab) -> None:
+        written = True
+        for tier in self.below:
+            if tier.read_only:
+                continue
+            try:
+                if tier.contains(slab.key):  # this server has loaded it from there, or another one wrote it
+                    continue
+                tier.write(slab.key, memoryview(slab.blob))
+                self._counters.add(tier.name, "written")
+            except TierError as error:
+                written = False
+                self._failed(tier, error)
+            except Exception:
+                written = False
+                logger.exception("writing a chunk to the %s tier failed", tier.name)
+        with self.mutex:
+            slab.dirty, slab.writing = not written, False
+            self._writing -= 1
+            self.release(slab)
+            self._idle.notify_all()
+
+    def _failed(self, tier: Tier, error: TierError) -> None:
+        self._counters.add(tier.name, f"error {error.reason}")
+        logger.debug("%s tier: %s", tier.name, error)
+
+    def _reap(self) -> None:
+        """Takes back the leases of fetches that nobody has asked for anything for long: their holder is lost."""
+        now = time.monotonic()
+        for fetch in [fetch for fetch in self._fetches if fetch.deadline < now]:
+            logger.error("a fetch of %d chunks was never closed: its leases are taken back", len(fetch.names))
+            fetch.close()
+
+    def _held(self, name: str) -> dict[str, Any]:
+        if name == HOST:
+            with self.mutex:
+                return {
+                    "chunks": len(self._host),
+                    "used_bytes": self._host.used_bytes,
+                    "capacity_bytes": self._host.capacity * self._host.stride,
+                    "evictions": self._host.evictions,
+                }
+        tier = next(tier for tier in self.below if tier.name == name)
+        return tier.held()

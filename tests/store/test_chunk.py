@@ -1,0 +1,92 @@
+"""The bytes of a chunk: readable by others, and any harm is seen."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import safetensors
+
+from kvjax.store.chunk import PAGE, ChunkFormat, CorruptChunkError
+from tests.store.chains import FORMAT, blob_of, kv_of, names_of
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("layers", [1, 2, 33])
+def test_a_chunk_is_a_safetensors_file(dtype, layers):
+    format, name = ChunkFormat(layers, 2, 4, dtype), names_of(1)[0]
+    blob = blob_of(name, format)
+    assert blob.nbytes == format.nbytes
+    assert format.start % PAGE == 0
+    read = dict(safetensors.deserialize(blob.tobytes()))
+    assert len(read) == 2 * layers
+    for layer, pair in enumerate(kv_of(name, format)):
+        for letter, tensor in zip("kv", pair, strict=True):
+            said = read[f"layers.{layer}.{letter}"]
+            assert said["dtype"] == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+            assert tuple(said["shape"]) == tensor.shape
+            assert said["data"] == tensor.tobytes()
+
+
+def test_what_it_says_of_itself():
+    name = names_of(2)[1]
+    assert ChunkFormat.read(blob_of(name)) == (FORMAT, name)
+
+
+def test_an_unharmed_chunk_is_proven_and_another_ones_is_not():
+    first, second = names_of(2)
+    blob = blob_of(first)
+    FORMAT.check(blob, first)
+    with pytest.raises(CorruptChunkError):
+        FORMAT.check(blob, second)
+    with pytest.raises(CorruptChunkError):
+        ChunkFormat(2, 2, 8, "float32").check(blob, first)
+    with pytest.raises(CorruptChunkError):
+        ChunkFormat(1, 4, 4, "float32").check(blob, first)
+
+
+def test_every_byte_of_the_header_and_a_sample_of_the_rest_counts():
+    name = names_of(1)[0]
+    blob = blob_of(name)
+    tensors = np.random.default_rng(0).integers(FORMAT.start, FORMAT.nbytes, 300)
+    for place in (*range(0, FORMAT.start, 3), *tensors, FORMAT.start - 1, FORMAT.start, FORMAT.nbytes - 1):
+        blob[place] ^= 1 << (int(place) % 8)
+        with pytest.raises(CorruptChunkError):
+            FORMAT.check(blob, name)
+        with pytest.raises(CorruptChunkError):
+            ChunkFormat.read(blob)
+        blob[place] ^= 1 << (int(place) % 8)
+    FORMAT.check(blob, name)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, PAGE - 1, PAGE, PAGE + 1, -2, -1])
+def test_a_cut_or_lengthened_chunk_is_none(length):
+    name = names_of(1)[0]
+    blob = blob_of(name)
+    for harmed in (blob[:length], np.concatenate([blob, np.zeros(1, np.uint8)])):
+        with pytest.raises(CorruptChunkError):
+            FORMAT.check(harmed, name)
+        with pytest.raises(CorruptChunkError):
+            ChunkFormat.read(harmed)
+
+
+@hypothesis.given(st.binary(max_size=300))
+def test_hostile_headers_are_refused(header):
+    for claimed in (len(header), 1 << 62, 0):
+        blob = np.frombuffer(claimed.to_bytes(8, "little") + header, np.uint8)
+        with pytest.raises(CorruptChunkError):
+            ChunkFormat.read(blob)
+
+
+def test_a_header_that_asks_for_huge_tensors_allocates_nothing():
+    name = names_of(1)[0]
+    text = bytes(blob_of(name)[8 : FORMAT.start]).replace(b"[2,256,4]", b"[2000000000,256,4]")
+    blob = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+    with pytest.raises(CorruptChunkError):
+        ChunkFormat.read(blob)
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="positive"):
+        ChunkFormat(0, 1, 1, "float32")
+    with pytest.raises(ValueError, match="one of float32"):
+        ChunkFormat(1, 1, 1, "int8")
