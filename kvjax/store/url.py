@@ -1,0 +1,96 @@
+"""The door to tiers behind a network: one URL says which, where, and under which prefix."""
+
+import re
+from collections.abc import Callable, Mapping
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from kvjax.store.tier import Tier
+
+FORMS = {
+    "gs": "gs://bucket/prefix",
+    "s3": "s3://bucket/prefix?endpoint=http://host:port&region=name",
+    "redis": "redis://user:password@host:port/db?prefix=name",
+    "rediss": "rediss://user:password@host:port/db?prefix=name",
+    "http": "http://host:port/path (read-only)",
+    "https": "https://host/path (read-only)",
+    "mooncake": "mooncake://host:port?metadata=http://host:port/metadata&segment=bytes&buffer=bytes&local=host",
+}
+# Names are made of these and of keys, so that no server has to escape any, nor takes one for a pattern.
+PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+def open_tier(url: str, *, timeout: float = 1.0) -> Tier:
+    """The tier at `url`. Nothing is connected yet: a server that is down is an error of the first call, not of a start.
+
+    Put it into `Guarded`, which keeps it to its deadlines.
+
+    Args:
+        url: one of FORMS. Credentials in it are never printed.
+        timeout: seconds for one call, as far as the tier's library can be held to that.
+
+    Raises:
+        ValueError: the URL has none of the forms; says which there are.
+        ImportError: the package for it is missing; says what to install.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise _wrong("not a URL") from error
+    if parts.scheme not in FORMS:
+        raise _wrong(f"{parts.scheme!r} is no scheme of a tier" if parts.scheme else "no scheme")
+    form = FORMS[parts.scheme]
+    if not parts.hostname:
+        raise _wrong("no bucket" if parts.scheme in ("gs", "s3") else "no host", form)
+    if parts.fragment:
+        raise _wrong("a fragment (#...) means nothing here", form)
+    return OPENERS[parts.scheme](parts, timeout)
+
+
+def _cloud(parts: SplitResult, timeout: float) -> Tier:
+    from kvjax.store.cloud import CloudTier
+
+    form = FORMS[parts.scheme]
+    if "@" in parts.netloc or ":" in parts.netloc:
+        raise _wrong("a bucket has no user and no port; credentials come from the environment", form)
+    options = _options(parts, {"endpoint", "region"} if parts.scheme == "s3" else set())
+    endpoint = options.get("endpoint")
+    if endpoint is not None and not re.fullmatch(r"https?://[^/?#@]+", endpoint):
+        raise _wrong("endpoint must be http(s)://host:port", form)
+    prefix = _prefix(parts.path.strip("/"), form)
+    return CloudTier(
+        parts.scheme, parts.netloc, prefix, endpoint=endpoint, region=options.get("region"), timeout=timeout
+    )
+
+
+OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
+    "gs": _cloud,
+    "s3": _cloud,
+}
+
+
+def _options(parts: SplitResult, known: set[str]) -> dict[str, str]:
+    """The query of a URL, every name in it known and once."""
+    form = FORMS[parts.scheme]
+    try:
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+    except ValueError as error:
+        raise _wrong("its query is not of the form name=value&name=value", form) from error
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise _wrong("an option is given twice", form)
+    if unknown := sorted(options.keys() - known):
+        raise _wrong(f"unknown options {unknown}, known are {sorted(known)}", form)
+    return options
+
+
+def _prefix(prefix: str, form: str) -> str:
+    if prefix and (not PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
+        raise _wrong("a prefix is made of letters, digits and ._- between slashes", form)
+    return prefix
+
+
+def _wrong(what: str, form: str | None = None) -> ValueError:
+    """Says what is wrong and what would be right, without the URL, which may hold a password."""
+    forms = [form] if form else list(FORMS.values())
+    return ValueError(f"the URL of a tier: {what}. It should be like\n  " + "\n  ".join(forms))
