@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ import tensorstore
 
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
+from kvjax.store.names import key_of, object_name
 from kvjax.store.tier import Stored, Tier, TierError
 
 TEMPORARY = ".__lock"  # how TensorStore calls a file that is being written
-KEY = re.compile("[0-9a-f]{64}")
 TIMEOUT = 60.0  # seconds that one write may take
 # A folder that changed just before it was listed may have changed again within one tick of the file system's clock.
 RACY = 0.1
@@ -61,6 +60,7 @@ class DiskTier(Tier):
         self._least_free, self._policy = least_free, policy or LRU()
         self._base = root / FORMAT
         self._mutex = threading.RLock()
+        self._closed = False
         self._listed: dict[str, int] = {}  # the time, in ns, of each folder when it was listed; 0 to list it again
         self._files: dict[str, dict[str, int]] = {}  # bytes of each file of each folder
         with _errors(self._base):
@@ -89,20 +89,21 @@ class DiskTier(Tier):
             return sum(1 for _ in self._policy.order())
 
     def read(self, key: str, into: memoryview) -> bool:
-        with _errors(self._path(key)):
+        path = self._path(key)
+        with _errors(path):
             try:
-                file = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return False
             try:
                 size = os.fstat(file).st_size
                 if size != into.nbytes:
-                    raise TierError("length", f"{self._path(key)} has {size} bytes instead of {into.nbytes}")
+                    raise TierError("length", f"{path} has {size} bytes instead of {into.nbytes}")
                 done = 0
                 while done < size:
                     got = os.preadv(file, [into[done:]], done)
                     if got == 0:
-                        raise TierError("length", f"{self._path(key)} ended after {done} bytes")
+                        raise TierError("length", f"{path} ended after {done} bytes")
                     done += got
                 with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
                     os.utime(file)
@@ -114,11 +115,13 @@ class DiskTier(Tier):
         return True
 
     def contains(self, key: str) -> bool:
-        with _errors(self._path(key)):
-            return self._path(key).is_file()
+        path = self._path(key)
+        with _errors(path):
+            return path.is_file()
 
     def write(self, key: str, blob: memoryview) -> None:
-        with self._alone(), _errors(self._path(key)):
+        path = self._path(key)
+        with self._alone(), _errors(path):
             self._refresh()
             if self._knows(key):
                 return
@@ -126,28 +129,31 @@ class DiskTier(Tier):
             shard = key[:2]
             self._listed[shard] = 0  # whatever becomes of it
             try:
-                self._writer.write(f"{shard}/{key}", blob.tobytes()).result(timeout=TIMEOUT)
+                self._writer.write(object_name(key), blob.tobytes()).result(timeout=TIMEOUT)
             except OSError:
                 raise
             except Exception as error:  # TensorStore says which error in words
                 full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "No space left", "quota"))
-                raise TierError("full" if full else "io", f"{self._path(key)}: {error}") from error
+                raise TierError("full" if full else "io", f"{path}: {error}") from error
             finally:
                 self._sweep(shard)
                 self._refresh()
-            self._path(key).chmod(0o600)
+            path.chmod(0o600)
 
     def delete(self, key: str) -> None:
-        with self._alone(), _errors(self._path(key)):
-            self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        with self._alone(), _errors(path):
+            path.unlink(missing_ok=True)
             self._listed[key[:2]] = 0
             self._refresh()
 
     def scan(self) -> Iterator[Stored]:
+        if self._closed:
+            raise TierError("refused", "the disk tier is closed")
         with _errors(self._base):
             for shard in sorted(self._listed):
                 for entry in os.scandir(self._base / shard):
-                    if KEY.fullmatch(entry.name):
+                    if key_of(f"{shard}/{entry.name}"):
                         with contextlib.suppress(FileNotFoundError):
                             stat = entry.stat()
                             yield Stored(entry.name, _space(stat), stat.st_mtime)
@@ -161,7 +167,10 @@ class DiskTier(Tier):
         }
 
     def close(self) -> None:
-        os.close(self._lock)
+        with self._mutex:
+            if not self._closed:
+                self._closed = True
+                os.close(self._lock)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if it holds more than it may or other than it says. Only while nobody writes."""
@@ -173,8 +182,9 @@ class DiskTier(Tier):
             assert self.used_bytes <= self.most_bytes, f"{self.used_bytes} bytes of {self.most_bytes}"
 
     def _path(self, key: str) -> Path:
-        assert KEY.fullmatch(key), "keys are 64 hexadecimal digits"
-        return self._base / key[:2] / key
+        if self._closed:
+            raise TierError("refused", "the disk tier is closed")
+        return self._base / object_name(key)
 
     def _knows(self, key: str) -> bool:
         return key in self._files.get(key[:2], ())
@@ -229,7 +239,7 @@ class DiskTier(Tier):
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat(follow_symlinks=False)
                     there[entry.name] = _space(stat)
-                    if entry.name not in known and KEY.fullmatch(entry.name):
+                    if entry.name not in known and key_of(f"{shard.name}/{entry.name}"):
                         fresh.append((stat.st_mtime, entry.name))
             for name in known.keys() - there.keys():
                 self._policy.remove(name)

@@ -44,7 +44,7 @@ class HostTier:
         most_bytes: of all slabs; no more is ever allocated.
         chunk_bytes: of one chunk.
         policy: who leaves first.
-        evicted: is told of each chunk that leaves, while its bytes are still there.
+        leaving: is asked of each chunk before it leaves whether it may; a chunk that may not yet stays for now.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class HostTier:
         most_bytes: int,
         chunk_bytes: int,
         policy: EvictionPolicy,
-        evicted: Callable[[Slab], None] = lambda slab: None,
+        leaving: Callable[[Slab], bool] = lambda slab: True,
     ) -> None:
         stride = -(-chunk_bytes // PAGE) * PAGE
         count = most_bytes // stride
@@ -63,7 +63,7 @@ class HostTier:
         begins = [skip + index * stride for index in range(count)]
         self._free = [Slab(self._memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
         self._slabs: dict[str, Slab] = {}
-        self._policy, self._evicted = policy, evicted
+        self._policy, self._leaving = policy, leaving
         self.capacity, self.stride = count, stride
         self.evictions = 0
 
@@ -78,6 +78,10 @@ class HostTier:
         """The chunk, if it is here and ready."""
         slab = self._slabs.get(key)
         return slab if slab is not None and slab.ready else None
+
+    def holds(self, key: str) -> bool:
+        """Whether a chunk is here, or somebody writes it."""
+        return key in self._slabs
 
     def ready(self) -> list[Slab]:
         """Every chunk that may be found."""
@@ -115,12 +119,10 @@ class HostTier:
     def _evict(self) -> bool:
         for key in self._policy.order():
             slab = self._slabs[key]
-            if slab.leases == 0:
-                self._evicted(slab)
-                if slab.leases == 0:  # whoever was told may have taken a lease, to write it elsewhere first
-                    self._drop(slab)
-                    self.evictions += 1
-                    return True
+            if slab.leases == 0 and self._leaving(slab):
+                self._drop(slab)
+                self.evictions += 1
+                return True
         return False
 
     def _drop(self, slab: Slab) -> None:

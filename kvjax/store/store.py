@@ -27,6 +27,7 @@ from kvjax.store.tier import Tier, TierError
 
 logger = logging.getLogger(__name__)
 LOADERS, WRITERS = 4, 2  # threads
+ROOM_WAIT = 5.0
 HOST = "host"
 
 
@@ -49,6 +50,7 @@ class KVStore:
         self._counters = Counters()
         self._fetches: set[Fetch] = set()
         self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each chunk that is being loaded
+        self._backlog: dict[str, None] = {}  # keys to write as soon as others are written, oldest first
         self._writing = 0
         self._most_writes = max(self._host.capacity // 2, 1)  # at once: each holds a lease
         self._loaders = ThreadPoolExecutor(LOADERS, "kvjax-load")
@@ -86,33 +88,38 @@ class KVStore:
         return fetch
 
     def save(self, names: Sequence[ChunkName]) -> Saving:
-        """Places in host memory for those of these chunks that are not there; whoever saves fills them."""
+        """Places in host memory for those of these chunks that are not there; whoever saves fills them.
+
+        With write-back it may wait for older chunks to be written first, but no longer than `ROOM_WAIT` seconds.
+        """
+        deadline = time.monotonic() + ROOM_WAIT
+        slabs = []
         with self.mutex:
             self._reap()
-            slabs = [self._host.take(name.hex) for name in names]
-        missing = sum(slab is None for slab in slabs)
-        if missing:
-            self._counters.add(HOST, "not saved", missing)
+            for name in names:
+                while (slab := self._host.take(name.hex)) is None:
+                    here, left = self._host.holds(name.hex), deadline - time.monotonic()
+                    if here or self.config.write != "write_back" or not self._writing or left <= 0:
+                        if not here:
+                            self._counters.add(HOST, "error full")
+                        break
+                    self._idle.wait(left)
+                slabs.append(slab)
         return Saving(self, names, slabs)
 
     def flush(self, timeout: float) -> bool:
         """Writes what a tier below does not have yet; returns whether all is written within `timeout` seconds."""
-        deadline = time.monotonic() + timeout
         with self.mutex:
-            tried: set[str] = set()
-            while fresh := [slab for slab in self._host.ready() if slab.dirty and slab.key not in tried]:
-                for slab in fresh[: self._most_writes]:
+            for slab in self._host.ready():
+                if slab.dirty:
                     self._write(slab)
-                    tried.add(slab.key)
-                if not self._idle.wait_for(lambda: not self._writing, deadline - time.monotonic()):
-                    return False
-            written = self._idle.wait_for(lambda: not self._writing, max(deadline - time.monotonic(), 0.0))
+            written = self._idle.wait_for(lambda: not (self._writing or self._backlog), timeout)
             return written and not any(slab.dirty for slab in self._host.ready())
 
     def wait(self, timeout: float) -> bool:
         """Waits until nothing is being written or loaded; returns whether that came within `timeout` seconds."""
         with self.mutex:
-            return self._idle.wait_for(lambda: not self._writing and not self._loading, timeout)
+            return self._idle.wait_for(lambda: not (self._writing or self._backlog or self._loading), timeout)
 
     def close(self) -> None:
         """Ends the threads, which finish what they have begun, and closes the tiers. No call may follow."""
@@ -301,17 +308,23 @@ class KVStore:
         if slab.dirty and (config.write == "write_through" or selected):
             self._write(slab)
 
-    def _leaving(self, slab: Slab) -> None:
-        """The host tier is about to let a chunk go."""
+    def _leaving(self, slab: Slab) -> bool:
+        """The host tier wants to let a chunk go: may it?"""
         if slab.dirty and self.config.write == "write_back":
             self._write(slab)
+            return False  # once it is written
+        if self._backlog.pop(slab.key, "") is None:
+            self._counters.add(HOST, "error full")  # slower tiers do not keep up, and never get it
+        return True
 
     def _write(self, slab: Slab) -> None:
+        """Writes a chunk to the tiers below, now or when its turn comes."""
         if slab.writing:
             return
-        if self._writing >= self._most_writes:  # slower tiers do not keep up: the rest stays here only
-            self._counters.add(HOST, "error full")
+        if self._writing >= self._most_writes:
+            self._backlog[slab.key] = None
             return
+        self._backlog.pop(slab.key, None)
         slab.leases, slab.writing = slab.leases + 1, True
         self._writing += 1
         self._writers.submit(self._write_below, slab)
@@ -336,6 +349,12 @@ class KVStore:
             slab.dirty, slab.writing = not written, False
             self._writing -= 1
             self.release(slab)
+            while self._backlog and self._writing < self._most_writes:
+                waiting = self._host.find(next(iter(self._backlog)))
+                if waiting is None:
+                    self._backlog.pop(next(iter(self._backlog)))
+                else:
+                    self._write(waiting)
             self._idle.notify_all()
 
     def _failed(self, tier: Tier, error: TierError) -> None:

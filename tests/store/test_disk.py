@@ -10,6 +10,8 @@ import pytest
 
 from kvjax.store.disk import TEMPORARY, DiskTier
 from kvjax.store.tier import TierError
+from tests.store.contract import TierContract
+from tests.store.contract import fill as filled
 
 SIZE = 4096
 
@@ -44,6 +46,14 @@ def open_disk(tmp_path):
     for tier in tiers:
         tier.check_integrity()
         tier.close()
+
+
+class TestContract(TierContract):
+    overhead = 4096  # a file takes whole blocks
+
+    @pytest.fixture
+    def tier(self, tmp_path):
+        return filled(DiskTier(tmp_path, 1 << 30, least_free=0))
 
 
 def test_what_was_written_is_read_again_by_the_next_process(open_disk):

@@ -1,0 +1,323 @@
+"""The store: what was saved is found, whole or not at all, wherever it went meanwhile and whatever went wrong there."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from kvjax.store.disk import DiskTier
+from kvjax.store.store import KVStore
+from kvjax.store.tier import Tier, TierError
+from tests.store.chains import FORMAT, blob_of, holds, names_of, save, store_of
+from tests.store.memory_tier import MemoryTier
+
+
+class FarTier(MemoryTier):
+    """Counts what it is asked, may be slow, and fails as it is told."""
+
+    def __init__(self, name: str = "remote", seconds: float = 0.0) -> None:
+        super().__init__()
+        self.name, self.seconds = name, seconds
+        self.reads: list[str] = []
+        self.fails: type[BaseException] | None = None
+
+    def read(self, key: str, into: memoryview) -> bool:
+        self.reads.append(key)
+        time.sleep(self.seconds)
+        if self.fails is TierError:
+            raise TierError("io", "told to fail")
+        if self.fails is not None:
+            raise self.fails
+        return super().read(key, into)
+
+
+@pytest.fixture
+def opened():
+    stores = []
+
+    def open_store(*below: Tier, **settings) -> KVStore:
+        stores.append(store_of(*below, **settings))
+        return stores[-1]
+
+    yield open_store
+    for store in stores:
+        assert store.wait(10.0)
+        store.check_integrity()
+        store.close()
+
+
+def found(store: KVStore, names, unit: int = 1) -> int:
+    """How many chunks a fetch brings, each of which is looked at."""
+    done = threading.Event()
+    with store.fetch(names, unit=unit, told=done.set) as fetch:
+        assert done.wait(10)
+        for index in range(fetch.loaded):
+            assert holds(fetch.blob(index), names[index])
+        return fetch.loaded
+
+
+def wait_until(condition) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_what_was_saved_is_found_up_to_the_first_difference(opened):
+    store, names = opened(), names_of(4)
+    save(store, names)
+    assert found(store, names) == 4
+    assert found(store, names_of(4, seed=9)) == 0, "another prompt"
+    assert found(store, [*names[:2], *names_of(2, seed=1)]) == 2
+    assert found(store, names[1:]) == 3
+    assert found(store, []) == 0
+
+
+def test_only_whole_pieces_are_found(opened):
+    store, names = opened(), names_of(5)
+    save(store, names)
+    assert [found(store, names[:count], unit=2) for count in range(6)] == [0, 0, 2, 2, 4, 4]
+
+
+def test_nothing_behind_a_gap_is_found(opened):
+    store, names = opened(), names_of(4)
+    save(store, [names[0], names[1], names[3]])
+    assert found(store, names) == 2
+
+
+def test_salts_share_nothing(opened):
+    store = opened(chunks=9)
+    save(store, names_of(3, salt="a"))
+    assert found(store, names_of(3, salt="b")) == 0
+    assert found(store, names_of(3)) == 0
+
+
+def test_what_was_not_sealed_is_not_found(opened):
+    store, names = opened(), names_of(2)
+    saving = store.save(names)
+    assert found(store, names) == 0
+    assert store.save(names).wanted == (), "somebody is writing them"
+    saving.close()
+    save(store, names)
+    assert found(store, names) == 2
+
+
+def test_the_beginning_of_a_chain_stays_longest(opened):
+    store, old, new = opened(chunks=4), names_of(4), names_of(2, seed=1)
+    save(store, old)
+    assert found(store, old) == 4
+    save(store, new)
+    assert found(store, old) == 2
+    assert found(store, new) == 2
+
+
+def test_no_room_is_no_error(opened):
+    store = opened(chunks=2)
+    save(store, names_of(5))
+    assert store.stats()["host"].chunks == 2
+    with store.fetch(names_of(5), unit=1) as fetch:
+        assert fetch.loaded == 2
+        save(store, names_of(3, seed=1))
+        assert holds(fetch.blob(0), names_of(5)[0])
+    empty = opened(chunks=0)
+    save(empty, names_of(1))
+    assert found(empty, names_of(1)) == 0
+
+
+def test_a_chunk_that_left_the_host_comes_back_from_below(opened):
+    far = FarTier()
+    store, first, second = opened(far, chunks=3), names_of(3), names_of(3, seed=1)
+    for chain in (first, second):
+        save(store, chain)
+        assert store.wait(10.0)
+    assert found(store, first) == 3
+    assert found(store, second) == 3
+    stats = store.stats()
+    assert stats["remote"].written == 6
+    assert stats["remote"].loaded_bytes == 6 * FORMAT.nbytes
+    assert stats["host"].evictions >= 6
+
+
+def test_a_restart_finds_everything_on_the_disk(opened, tmp_path):
+    names = names_of(5)
+    first = store_of(DiskTier(tmp_path, 1 << 30))
+    save(first, names)
+    assert first.flush(10.0)
+    first.close()
+    assert found(opened(DiskTier(tmp_path, 1 << 30)), names) == 5
+
+
+def test_many_who_want_one_chunk_wait_for_one_load(opened):
+    far, names = FarTier(seconds=0.1), names_of(3)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: found(store, names), range(8))) == [3] * 8
+    assert sorted(far.reads) == sorted(name.hex for name in names)
+
+
+def test_a_fetch_may_stop_early_and_keeps_what_it_has(opened):
+    far, names = FarTier(seconds=0.05), names_of(8)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far)
+    with store.fetch(names, unit=1) as fetch:
+        wait_until(lambda: fetch.loaded >= 2)
+        fetch.stop()
+        count = fetch.loaded
+        assert 2 <= count <= 8
+        assert all(holds(fetch.blob(index), names[index]) for index in range(count))
+        assert fetch.done
+    assert store.wait(10.0)
+
+
+def test_a_fetch_that_is_closed_while_it_loads_leaves_nothing_leased(opened):
+    far, names = FarTier(seconds=0.05), names_of(6)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far)
+    store.fetch(names, unit=2).close()
+    fetch = store.fetch(names, unit=2)
+    wait_until(lambda: fetch.loaded)
+    fetch.close()
+    fetch.close()
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_a_harmed_chunk_is_a_miss_and_is_removed(opened, place):
+    far, names = FarTier(), names_of(3)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    harmed = blob_of(names[1])
+    harmed[place] ^= 1
+    far.write(names[1].hex, memoryview(harmed))
+    store = opened(far)
+    assert found(store, names) == 1
+    assert store.stats()["remote"].errors == {"corrupt": 1}
+    assert not far.contains(names[1].hex)
+
+
+def test_a_chunk_under_anothers_key_is_a_miss(opened):
+    far, names = FarTier(), names_of(2)
+    far.write(names[0].hex, memoryview(blob_of(names[1])))
+    far.write(names[1].hex, memoryview(blob_of(names[0])))
+    store = opened(far)
+    assert found(store, names) == 0
+    assert store.wait(10.0)
+    assert store.stats()["remote"].errors == {"corrupt": 2}
+
+
+def test_a_second_tier_helps_out(opened):
+    near, far, names = FarTier("disk"), FarTier("remote"), names_of(3)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    harmed = blob_of(names[1])
+    harmed[-1] ^= 1
+    near.write(names[1].hex, memoryview(harmed))
+    store = opened(near, far)
+    assert found(store, names) == 3
+    assert store.wait(10.0)
+    assert near.contains(names[0].hex), "promoted"
+
+
+@pytest.mark.parametrize("error", [TierError, RuntimeError])
+def test_a_tier_that_fails_is_a_miss(opened, error):
+    far, names = FarTier(), names_of(3)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    far.fails = error
+    store = opened(far)
+    assert found(store, names) == 0
+    assert store.wait(10.0)
+    far.fails = None
+    assert found(store, names) == 3
+
+
+def test_write_back_writes_what_leaves_and_flush_the_rest(opened):
+    far = FarTier()
+    store = opened(far, chunks=4, write="write_back")
+    save(store, names_of(4))
+    assert store.wait(10.0)
+    assert not list(far.scan())
+    save(store, names_of(2, seed=1))  # no room before the oldest are written
+    assert store.wait(10.0)
+    assert len(list(far.scan())) >= 2
+    assert store.stats()["host"].chunks == 4
+    assert store.flush(10.0)
+    assert len(list(far.scan())) == 6
+    assert found(store, names_of(4)) == 4
+
+
+def test_write_through_selective_writes_what_is_found_again(opened):
+    far, names = FarTier(), names_of(3)
+    store = opened(far, write="write_through_selective", selective_hits=2)
+    save(store, names)
+    assert found(store, names[:2]) == 2
+    assert store.wait(10.0)
+    assert not list(far.scan())
+    assert found(store, names[:1]) == 1
+    assert store.wait(10.0)
+    assert [stored.key for stored in far.scan()] == [names[0].hex]
+
+
+def test_a_temporary_promotion_leaves_with_its_last_lease(opened):
+    far, names = FarTier(), names_of(2)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far, promotion="temporary")
+    assert found(store, names) == 2
+    assert store.stats()["host"].chunks == 0
+    assert found(store, names) == 2
+
+
+def test_a_full_disk_costs_nothing_but_the_chunk(opened, tmp_path):
+    store = opened(DiskTier(tmp_path, FORMAT.nbytes // 2, least_free=0))
+    save(store, names_of(3))
+    assert not store.flush(10.0)
+    assert found(store, names_of(3)) == 3
+    assert store.stats()["disk"].errors["full"] >= 3
+
+
+def test_the_planner_leaves_a_slow_tier_after_the_first_piece(opened):
+    far, names = FarTier(seconds=0.1), names_of(8)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far)
+    for index in range(4):
+        store.planner.computed(index, 0.02)
+    assert found(store, names, unit=2) in (2, 4)  # with four threads the second piece may be there already
+    assert store.wait(10.0)
+    fresh = opened(far)
+    fresh.planner = store.planner
+    assert found(fresh, names, unit=2) == 0
+
+
+def test_a_forgotten_fetch_loses_its_leases(opened, monkeypatch):
+    store = opened(chunks=2)
+    save(store, names_of(2))
+    lost = store.fetch(names_of(2), unit=1)
+    lost.deadline = time.monotonic() - 1
+    save(store, names_of(2, seed=1))
+    with pytest.raises(Exception, match="was held for more than"):
+        lost.blob(0)
+    assert found(store, names_of(2, seed=1)) == 2
+
+
+def test_reads_never_see_a_slab_that_was_given_away(opened):
+    """Threads save, fetch and compare on a host tier that is always full."""
+    far = FarTier()
+    store = opened(far, chunks=6)
+    chains = [names_of(3, seed=seed) for seed in range(6)]
+
+    def turn(number: int) -> int:
+        rng = np.random.default_rng(number)
+        for _ in range(10):
+            chain = chains[rng.integers(len(chains))]
+            save(store, chain) if rng.random() < 0.4 else found(store, chain)
+        return number
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(turn, range(6))) == list(range(6))
