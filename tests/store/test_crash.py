@@ -1,0 +1,139 @@
+"""`kill -9` at any instant: what was written is served afterwards, nothing else is, and no space leaks.
+
+A child writes chunks and says of each that it is written; it is killed, or kills itself at a certain step.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvjax.store.chunk import ChunkFormat
+from kvjax.store.disk import DiskTier
+from tests.store.chains import FORMAT, blob_of, names_of
+
+CAP = 12 * FORMAT.nbytes
+# a fork of a process that never opened TensorStore: a child begins in milliseconds
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.store.test_crash"])
+
+
+def kill_at(step: str, tier: DiskTier) -> None:
+    """Has this process kill itself at a step of the write that comes next."""
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def then_die(function, seconds=0.0):
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            time.sleep(seconds)
+            die()
+            return result
+
+        return wrapped
+
+    if step == "before room is made":
+        tier._make_room = die
+    elif step == "room is made":
+        tier._make_room = then_die(tier._make_room)
+    elif step.startswith("writing"):
+        begun = tier._writer.write
+        tier._writer = type("Writer", (), {"write": staticmethod(then_die(begun, float(step.split()[1]) / 1e3))})
+    elif step == "renamed":
+        Path.chmod = die
+    elif step == "counted":
+        tier._refresh = then_die(tier._refresh)
+    else:
+        raise AssertionError(step)
+
+
+STEPS = [
+    "before room is made",
+    "room is made",
+    *(f"writing {milliseconds}" for milliseconds in (0, 0.1, 0.3, 1, 2, 5)),
+    "renamed",
+    "counted",
+]
+
+
+def write_and_say(folder: Path, seed: int, said: Connection, step: str | None, after: int) -> None:
+    tier = DiskTier(folder, CAP, least_free=0)
+    for number, name in enumerate(names_of(10_000, seed=seed)):
+        if step is not None and number == after:
+            kill_at(step, tier)
+        tier.write(name.hex, memoryview(blob_of(name)))
+        said.send_bytes(name.key)
+
+
+def crash(folder: Path, seed: int, *, seconds: float = 60.0, step: str | None = None, after: int = 0) -> list[str]:
+    """Runs a child until it dies; returns the keys that it said were written."""
+    hear, say = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=write_and_say, args=(folder, seed, say, step, after))
+    child.start()
+    say.close()
+    said, until = [], None
+    try:
+        while until is None or time.monotonic() < until:
+            if hear.poll(0.001 if until else 20.0):
+                said.append(hear.recv_bytes().hex())
+                until = until or time.monotonic() + seconds
+    except EOFError:
+        pass
+    child.kill()
+    child.join()
+    try:  # what it said between the last look and its end
+        while hear.poll():
+            said.append(hear.recv_bytes().hex())
+    except EOFError:
+        pass
+    assert child.exitcode == -signal.SIGKILL
+    return said
+
+
+def check(folder: Path, said: list[str], names: dict[str, object]) -> None:
+    """Opens the folder as the next server does, and looks at everything that is there."""
+    began = time.monotonic()
+    tier = DiskTier(folder, CAP, least_free=0)
+    assert time.monotonic() - began < 5
+    tier.check_integrity()
+    there = {stored.key for stored in tier.scan()}
+    fit = CAP // FORMAT.nbytes
+    # the newest that fit are there; room for one more may have been made when it ended
+    assert set(said[-(fit - 1) :]) <= there, "a chunk is lost"
+    for key in there:
+        buffer = bytearray(FORMAT.nbytes)
+        assert tier.read(key, memoryview(buffer))
+        assert ChunkFormat.read(np.frombuffer(buffer, np.uint8)) == (FORMAT, names[key]), "a chunk is harmed"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    assert {path.name for path in files} == there, "something else is left"
+    tier.close()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [0, 15])
+def test_killed_at_a_step_of_a_write(tmp_path, step, after):
+    names = {name.hex: name for name in names_of(100)}
+    said = crash(tmp_path, 0, step=step, after=after)
+    assert len(said) in (after, after + 1)
+    check(tmp_path, said, names)
+
+
+@pytest.mark.parametrize(
+    "kills", [30, pytest.param(300, marks=pytest.mark.slow(reason="300 processes are started and killed"))]
+)
+def test_killed_at_random(tmp_path, kills):
+    rng, names = random.Random(kills), {}
+    for seed in range(kills):
+        names |= {name.hex: name for name in names_of(2000, seed=seed)}
+        said = crash(tmp_path, seed, seconds=rng.uniform(0.0, 0.05))
+        assert said
+        check(tmp_path, said, names)
+        for key in [key for key in names if not (tmp_path / "kvjax-kv-1" / key[:2] / key).exists()]:
+            del names[key]
