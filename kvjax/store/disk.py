@@ -156,7 +156,7 @@ class DiskTier(Tier):
                     if key_of(f"{shard}/{entry.name}"):
                         with contextlib.suppress(FileNotFoundError):
                             stat = entry.stat()
-                            yield Stored(entry.name, _space(stat), stat.st_mtime)
+                            yield Stored(entry.name, stat.st_size, stat.st_mtime)
 
     def held(self) -> dict[str, Any]:
         return {

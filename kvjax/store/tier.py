@@ -28,7 +28,7 @@ class Stored:
     """One object of a tier.
 
     Attributes:
-        nbytes: what it takes of the tier's space.
+        nbytes: its length; 0 where the tier does not know it without reading it.
         used: when it was last read or written, in seconds since 1970; 0 where the tier does not know.
     """
 
@@ -87,6 +87,18 @@ class Tier(abc.ABC):
         Raises:
             TierError: the tier cannot list what it holds.
         """
+
+    def load(self, key: str) -> bytes | None:
+        """A whole object of a length that nobody knows before; None if it is not there. For tools, not for speed.
+
+        Raises:
+            TierError: as `read`; or the tier cannot do this.
+        """
+        for stored in self.scan():
+            if stored.key == key and stored.nbytes:
+                blob = bytearray(stored.nbytes)
+                return bytes(blob) if self.read(key, memoryview(blob)) else None
+        return None
 
     def held(self) -> dict[str, Any]:
         """What the tier knows of its state, by the names of `TierStats`; {} where it knows nothing."""

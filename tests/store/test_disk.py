@@ -49,8 +49,6 @@ def open_disk(tmp_path):
 
 
 class TestContract(TierContract):
-    overhead = 4096  # a file takes whole blocks
-
     @pytest.fixture
     def tier(self, tmp_path):
         return filled(DiskTier(tmp_path, 1 << 30, least_free=0))
