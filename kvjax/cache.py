@@ -58,17 +58,24 @@ class Workspace:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What a request may have of one layer: numbers for one slot, or for each an array, or specs.
+    """What a request may have of one layer: numbers for one slot, arrays for all, or specs of these.
 
     Attributes:
+        keep: most tokens that stage 1 keeps.
+        tokens: most entries that stage 2 attends to.
+        dense: with at most so many entries a step reads them all.
         begin: where the last turn of its conversation begins: stage 1 looks from there on only. 0 for anywhere.
     """
 
+    keep: Any  # [B] int32
+    tokens: Any  # [B] int32
+    dense: Any  # [B] int32
     begin: Any  # [B] int32
 
     @classmethod
     def declare(cls, slots: int) -> "Terms":
-        return cls(ArraySpec((slots,), jnp.int32, (None,)))
+        number = ArraySpec((slots,), jnp.int32, (None,))
+        return cls(number, number, number, number)
 
 
 @jax.tree_util.register_dataclass

@@ -29,11 +29,16 @@ def filled_entries(positions: Int[Array, "B K C"], entries: Int[Array, "B"]) -> 
     return (positions >= 0) & (jnp.arange(positions.shape[2]) < entries[:, None, None])
 
 
-def choose(scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int) -> Selection:
-    """The best `count` eligible units of each row, of equal ones the earlier."""
+def choose(
+    scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int, most: Int[Array, "B"] | None = None
+) -> Selection:
+    """The best `count` eligible units of each row, of equal ones the earlier; of a slot at most its `most` of them."""
     scores = jnp.where(scores == 0, 0, scores)  # top-k would put 0 before -0, which are equal
     values, units = jax.lax.top_k(jnp.where(eligible, scores, -jnp.inf), min(count, scores.shape[2]))
-    return Selection(units, values > -jnp.inf)
+    chosen = values > -jnp.inf
+    if most is not None:
+        chosen &= jnp.arange(chosen.shape[2]) < most[:, None, None]
+    return Selection(units, chosen)
 
 
 def attend_selected(

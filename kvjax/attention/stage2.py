@@ -87,16 +87,17 @@ class Stage2(abc.ABC):
         bounds: Float[Array, "B K P 2 D"] | None,
         filled: Bool[Array, "B K C"],
         entries: Int[Array, "B"],
+        tokens: Int[Array, "B"] | None = None,
         *,
         scale: float,
     ) -> Selection:
-        """The units that each row reads, at most `tokens` entries."""
+        """The units that each row reads, at most `self.tokens` entries, and of each slot at most `tokens`."""
         scores = self.score(q, k, bounds, filled, scale=scale)
         eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
         if self.newest:
             newest = (entries - 1) // self.unit
             scores = jnp.where(jnp.arange(scores.shape[2]) == newest[:, None, None], jnp.inf, scores)
-        return choose(scores, eligible, self.tokens // self.unit)
+        return choose(scores, eligible, self.tokens // self.unit, None if tokens is None else tokens // self.unit)
 
     def attend(
         self,
@@ -108,6 +109,8 @@ class Stage2(abc.ABC):
         bounds: Float[Array, "B K P 2 D"] | None,
         *,
         scale: float,
+        tokens: Int[Array, "B"] | None = None,
+        dense: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B H D"]:
         """Attends one token a slot to the entries it selects; the token's own key is already in the view.
 
@@ -115,20 +118,21 @@ class Stage2(abc.ABC):
             positions: the token position of each entry; negative where the view is empty.
             entries: leading entries of a slot that may be filled, 0 for a slot that is not decoding.
             scale: multiplies q.k before the softmax.
+            tokens, dense: of each slot, at most those of the method, which they are where not given.
         """
         slots, heads, head_dim = q.shape
         grouped = q.reshape(slots, k.shape[1], heads // k.shape[1], head_dim)
         filled = filled_entries(positions, entries)
-        chosen = self.select(grouped, k, bounds, filled, entries, scale=scale)
+        chosen = self.select(grouped, k, bounds, filled, entries, tokens, scale=scale)
         out = attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
         if self.dense == 0:
             return out
         # costs a slot nothing that is not dense: none of its entries are read, and its answer stays what it was
-        dense = entries <= self.dense
+        few = entries <= (self.dense if dense is None else dense)
         whole = decode_attention(
-            q, k, v, positions, jnp.max(positions, axis=(1, 2)), jnp.where(dense, entries, 0), scale=scale
+            q, k, v, positions, jnp.max(positions, axis=(1, 2)), jnp.where(few, entries, 0), scale=scale
         )
-        return jnp.where(dense[:, None, None], whole, out)
+        return jnp.where(few[:, None, None], whole, out)
 
     def kept_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
         """Bytes of one kv head's view: K, V and the pages' summary."""

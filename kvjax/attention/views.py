@@ -45,6 +45,7 @@ def install(
         capacity=view.k.shape[2],
         scale=scale,
         turn=length - terms.begin,
+        budget=terms.keep,
     )
     kept = gather(workspace, positions)
     view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
@@ -103,11 +104,14 @@ def attend(
     entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
     if plan.stage2 is None:
         return decode_attention(q, view.k, view.v, view.positions, position, entries, scale=scale, window=window)
-    return plan.stage2.attend(q, view.k, view.v, view.positions, entries, view.bounds, scale=scale)
+    tokens, dense = (None, None) if view.terms is None else (view.terms.tokens, view.terms.dense)
+    return plan.stage2.attend(
+        q, view.k, view.v, view.positions, entries, view.bounds, scale=scale, tokens=tokens, dense=dense
+    )
 
 
 def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
-    """Cuts a slot back to `keep` entries, as its last queries choose: so an output may be longer than a view.
+    """Cuts a slot back to what its terms keep, as its last queries choose: so an output may be longer than a view.
 
     What a view has dropped does not come back: the choice is among what it holds.
 
@@ -122,7 +126,14 @@ def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Arra
     queries = last_queries(queries, length)
     # entries are in the order of their positions, the window's last: their index serves as a position
     index = plan.stage1.select(
-        queries, k, used, keep=plan.keep, capacity=k.shape[1], scale=scale, turn=length - terms.begin
+        queries,
+        k,
+        used,
+        keep=plan.keep,
+        capacity=k.shape[1],
+        scale=scale,
+        turn=length - terms.begin,
+        budget=terms.keep,
     )
     kept = gather(Workspace(k, v), index)
     positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)

@@ -1,11 +1,12 @@
 """Every cache of an engine, declared once from a model and a layout: allocation, memory and the steps follow it."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 
 from kvjax.attention.methods import Demand, LayerPlan, find_method
-from kvjax.budget import BudgetProfile, ModelFingerprint
+from kvjax.budget import LEAST_TOKEN_BUDGET, BudgetProfile, ModelFingerprint
 from kvjax.cache import View, Workspace
 from kvjax.engine.config import Layout
 from kvjax.models import DecoderConfig
@@ -51,6 +52,58 @@ class Caches:
             )
         plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
         return cls(model, layout, profile, plans, method.multi_turn)
+
+    def within(self, token_budget: int | None) -> "Caches":
+        """What a request of a smaller token budget keeps and reads: as an engine of that budget would, by these pages.
+
+        The arrays are still those declared here. None is the engine's own budget.
+
+        Raises:
+            ValueError: it is larger, or needs other shapes; says which budgets a request may have.
+        """
+        own = self.layout.token_budget
+        if token_budget is None or token_budget == own:
+            return self
+        if own is None:
+            source = "has no budget" if self.layout.budgets is None else f"has the budgets of {self.layout.budgets}"
+            raise ValueError(f"token_budget={token_budget}: this engine {source}, and none a request: leave it out")
+        least = self._least_budget
+        if least == own:
+            raise ValueError(
+                f"token_budget={token_budget}: what is compiled for {self.layout.method!r} with a budget of {own} "
+                f"serves no other: give {own}, or leave it out"
+            )
+        if not least <= token_budget <= own:
+            raise ValueError(
+                f"token_budget={token_budget} is outside [{least}, {own}], of which {own} is this engine's: give one "
+                "within, or leave it out"
+            )
+        return self._smaller(token_budget)
+
+    @functools.cached_property
+    def _least_budget(self) -> int:
+        """The smallest token budget of a request; the engine's own if there is no smaller one."""
+        low, high = LEAST_TOKEN_BUDGET, self.layout.token_budget or 0
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                self._smaller(middle)
+            except ValueError:
+                low = middle + 1
+            else:
+                high = middle
+        return high
+
+    def _smaller(self, token_budget: int) -> "Caches":
+        method, layout = find_method(self.layout.method), dataclasses.replace(self.layout, token_budget=token_budget)
+        windows, context = [layer.window for layer in self.model.layers], layout.max_model_len
+        page_size = max(plan.page_size for plan in self.plans) or None
+        demand = Demand(windows, context, layout.room, token_budget, self.model.head_dim, page_size)
+        profile = method.profile(demand)
+        plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
+        if not all(ours.serves(theirs) for ours, theirs in zip(self.plans, plans, strict=True)):
+            raise ValueError(f"token_budget={token_budget} needs other shapes than this engine's: leave it out")
+        return Caches(self.model, layout, profile, plans, self.multi_turn)
 
     @property
     def groups(self) -> tuple[range, ...]:

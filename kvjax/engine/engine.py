@@ -186,7 +186,8 @@ class Engine:
 
         Raises:
             ContextLengthExceededError: prompt and `max_tokens` exceed `max_model_len`.
-            ValueError: the prompt is empty or holds a token that the model does not have.
+            ValueError: the prompt is empty or holds a token that the model does not have, or the engine does not serve
+                a token budget (`Caches.within`).
             QueueFullError: there is no place left.
             EngineDeadError: the engine has failed.
         """
@@ -329,7 +330,8 @@ class Engine:
         if wanted > room:
             raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
         selected = min(params.select_after or len(prompt), len(prompt))
-        view = None if self.layout.reselect else self._caches.room(selected)
+        caches = self._caches.within(params.token_budget)
+        view = None if self.layout.reselect else caches.room(selected)
         if view is None:
             return wanted
         view -= len(prompt) - selected
@@ -344,6 +346,7 @@ class Engine:
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
+        caches = self._caches.within(params.token_budget)
         request = ActiveRequest(
             request_id,
             np.asarray(prompt, np.int32),
@@ -354,7 +357,8 @@ class Engine:
             limit=limit,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
-            view_fraction=self._caches.kept_bytes(len(prompt)) / self._caches.full_bytes(len(prompt)),
+            plans=caches.plans,
+            view_fraction=caches.kept_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)
         return request

@@ -10,6 +10,7 @@ from kvjax.attention.methods import LayerPlan
 class Fill:
     """Entries in the views of layers that choose tokens; the others never fill up before the context ends.
 
+    A slot's view is full when the plans of its request say so, which may be before the array is.
     A slot that decodes gains one entry a step, and one that has ended on the device is counted on until it is freed.
 
     Attributes:
@@ -18,15 +19,17 @@ class Fill:
 
     def __init__(self, plans: Sequence[LayerPlan], slots: int) -> None:
         self._layers = [layer for layer, plan in enumerate(plans) if plan.stage1 is not None]
-        self._keep = np.array([plans[layer].keep for layer in self._layers], np.int64)[:, None]
-        self._capacity = np.array([plans[layer].capacity for layer in self._layers], np.int64)[:, None]
-        self._used = np.zeros((len(self._layers), slots), np.int64)
+        self._keep, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
         self.length = np.zeros(slots, np.int64)
+        for slot in range(slots):
+            self.installed(slot, 0, plans)
 
-    def installed(self, slot: int, length: int) -> None:
-        """A prompt has entered the slot's views."""
+    def installed(self, slot: int, length: int, plans: Sequence[LayerPlan]) -> None:
+        """A prompt has entered the slot's views, by the plans of its request."""
         self.length[slot] = length
-        self._used[:, slot] = np.minimum(self._keep[:, 0], length)
+        self._keep[:, slot] = [plans[layer].keep for layer in self._layers]
+        self._capacity[:, slot] = [plans[layer].capacity for layer in self._layers]
+        self._used[:, slot] = np.minimum(self._keep[:, slot], length)
 
     def full(self, alive: np.ndarray) -> Iterator[tuple[int, int]]:
         """Layer and slot of every full view, of the slots that are `alive` [B]."""
@@ -36,7 +39,7 @@ class Fill:
     def reselected(self, layer: int, slot: int) -> None:
         """The view has been cut back to what it keeps."""
         row = self._layers.index(layer)
-        self._used[row, slot] = self._keep[row, 0]
+        self._used[row, slot] = self._keep[row, slot]
 
     def advance(self, alive: np.ndarray, count: int) -> int:
         """Counts up to `count` steps, no more than the fullest view has room for (but one); returns how many."""
@@ -45,3 +48,8 @@ class Fill:
         self._used[:, alive] += count
         self.length[alive] += count
         return count
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if a view holds more than its request may have. Not for views that are never cut."""
+        assert (self._used <= self._capacity).all(), (self._used, self._capacity)
+        assert (self._keep < self._capacity).all(), (self._keep, self._capacity)

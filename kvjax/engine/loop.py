@@ -194,6 +194,7 @@ class EngineLoop:
             slot,
             params.select_after,
             request.cache_salt,
+            plans=request.plans,
             turn=params.turn,
             reuse=params.prompt_logprobs is None,
         )

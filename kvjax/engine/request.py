@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kvjax.budget import LEAST_TOKEN_BUDGET
+
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_STOP_STRINGS = 16
@@ -46,6 +48,7 @@ class SamplingParams:
         select_after: choose what the views keep after so many tokens of the prompt, and read the others through the
             views: as if they came later, when what was not kept is gone. None chooses after the whole prompt.
         kept: report which tokens each layer kept of the prompt.
+        token_budget: keep and read as an engine of this budget would, at most that of the engine; None is its own.
         turn: tokens at the prompt's end that are new since the last answer of its conversation; None for all of them.
             Methods of several turns ("rocketkv-mt") choose with the queries of these alone.
     """
@@ -68,9 +71,12 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     select_after: int | None = None
     kept: bool = False
+    token_budget: int | None = None
     turn: int | None = None
 
     def __post_init__(self) -> None:
+        if self.token_budget is not None:
+            _bounded("token_budget", self.token_budget, LEAST_TOKEN_BUDGET, 2**31 - 1)
         if self.turn is not None:
             _bounded("turn", self.turn, 1, 2**31 - 1)
         if self.select_after is not None:

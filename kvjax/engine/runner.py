@@ -7,6 +7,7 @@ from several threads: the engine's thread owns the runner.
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from kvjax import cache
+from kvjax.attention.methods import LayerPlan
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.caches import Caches
@@ -37,6 +39,8 @@ class Prefill:
         hidden: hidden states of all positions [T, E] before layer group `group`.
         size: tokens of a piece; `piece` is the next one of that group.
         groups: layer groups in all.
+        plans: what each layer keeps of this prompt, and reads of it a step: the runner's, or what smaller numbers make
+            of them.
         begin: position at which the last turn begins; 0 where the views are to be chosen by whatever comes last.
         reused: KV of the first pieces from an earlier prompt: these are not computed.
         keys: of all whole pieces, by which later prompts find them; `kept` is the KV of those that are not reused,
@@ -51,6 +55,7 @@ class Prefill:
     hidden: jax.Array
     size: int
     groups: int
+    plans: Sequence[LayerPlan]
     begin: int = 0
     reused: list[Piece] = dataclasses.field(default_factory=list)
     keys: list[bytes] = dataclasses.field(default_factory=list)
@@ -134,6 +139,7 @@ class Runner:
         select_after: int | None = None,
         salt: str = "",
         *,
+        plans: Sequence[LayerPlan] | None = None,
         turn: int | None = None,
         reuse: bool = True,
     ) -> Prefill:
@@ -143,6 +149,7 @@ class Runner:
             select_after: the views are selected after so many tokens, and the rest is read through them. Where no
                 view chooses, that is what they do anyway.
             salt: prompts of different salts never share KV.
+            plans: those of `Caches.within`, for a request with a token budget of its own.
             turn: tokens of the conversation's last turn, at the end of the prompt. It matters to methods of several
                 turns, if it begins before the selection.
             reuse: whether KV of earlier prompts may take the place of computing it. Their hidden states do not come
@@ -156,7 +163,8 @@ class Runner:
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
         size = min(self.layout.piece, bucket)
-        prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), begin)
+        plans = self.caches.plans if plans is None else plans
+        prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin)
         if self._history is not None and prefill.size == self.layout.piece:
             prefill.keys = list(self._history.keys(tokens, salt))
             # the last queries, and the hidden state of the last token, are always computed
@@ -189,14 +197,13 @@ class Runner:
             return
         views = list(self.views)
         for place, layer in enumerate(group):
-            plan = self.caches.plans[layer]
-            terms = plan.terms(prefill.begin)
+            plan, terms = self.caches.plans[layer], prefill.plans[layer].terms(prefill.begin)
             views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, terms)
             self.views = tuple(views)
         self._keep(prefill, workspace)
         prefill.piece, prefill.group = len(prefill.reused), prefill.group + 1
         if prefill.group == prefill.groups:
-            self._fill.installed(prefill.slot, prefill.length)
+            self._fill.installed(prefill.slot, prefill.length, prefill.plans)
 
     def _restore(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Puts the reused pieces of a group into its workspaces."""
@@ -337,6 +344,8 @@ class Runner:
         """
         if self._history is not None:
             self._history.check_integrity()
+        if self.layout.reselect:
+            self._fill.check_integrity()
         for view in self.views:
             used, filled = np.asarray(view.used), (np.asarray(view.positions) >= 0).sum(axis=-1)
             expected = np.minimum(used, view.positions.shape[-1])[:, None]

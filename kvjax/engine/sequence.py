@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from kvjax.attention.methods import LayerPlan
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class ActiveRequest:
         limit: most tokens it may generate.
         seed: of its draws.
         cached_tokens: of the prompt, whose KV came from an earlier one of the same `cache_salt`.
+        plans: what each layer keeps and reads, where the request has a token budget of its own.
         view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
         finished: the last delta is out; whatever the device still produces for it is ignored.
@@ -41,6 +43,7 @@ class ActiveRequest:
         endings: tuple[int, ...],
         limit: int,
         seed: int,
+        plans: Sequence[LayerPlan] | None = None,
         view_fraction: float = 1.0,
         cache_salt: str = "",
     ) -> None:
@@ -50,6 +53,7 @@ class ActiveRequest:
         self.endings = endings
         self.limit = limit
         self.seed = seed
+        self.plans = plans
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
         self.cached_tokens = 0

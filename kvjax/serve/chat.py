@@ -96,6 +96,7 @@ def chat_routes(service: Service) -> APIRouter:
         service.warn_unknown(body.unknown())
         require_template(service.engine.tokenizer)
         service.check_bias(body)
+        service.check_budget(body.token_budget)
         sampling = [body.sampling(index) for index in range(body.choices)]
         with contextlib.ExitStack() as resources:
             reservation = resources.enter_context(service.admit(body.choices))

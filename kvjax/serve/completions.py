@@ -90,6 +90,7 @@ def completion_routes(service: Service) -> APIRouter:
             if isinstance(prompt, list):
                 service.check_tokens(prompt, param="prompt")
         service.check_bias(body)
+        service.check_budget(body.token_budget)
         sampling = [
             body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None) for index in range(body.choices)
         ]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from kvjax.budget import LEAST_TOKEN_BUDGET
 from kvjax.engine.request import MAX_LOGPROBS, MAX_STOP_LENGTH
 from kvjax.serve.limits import MAX_CHOICES
 
@@ -56,5 +57,6 @@ LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Integral]
 ChoiceCount = Annotated[int, Field(ge=1, le=MAX_CHOICES), Integral]
 Natural = Annotated[int, Field(ge=0, le=INT32_MAX), Integral]
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX), Integral]
+TokenBudget = Annotated[int, Field(ge=LEAST_TOKEN_BUDGET, le=INT32_MAX), Integral]
 TopK = Annotated[int, Field(ge=-1, le=INT32_MAX), Integral]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integral]

@@ -35,6 +35,7 @@ from kvjax.serve.fields import (
     Seed,
     StopString,
     TextOnly,
+    TokenBudget,
     TokenId,
     TopK,
     together,
@@ -113,6 +114,11 @@ class GenerationRequest(Body):
         description="Choose what the views keep after so many tokens of the prompt, at most all of them; the others "
         "are read through the views, as if they came later. Not beside `echo` with `logprobs`.",
     )
+    token_budget: TokenBudget | None = Field(
+        None,
+        description="Keep and read as a server of this `--token-budget` would: at most the server's, and as little as "
+        "its method takes.",
+    )
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -171,6 +177,7 @@ class GenerationRequest(Body):
                 prompt_logprobs=prompt_logprobs,
                 select_after=self.select_after,
                 kept=bool(self.return_kept),
+                token_budget=self.token_budget,
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error

@@ -92,6 +92,13 @@ class Service:
                 param="select_after",
             )
 
+    def check_budget(self, token_budget: int | None) -> None:
+        """Raises ApiError (400) for a `token_budget` that the engine's views cannot be cut to."""
+        try:
+            self.engine.caches.within(token_budget)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="token_budget") from error
+
     def check_tokens(self, ids: list[int], *, param: str) -> None:
         """Raises ApiError (400) for a token id outside the vocabulary."""
         size = self.engine.vocab_size

@@ -309,6 +309,11 @@ class FakeCaches:
             LayerPlan(context),
         )
 
+    def within(self, token_budget: int | None) -> "FakeCaches":
+        if token_budget is not None and not 32 <= token_budget <= 64:
+            raise ValueError(f"token_budget={token_budget} is outside [32, 64], give one within")
+        return self
+
     def full_bytes(self, length: int) -> int:
         return 200 * length
 

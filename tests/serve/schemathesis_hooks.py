@@ -11,6 +11,7 @@ PARAMS = {
     "min_tokens",
     "logit_bias",
     "select_after",
+    "token_budget",
     "seed",
 }  # the seed's bounds are no doubles, as which they are compared
 

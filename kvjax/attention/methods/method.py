@@ -22,6 +22,7 @@ class Demand:
         room: entries of a view that stay free for generated tokens (N).
         token_budget: KV pairs for each kv head, layer and step (t); what they pay for is the method's to say.
         head_dim: of the model (D).
+        page_size: entries of a page of the views' summary, where they are settled; None leaves them to the method.
     """
 
     windows: Sequence[int | None]
@@ -29,6 +30,7 @@ class Demand:
     room: int
     token_budget: int
     head_dim: int
+    page_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,19 @@ class LayerPlan:
         return self.stage1 is not None or self.stage2 is not None
 
     def terms(self, begin: int = 0) -> Terms:
-        """Of a request whose last turn begins at position `begin`."""
-        return Terms(np.int32(begin))
+        """Of a request that this is the plan of, and whose last turn begins at position `begin`."""
+        tokens, dense = (0, 0) if self.stage2 is None else (self.stage2.tokens, self.stage2.dense)
+        return Terms(*(np.int32(number) for number in (self.keep, tokens, dense, begin)))
+
+    def serves(self, other: "LayerPlan") -> bool:
+        """Whether steps compiled for this plan can follow another one: the same stages, none of its numbers larger."""
+        ours, theirs = self.stage2, other.stage2
+        if ours is not None and theirs is not None:
+            if theirs.tokens > ours.tokens or theirs.dense > ours.dense:
+                return False
+            theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense=ours.dense)
+        smaller = other.capacity <= self.capacity and other.keep <= self.keep
+        return smaller and self.stage1 == other.stage1 and ours == theirs
 
     def kept(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""

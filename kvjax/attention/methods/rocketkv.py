@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from kvjax.attention.methods.method import Demand, Method
 from kvjax.attention.stage1 import Observation, Stage1
@@ -54,7 +55,8 @@ class RocketKV(RocketKVFaithful):
     def profile(self, demand: Demand) -> BudgetProfile:
         split = self._split(demand)
         if split.stage2_tokens is not None:
-            split = paged(split, demand.token_budget, demand.room + self.window)
+            pages = PAGES if demand.page_size is None else (demand.page_size,)
+            split = paged(split, demand.token_budget, demand.room + self.window, pages)
         return BudgetProfile.uniform(demand.windows, demand.context, split)
 
     def stage2(self, budget: LayerBudget) -> Stage2 | None:
@@ -98,7 +100,7 @@ def hybrid_tokens(budget: LayerBudget) -> HybridTokens:
     return HybridTokens(tokens, budget.head_dims, budget.page_size, dense=2 * tokens)
 
 
-def paged(budget: LayerBudget, token_budget: int, least: int) -> LayerBudget:
+def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequence[int] = PAGES) -> LayerBudget:
     """A budget whose stage 2 reads whole pages within a token budget: two pages' summaries cost as much as one token.
 
     The smallest page whose summaries take at most half of the traffic, if that leaves enough pages to read. Where no
@@ -106,16 +108,22 @@ def paged(budget: LayerBudget, token_budget: int, least: int) -> LayerBudget:
 
     Args:
         least: entries that a view needs at any rate.
+        page_sizes: to choose from, the smallest first.
 
     Raises:
-        ValueError: the smaller view would have fewer.
+        ValueError: the smaller view would have fewer, or the budget does not pay for `FEWEST_PAGES` of any size.
     """
-    for page in PAGES:
+    for page in page_sizes:
         summaries = math.ceil(math.ceil(budget.capacity / page) / 2)
         tokens = (token_budget - summaries) // page * page
         if 2 * summaries <= token_budget and tokens >= FEWEST_PAGES * page:
             return dataclasses.replace(budget, stage2_tokens=tokens, page_size=page, head_dims=None)
-    page = max(page for page in PAGES if 2 * FEWEST_PAGES * page <= token_budget)
+    page = max((page for page in page_sizes if 2 * FEWEST_PAGES * page <= token_budget), default=0)
+    if not page:
+        raise ValueError(
+            f"token_budget={token_budget} must be at least {2 * FEWEST_PAGES * min(page_sizes)} for pages of "
+            f"{min(page_sizes)} entries: raise it"
+        )
     capacity = token_budget // 2 * 2 * page
     if capacity < least:
         raise ValueError(
