@@ -19,7 +19,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def show_size(nbytes: float) -> str:
+def show_size(nbytes: int | float) -> str:
     """Bytes as people read them: '1.50 GiB'."""
     for unit in ("B", "KiB", "MiB"):
         if nbytes < 1024:
