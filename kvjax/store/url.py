@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Callable, Mapping
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from kvjax.store.tier import Tier
 
 FORMS = {
     "gs": "gs://bucket/prefix",
     "s3": "s3://bucket/prefix?endpoint=http://host:port&region=name",
-    "redis": "redis://user:password@host:port/db?prefix=name",
-    "rediss": "rediss://user:password@host:port/db?prefix=name",
+    "redis": "redis://user:password@host:port/db?prefix=kvjax",
+    "rediss": "rediss://user:password@host:port/db?prefix=kvjax",
     "http": "http://host:port/path (read-only)",
     "https": "https://host/path (read-only)",
-    "mooncake": "mooncake://host:port?metadata=http://host:port/metadata&segment=bytes&buffer=bytes&local=host",
 }
 # Names are made of these and of keys, so that no server has to escape any, nor takes one for a pattern.
 PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -63,9 +62,46 @@ def _cloud(parts: SplitResult, timeout: float) -> Tier:
     )
 
 
+def _redis(parts: SplitResult, timeout: float) -> Tier:
+    from kvjax.store.redis_tier import RedisTier
+
+    form = FORMS[parts.scheme]
+    db = parts.path.strip("/") or "0"
+    if not re.fullmatch(r"[0-9]{1,6}", db):
+        raise _wrong("a database is a number", form)
+    prefix = _prefix(_options(parts, {"prefix"}).get("prefix", "kvjax"), form)
+    if not prefix:
+        raise _wrong("an empty prefix would take every key of the database for ours", form)
+    return RedisTier(
+        parts.hostname or "",
+        parts.port or 6379,
+        int(db),
+        prefix,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        tls=parts.scheme == "rediss",
+        timeout=timeout,
+    )
+
+
+def _web(parts: SplitResult, timeout: float) -> Tier:
+    from kvjax.store.web import WebTier
+
+    _options(parts, set())
+    path = _prefix(parts.path.strip("/"), FORMS[parts.scheme])
+    place = parts.netloc.rpartition("@")[2]
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    base = f"{parts.scheme}://{place}/{path}".rstrip("/")
+    return WebTier(base, user=user, password=password, timeout=timeout)
+
+
 OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
     "gs": _cloud,
     "s3": _cloud,
+    "redis": _redis,
+    "rediss": _redis,
+    "http": _web,
+    "https": _web,
 }
 
 

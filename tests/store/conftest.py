@@ -1,14 +1,19 @@
 """Servers that the tests of remote tiers talk to: real ones where there are any, all on this machine."""
 
+import contextlib
 import itertools
 import logging
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from kvjax.store.tier import Tier
+from kvjax.store.url import open_tier
 from tests.store.gcs_server import GcsServer
+from tests.store.redis_server import RedisServer
 
 pytest.register_assert_rewrite("tests.store.contract")
 
@@ -56,3 +61,28 @@ def gcs_url(gcs_server, prefixes, monkeypatch) -> str:
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", gcs_server)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "test")
     return f"gs://kvjax-test/{next(prefixes)}"
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server, prefixes) -> str:
+    return f"{redis_server.url}?prefix={next(prefixes)}"
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Tier]]:
+    """`open_tier`, of tiers that are closed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def open_and_close(url: str, **options: Any) -> Tier:
+            tier = open_tier(url, **options)
+            stack.callback(tier.close)
+            return tier
+
+        yield open_and_close

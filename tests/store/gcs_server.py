@@ -12,6 +12,7 @@ class GcsServer(ThreadingHTTPServer):
     """One bucket whatever its name; lists in pages of ten, so that paging is tested too."""
 
     daemon_threads = True
+    request_queue_size = 64  # a connection that finds the queue full waits a second
     page = 10
 
     def __init__(self) -> None:

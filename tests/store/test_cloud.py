@@ -8,16 +8,15 @@ import textwrap
 import pytest
 
 from kvjax.store.tier import Tier
-from kvjax.store.url import open_tier
 from tests.store.contract import TierContract, blob, fill, key
 
 
 class CloudContract(TierContract):
     knows_sizes = False  # TensorStore does not say
 
-    def test_what_is_beside_the_prefix_is_not_ours(self, tier, url):
+    def test_what_is_beside_the_prefix_is_not_ours(self, tier, url, opened):
         place, _, query = url.partition("?")
-        beside = open_tier(f"{place}-beside?{query}" if query else f"{place}-beside", timeout=20.0)
+        beside = opened(f"{place}-beside?{query}" if query else f"{place}-beside", timeout=20.0)
         beside.write(key(60), blob(60))
         assert not tier.contains(key(60))
         assert {stored.key for stored in tier.scan()} == {key(0), key(1), key(2)}
@@ -34,11 +33,11 @@ class TestS3(CloudContract):
         return s3_url
 
     @pytest.fixture
-    def tier(self, url) -> Tier:
-        return fill(open_tier(url, timeout=20.0))
+    def tier(self, url, opened) -> Tier:
+        return fill(opened(url, timeout=20.0))
 
-    def test_without_a_region_the_server_is_asked(self, tier, url):
-        assert open_tier(url.replace("&region=us-east-1", ""), timeout=20.0).contains(key(1))
+    def test_without_a_region_the_server_is_asked(self, tier, url, opened):
+        assert opened(url.replace("&region=us-east-1", ""), timeout=20.0).contains(key(1))
 
 
 class TestGcs(CloudContract):
@@ -47,8 +46,8 @@ class TestGcs(CloudContract):
         return gcs_url
 
     @pytest.fixture
-    def tier(self, url) -> Tier:
-        return fill(open_tier(url, timeout=20.0))
+    def tier(self, url, opened) -> Tier:
+        return fill(opened(url, timeout=20.0))
 
 
 def test_requests_that_stall_do_not_hold_their_connections():
