@@ -51,7 +51,14 @@ class Caches:
                 Demand(windows, context, layout.room, layout.token_budget or context, model.head_dim)
             )
         plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
-        return cls(model, layout, profile, plans, method.multi_turn)
+        caches = cls(model, layout, profile, plans, method.multi_turn)
+        piece = layout.piece * model.num_layers * model.num_kv_heads * caches._entry_bytes
+        if 0 < layout.history_bytes < piece:
+            raise ValueError(
+                f"history_bytes={layout.history_bytes} hold no piece of {layout.piece} tokens, which takes {piece}: "
+                "raise --host-cache-size to some of these, or set it to 0"
+            )
+        return caches
 
     def within(self, token_budget: int | None) -> "Caches":
         """What a request of a smaller token budget keeps and reads: as an engine of that budget would, by these pages.

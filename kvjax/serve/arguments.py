@@ -8,27 +8,12 @@ import dataclasses
 import difflib
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import kvjax
 from kvjax.serve.config import DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
-
-# As vLLM reads them: 32k is 32,000 and 32K is 32,768.
-_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def size(text: str) -> int:
-    """`32768`, `32k` (32,000), `32K` (32,768) or `1.5m` as a number. Raises ValueError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgKMG]?)", text.replace(",", "").replace("_", ""))
-    if match is None:
-        raise ValueError("not a size: write 32768, 32k (32,000) or 32K (32,768)")
-    number, suffix = match.groups()
-    value = float(number) * _SCALES[suffix]
-    if not value.is_integer():
-        raise ValueError("not a whole number of tokens")
-    return int(value)
+from kvjax.serve.sizes import memory, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +56,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("budgets", str, "FILE", "a budget for each layer, found by search, instead of --token-budget"),
         Option("room", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
         Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the room"),
+        Option("host_cache_size", memory, "SIZE", "host memory for the KV of earlier prompts, 4GiB for rocketkv-mt"),
         Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
     ),
     "server": (
@@ -218,7 +204,7 @@ def _parsed(option: Option, value: Any, source: str) -> Any:
     try:
         return option.parse(str(value))
     except ValueError as error:
-        reason = str(error) if option.parse is size else f"not {_KINDS.get(option.parse, 'a text')}"
+        reason = str(error) if option.parse in (size, memory) else f"not {_KINDS.get(option.parse, 'a text')}"
         _wrong(option, value, source, reason)
 
 

@@ -20,6 +20,7 @@ class ServeConfig:
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
     method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
+    host_cache_size: bytes of host memory for the full KV of earlier prompts; None leaves it to the method.
     when_full: what happens to an output longer than the room of a compressed view.
     """
 
@@ -46,6 +47,7 @@ class ServeConfig:
     room: int = 128
     when_full: str = "reselect"
     group_layers: int | None = None
+    host_cache_size: int | None = None
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
@@ -63,6 +65,8 @@ class ServeConfig:
         _within("room", self.room, 1, 2**31 - 1)
         if self.group_layers is not None:
             _within("group_layers", self.group_layers, 1, 8)
+        if self.host_cache_size is not None:
+            _within("host_cache_size", self.host_cache_size, 0, 2**62)
         for name, value, allowed in (
             ("when_full", self.when_full, WHEN_FULL),
             ("dtype", self.dtype, DTYPES),

@@ -89,6 +89,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 budgets=config.budgets,
                 room=config.room,
                 reselect=config.when_full == "reselect",
+                history_bytes=config.host_cache_size,
                 group_layers=config.group_layers,
             ),
             chat_template=config.chat_template,

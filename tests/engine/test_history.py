@@ -53,10 +53,17 @@ def test_the_least_recently_used_pieces_leave():
     history.check_integrity()
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+@pytest.fixture(scope="module", params=[("rocketkv-mt", 192, None), ("full", None, 1 << 24)], ids=["mt", "full"])
+def engine(tmp_path_factory, request):
+    method, budget, history = request.param
     config = EngineConfig(
-        max_model_len=900, max_num_seqs=2, method="rocketkv-mt", token_budget=192, room=32, prefill_piece=PIECE
+        max_model_len=900,
+        max_num_seqs=2,
+        method=method,
+        token_budget=budget,
+        room=32,
+        prefill_piece=PIECE,
+        history_bytes=history,
     )
     with Engine.from_pretrained(tiny.write(tmp_path_factory.mktemp("history")), config) as engine:
         yield engine
@@ -68,7 +75,12 @@ def engine(tmp_path_factory):
     [(600, 800, 2), (512, 700, 2), (511, 700, 1), (513, 513, 1), (700, 640, 2), (700, 639, 1), (100, 300, 0)],
 )
 def test_a_next_turn_is_what_it_is_from_nothing(engine, first, second, reused):
-    """The last 128 tokens, whose queries choose, are always computed: 640 tokens reuse 512, and 639 only 256."""
+    """The last 128 tokens, whose queries choose, are always computed: 640 tokens reuse 512, and 639 only 256.
+
+    Where nothing is chosen it is the last token alone.
+    """
+    if not engine.caches.window:
+        reused = min(first, second - 1) // PIECE
     earlier = tiny.prompt(700)[:first]
     turn = [*earlier[:second], *tiny.prompt(700, seed=1)[: max(second - first, 0)]]
     params = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, kept=True)
@@ -91,3 +103,13 @@ def test_log_probabilities_of_a_prompt_are_computed_although_its_kv_is_there(eng
     [again] = engine.generate([prompt], params, progress=False)
     assert again.cached_tokens == 0
     assert first.prompt_logprobs == again.prompt_logprobs
+
+
+def test_a_history_that_holds_nothing_is_refused(tmp_path):
+    folder = tiny.write(tmp_path)
+    piece = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
+    Engine.from_pretrained(folder, EngineConfig(prefill_piece=PIECE, history_bytes=piece))
+    with pytest.raises(
+        ValueError, match=f"={piece - 1} hold no piece of 256 tokens, which takes {piece}: raise --host"
+    ):
+        Engine.from_pretrained(folder, EngineConfig(prefill_piece=PIECE, history_bytes=piece - 1))

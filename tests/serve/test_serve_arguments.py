@@ -10,8 +10,9 @@ import pytest
 
 import kvjax
 from kvjax.serve.__main__ import keep_compiled
-from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse, size
+from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse
 from kvjax.serve.config import ServeConfig, is_loopback
+from kvjax.serve.sizes import memory, size
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "serve"
 
@@ -49,6 +50,7 @@ def test_all_flags(file):
         *("--gpu-memory-utilization", "0.9", "--seed", "7", "--chat-template", template),
         *("--shutdown-timeout", "2.5", "--log-level", "debug", "--compile-cache", "none"),
         *("--method", "snapkv", "--token-budget", "1K", "--room", "64", "--when-full", "stop", "--group-layers", "4"),
+        *("--host-cache-size", "1.5GiB"),
     )
     assert config == ServeConfig(
         model="org/model",
@@ -73,6 +75,7 @@ def test_all_flags(file):
         room=64,
         when_full="stop",
         group_layers=4,
+        host_cache_size=3 * 2**29,
     )
     assert configured("--budgets", template).budgets == template
 
@@ -110,6 +113,30 @@ def test_sizes(text, value):
 def test_what_is_no_size(text):
     with pytest.raises(ValueError, match=r"not a (size|whole)"):
         size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("4GiB", 2**32),
+        ("4G", 2**32),
+        ("4GB", 4 * 10**9),
+        ("4g", 4 * 10**9),
+        ("512MiB", 2**29),
+        ("0.5TiB", 2**39),
+        ("3KiB", 3072),
+    ],
+)
+def test_sizes_of_memory(text, value):
+    assert memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4 GiB", "4gib", "4Gib", "4PiB", "-1GiB", "0.3KiB", "inf"])
+def test_what_is_no_size_of_memory(text):
+    with pytest.raises(ValueError, match=r"not a (size of memory: write 4GiB|whole number of bytes)"):
+        memory(text)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +193,9 @@ def test_a_file_that_is_wrong(file, text, said):
         (["--when-full", "explode"], "when_full='explode' is not one of reselect, stop"),
         (["--group-layers", "9"], "group_layers=9 is outside [1, 8]"),
         (["--group-layers", "x"], "--group-layers='x' from the command line: not a whole number"),
-        (["--host-cache-size", "1G"], "unrecognized arguments"),
+        (["--host-cache-size", "plenty"], "--host-cache-size='plenty' from the command line: not a size of memory: "),
+        (["--host-cache-size", "plenty"], "write 4GiB, 512MiB or 0"),
+        (["--host-cache-size", "-1"], "write 4GiB, 512MiB or 0"),
         (["--disk-cache", "/tmp"], "unrecognized arguments"),
         (["--disk-cache-size", "1G"], "unrecognized arguments"),
         (["--remote-cache", "http://x"], "unrecognized arguments"),
