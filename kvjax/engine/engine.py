@@ -314,8 +314,8 @@ class Engine:
             with self.reserve() as own, own.use():
                 yield
 
-    def _limit(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        """How many tokens the request may generate, if it is valid."""
+    def _limit(self, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
+        """How many tokens the request may generate, if it is valid; and why these are fewer than it asks for."""
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")
         if not (min(prompt) >= 0 and max(prompt) < self.vocab_size):
@@ -333,16 +333,22 @@ class Engine:
         caches = self._caches.within(params.token_budget)
         view = None if self.layout.reselect else caches.room(selected)
         if view is None:
-            return wanted
-        view -= len(prompt) - selected
-        if view < 0:
-            raise ValueError(f"the prompt behind select_after={selected} is {-view} tokens longer than the views' room")
-        return min(wanted, view + 1)  # the last token never enters a view
+            return wanted, None
+        left = view - (len(prompt) - selected)
+        if left < 0:
+            raise ValueError(
+                f"the prompt behind select_after={selected} is {-left} tokens longer than the views' room of {view}: "
+                f"select later, or start the engine with --room {len(prompt) - selected} or without --when-full stop"
+            )
+        if wanted <= left + 1:  # the last token never enters a view
+            return wanted, None
+        reason = f"the views' room of {view} tokens is used up: raise --room, or drop --when-full stop"
+        return left + 1, reason
 
     def _submit(
         self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str, cache_salt: str = ""
     ) -> ActiveRequest:
-        limit = self._limit(prompt, params)
+        limit, limited_by = self._limit(prompt, params)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
@@ -355,6 +361,7 @@ class Engine:
             sink,
             endings=(*eos, *params.stop_token_ids),
             limit=limit,
+            limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
             plans=caches.plans,

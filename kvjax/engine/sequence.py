@@ -23,7 +23,7 @@ class ActiveRequest:
     Attributes:
         prompt: token ids [T] int32.
         endings: tokens that end the text: the model's own unless ignored, and the request's.
-        limit: most tokens it may generate.
+        limit: most tokens it may generate; `limited_by` says what to do about it where the request asks for more.
         seed: of its draws.
         cached_tokens: of the prompt, whose KV came from an earlier one of the same `cache_salt`.
         plans: what each layer keeps and reads, where the request has a token budget of its own.
@@ -43,6 +43,7 @@ class ActiveRequest:
         endings: tuple[int, ...],
         limit: int,
         seed: int,
+        limited_by: str | None = None,
         plans: Sequence[LayerPlan] | None = None,
         view_fraction: float = 1.0,
         cache_salt: str = "",
@@ -52,6 +53,7 @@ class ActiveRequest:
         self.params = params
         self.endings = endings
         self.limit = limit
+        self.limited_by = limited_by
         self.seed = seed
         self.plans = plans
         self.view_fraction = view_fraction
@@ -98,6 +100,8 @@ class ActiveRequest:
             shown += text if late else text + self._stops.flush()
             if late:
                 finish, reason = Finish.STOP, late
+            elif finish is Finish.LENGTH:
+                reason = self.limited_by
         if self._first_token is None:
             self._first_token = time.monotonic()
         self._tell(shown, tuple(tokens[:used]), tuple(logprobs[:used]), finish, reason)
