@@ -42,9 +42,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.disk = DiskTier(self.folder, CAP, policy=policy, least_free=0)
         self.store = store_of(self.disk, chunks=5, **self.settings)
 
-    @rule(chain=chains, length=lengths)
-    def save(self, chain, length):
+    @rule(chain=chains, length=lengths, flush=st.booleans())
+    def save(self, chain, length, flush):
         save(self.store, CHAINS[chain][:length])
+        if flush:
+            self.store.flush(20.0)
         self.saved |= {name.hex for name in CHAINS[chain][:length]}
 
     @rule(chain=chains, length=lengths, unit=st.integers(1, 2), keep=st.booleans())
@@ -69,25 +71,28 @@ class StoreMachine(RuleBasedStateMachine):
         with fetch:
             assert all(holds(fetch.blob(index), name) for index, name in enumerate(names))
 
-    @rule(pick=picks, place=st.integers(0, FORMAT.nbytes - 1))
+    @rule(pick=picks, place=st.integers(0, FORMAT.nbytes - 1) | st.integers(FORMAT.start, FORMAT.nbytes - 1))
     def harm(self, pick, place):
         if paths := self.files():
             with paths[pick % len(paths)].open("r+b") as file:
                 file.seek(place)
-                byte = file.read(1)
+                byte = file.read(1) or b"."
                 file.seek(place)
                 file.write(bytes([byte[0] ^ 1]))
+            self.crash()  # what is in host memory would hide it
 
     @rule(pick=picks, length=st.integers(0, FORMAT.nbytes))
     def cut(self, pick, length):
         if paths := self.files():
             os.truncate(paths[pick % len(paths)], length)
+            self.crash()
 
     @rule(pick=picks, other=picks)
     def swap(self, pick, other):
         if paths := self.files():
             shutil.copyfile(paths[pick % len(paths)], self.folder / "copy")
             os.replace(self.folder / "copy", paths[other % len(paths)])
+            self.crash()
 
     @rule(pick=picks, seconds=st.integers(-(10**6), 10**6))
     def clocks_jump(self, pick, seconds):
