@@ -13,6 +13,7 @@ FORMS = {
     "rediss": "rediss://user:password@host:port/db?prefix=kvjax",
     "http": "http://host:port/path (read-only)",
     "https": "https://host/path (read-only)",
+    "mooncake": "mooncake://host:port?segment=bytes&buffer=bytes&local=host&metadata=address&protocol=tcp&device=name",
 }
 # Names are made of these and of keys, so that no server has to escape any, nor takes one for a pattern.
 PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -95,6 +96,21 @@ def _web(parts: SplitResult, timeout: float) -> Tier:
     return WebTier(base, user=user, password=password, timeout=timeout)
 
 
+def _mooncake(parts: SplitResult, timeout: float) -> Tier:
+    from kvjax.store.mooncake_tier import BUFFER, MooncakeTier
+
+    form = FORMS[parts.scheme]
+    if "@" in parts.netloc or parts.path.strip("/"):
+        raise _wrong("Mooncake has neither users nor prefixes", form)
+    texts = _options(parts, {"segment", "buffer", "local", "metadata", "protocol", "device"})
+    sizes = [texts.pop("segment", "0"), texts.pop("buffer", str(BUFFER))]
+    if not all(re.fullmatch(r"[0-9]{1,15}", size) for size in sizes):
+        raise _wrong("segment and buffer must be numbers of bytes", form)
+    segment, buffer = map(int, sizes)
+    port = parts.port or 50051
+    return MooncakeTier(parts.hostname or "", port, segment=segment, buffer=buffer, **texts, timeout=timeout)
+
+
 OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
     "gs": _cloud,
     "s3": _cloud,
@@ -102,6 +118,7 @@ OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
     "rediss": _redis,
     "http": _web,
     "https": _web,
+    "mooncake": _mooncake,
 }
 
 

@@ -1,6 +1,7 @@
 """URLs of tiers: what each form opens, and what an error says of the others."""
 
 import builtins
+import importlib.util
 
 import pytest
 
@@ -60,6 +61,9 @@ def test_what_opens(opened, url, where):
         ("redis://:hunter2@host?socket_timeout=0", "unknown options"),
         ("https://host/kv?token=hunter2", "unknown options"),
         ("https://me:hunter2@host/%2e%2e/", "a prefix is made of"),
+        ("mooncake://host/prefix", "neither users nor prefixes"),
+        ("mooncake://me:hunter2@host", "neither users nor prefixes"),
+        ("mooncake://host?segment=1GB", "numbers of bytes"),
     ],
 )
 def test_what_does_not_open(url, says):
@@ -97,6 +101,15 @@ def test_a_missing_package_is_named(monkeypatch, url, package, extra):
     with pytest.raises(ImportError, match=r'pip install "') as error:
         open_tier(url)
     assert extra in str(error.value)
+
+
+def test_mooncake_is_missed_without_being_imported(monkeypatch):
+    """Its client is imported by another process only."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "kvjax\[mooncake\]"'):
+        open_tier("mooncake://host")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert open_tier("mooncake://host:7?segment=5&local=me").where == "mooncake://host:7"
 
 
 def test_nothing_is_connected_by_opening(opened):
