@@ -138,6 +138,10 @@ class Guarded(Tier):
 
         return iter(self._ask(work, seconds=self.scan_deadline))
 
+    def held(self) -> dict[str, Any]:
+        """What the tier knows of its state, and the breaker's."""
+        return self._tier.held() | {"breaker": self.state}
+
     def close(self) -> None:
         """Closes the tier; one that does not let itself be closed within the deadline is left as it is."""
         with self._lock:

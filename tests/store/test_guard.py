@@ -108,6 +108,15 @@ def test_it_has_the_name_of_its_tier():
     assert Guarded(MemoryTier()).name == "memory"
 
 
+def test_what_it_tells_of_itself():
+    inner = Scripted(fails())
+    inner.held = lambda: {"chunks": 7}
+    guard = Guarded(inner, 5.0, attempts=1, failures=1)
+    assert guard.held() == {"chunks": 7, "breaker": "closed"}
+    assert reason_of(lambda: guard.contains(key(1))) == "io"
+    assert guard.held() == {"chunks": 7, "breaker": "open"}
+
+
 # Deadlines
 
 
