@@ -1,5 +1,6 @@
 """The tier in Mooncake, against a real master over TCP. Nightly, because it needs Debian packages that CI has not."""
 
+import contextlib
 import ctypes.util
 import importlib.util
 import os
@@ -103,6 +104,16 @@ def eventually(tier: Tier, seconds: float = 20.0) -> Tier:
             time.sleep(0.02)
 
 
+def heals(tier: Tier) -> bool:
+    """Whether it works again: until the master notices, it may send us to the memory of a client that is gone."""
+    for n in range(5, 1000):
+        with contextlib.suppress(TierError):
+            tier.write(key(n), blob(n))
+            return read(tier, n) == bytes(blob(n))
+        time.sleep(0.05)
+    return False
+
+
 @needs_mooncake
 @pytest.mark.clients
 class TestMooncake(TierContract):
@@ -165,9 +176,8 @@ def test_a_master_that_dies_and_comes_back(master, opened):
         except TierError:
             time.sleep(0.05)
     assert guard.state == "closed"
-    guard.deadline = tier.timeout = 20.0
-    fill(guard)
-    assert read(guard, 1) == bytes(blob(1))
+    tier.timeout = 20.0
+    assert heals(tier)
 
 
 @needs_mooncake
@@ -199,8 +209,7 @@ def test_a_process_that_dies_is_started_again(master, opened):
     with pytest.raises(TierError) as error:
         tier.contains(key(1))
     assert error.value.reason == "io"
-    tier.write(key(5), blob(5))
-    assert read(tier, 5) == bytes(blob(5))
+    assert heals(tier)
 
 
 # The rest needs no Mooncake: a process that stands in for the one with the client.
