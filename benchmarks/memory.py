@@ -19,10 +19,11 @@ from benchmarks.report import write_report
 from kvjax import models
 from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
-from kvjax.engine.memory import in_units, plan
+from kvjax.engine.memory import plan
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
+from kvjax.store.sizes import show_size
 
 
 def make_model(tokens: int) -> DecoderConfig:
@@ -116,18 +117,18 @@ def main() -> None:
 
     print(f"{options.tokens:,} tokens of context, {options.slots} slots, pieces of {layout.piece}, {layout.dtype}")
     for purpose, size in predicted.items():
-        print(f"  predicted  {purpose:<14} {in_units(size):>10}")
+        print(f"  predicted  {purpose:<14} {show_size(size):>10}")
     kept = sum(predicted.values()) - predicted["temporaries"]
-    print(f"  arrays     predicted {in_units(kept)}, alive during prefill {in_units(most_alive)}")
+    print(f"  arrays     predicted {show_size(kept)}, alive during prefill {show_size(most_alive)}")
     measured = steps()
     for name, row in measured.items():
         print(
-            f"  XLA        {name:<14} {in_units(row['temporaries']):>10} of temporaries; "
-            f"{in_units(row['in place'])} of {in_units(row['outputs'])} of outputs in place"
+            f"  XLA        {name:<14} {show_size(row['temporaries']):>10} of temporaries; "
+            f"{show_size(row['in place'])} of {show_size(row['outputs'])} of outputs in place"
         )
     squares = largest_squares(options.tokens)
     print(f"  arrays with two axes of {options.tokens:,} or more: {', '.join(squares) or 'none'}")
-    print(f"  process    prefill rises {in_units(prefill_rise)}, decode {in_units(decode_rise)} above an idle engine")
+    print(f"  process    prefill rises {show_size(prefill_rise)}, decode {show_size(decode_rise)} above an idle engine")
     if options.output:
         rows = [
             {"predicted": predicted, "alive": most_alive, "steps": measured, "squares": squares},

@@ -24,10 +24,11 @@ from benchmarks.report import write_report
 from kvjax import models
 from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
-from kvjax.engine.memory import in_units, plan
+from kvjax.engine.memory import plan
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
 from kvjax.engine.steps import DecodeState
+from kvjax.store.sizes import show_size
 
 ROOM = 128
 STEPS = 16  # decode steps of a dispatch; two are timed
@@ -119,7 +120,7 @@ def decode_rows(contexts: list[int], budgets: list[int], batches: list[int], met
             print(
                 f"{context:7,} x {batch}  {name:<16} {row['tokens_per_second']:8.1f} tok/s   {speedup:5.2f}x full"
                 f"   bytes {row['bytes_ratio']:5.2f}x   {speedup / row['bytes_ratio']:5.0%} of that"
-                f"   keeps {in_units(row['kept_bytes'])} of {in_units(row['full_bytes'])}",
+                f"   keeps {show_size(row['kept_bytes'])} of {show_size(row['full_bytes'])}",
                 flush=True,
             )
         for runner in runners.values():
@@ -147,8 +148,8 @@ def memory_row(context: int, method: str, budget: int | None) -> dict[str, Any]:
     name = "full" if budget is None else f"{method} {budget}"
     kept, full = arm.kept_bytes(len(prompt)), arm.full_bytes(len(prompt))
     print(
-        f"{context:7,}      {name:<16} prefill holds {in_units(most)} beside the weights, the process rises "
-        f"{in_units(rise)}; after it {in_units(kept)} of {in_units(full)} are kept, 1/{full / kept:.1f}",
+        f"{context:7,}      {name:<16} prefill holds {show_size(most)} beside the weights, the process rises "
+        f"{show_size(rise)}; after it {show_size(kept)} of {show_size(full)} are kept, 1/{full / kept:.1f}",
         flush=True,
     )
     runner.free()

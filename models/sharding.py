@@ -8,8 +8,9 @@ projection.
 import math
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from kvjax.cache import TENSOR
@@ -62,3 +63,17 @@ def shardings(decoder: Decoder, mesh: jax.sharding.Mesh | jax.sharding.AbstractM
             for path, param in nnx.to_flat_state(nnx.state(decoder, nnx.Param))
         ]
     )
+
+
+def tensor_mesh(size: int) -> Mesh | None:
+    """A mesh over the first `size` devices, whose one axis splits heads; None for a single device.
+
+    Raises:
+        ValueError: there are fewer devices.
+    """
+    if size == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < size:
+        raise ValueError(f"tensor_parallel_size={size}, but JAX sees {len(devices)} devices")
+    return Mesh(np.array(devices[:size]), (TENSOR,))

@@ -53,10 +53,10 @@ class Caches:
         plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
         caches = cls(model, layout, profile, plans, method.multi_turn)
         piece = layout.piece * model.num_layers * model.num_kv_heads * caches._entry_bytes
-        if 0 < layout.history_bytes < piece:
+        if layout.store is not None and 0 < layout.store.host_cache_size < piece:
             raise ValueError(
-                f"history_bytes={layout.history_bytes} hold no piece of {layout.piece} tokens, which takes {piece}: "
-                "raise --host-cache-size to some of these, or set it to 0"
+                f"host_cache_size={layout.store.host_cache_size} hold no piece of {layout.piece} tokens, which takes "
+                f"{piece}: raise --host-cache-size to some of these, or set it to 0"
             )
         return caches
 

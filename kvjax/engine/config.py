@@ -3,8 +3,9 @@
 import dataclasses
 
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
+from kvjax.store.config import StoreConfig
+from kvjax.store.keys import CHUNK
 
-CHUNK = 256  # tokens: the unit of hashing, storing and hitting
 SHORTEST_BUCKET = 32
 GIB = 1 << 30
 
@@ -29,8 +30,8 @@ class EngineConfig:
         budgets: a file with a budget for each layer, instead of `token_budget`.
         room: entries of a compressed view that stay free for generated tokens.
         reselect: a view whose room is used up is selected anew; otherwise the output ends there.
-        history_bytes: host memory for the full KV of earlier prompts, so that a conversation's next turn computes only
-            what is new; None is 4 GiB for "rocketkv-mt" and 0 otherwise.
+        store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
+            what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
     """
@@ -49,7 +50,7 @@ class EngineConfig:
     budgets: str | None = None
     room: int = 128
     reselect: bool = True
-    history_bytes: int | None = None
+    store: StoreConfig | None = None
     group_layers: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +80,6 @@ class EngineConfig:
             raise ValueError(f"method {self.method!r} needs a token_budget, or a file of budgets")
         if self.token_budget is not None and self.token_budget < LEAST_TOKEN_BUDGET:
             raise ValueError(f"token_budget={self.token_budget} must be at least {LEAST_TOKEN_BUDGET}")
-        if self.history_bytes is not None and self.history_bytes < 0:
-            raise ValueError(f"history_bytes={self.history_bytes} must not be negative")
         if self.group_layers is not None and not 1 <= self.group_layers <= MAX_GROUP_LAYERS:
             raise ValueError(f"group_layers={self.group_layers} must be 1 to {MAX_GROUP_LAYERS}")
 
@@ -100,7 +99,7 @@ class Layout:
     budgets: str | None = None
     room: int = 128
     reselect: bool = True
-    history_bytes: int = 0
+    store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
 
     @classmethod
@@ -124,7 +123,7 @@ class Layout:
         dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
         budgeted = config.token_budget is not None or config.budgets is not None
         method = config.method or ("rocketkv" if budgeted else "full")
-        default_history = 4 * GIB if method == "rocketkv-mt" else 0
+        default_store = StoreConfig(host_cache_size=GIB) if method == "rocketkv-mt" else None
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
@@ -137,7 +136,7 @@ class Layout:
             budgets=config.budgets,
             room=config.room,
             reselect=config.reselect,
-            history_bytes=default_history if config.history_bytes is None else config.history_bytes,
+            store=config.store or default_store,
             group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),
         )
 

@@ -15,16 +15,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from kvjax import models
-from kvjax.cache import TENSOR
 from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
+from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
     MAX_STOP_TOKENS,
@@ -41,8 +40,12 @@ from kvjax.engine.sampling import MAX_ENDINGS
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError, Sink
 from kvjax.engine.stats import EngineStats
 from kvjax.engine.tokenizer import Tokenizer
+from kvjax.models.sharding import tensor_mesh
+from kvjax.store.stats import TierStats
 
 logger = logging.getLogger(__name__)
+
+LEAST_FLUSH = 1.0  # seconds for the store at the end, however long the last requests took
 
 Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
 
@@ -140,13 +143,14 @@ class Engine:
             ) from error
 
     def _start(self) -> None:
-        mesh = _mesh(self._devices)
+        mesh = tensor_mesh(self._devices)
         with self._timed("weights"):
             model = models.load(
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
             )
         with self._timed("allocate"):
-            self._runner = Runner(model, self._caches, mesh)
+            prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
+            self._runner = Runner(model, self._caches, mesh, prefix)
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
@@ -267,10 +271,15 @@ class Engine:
             return EngineStats()
         return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._counter.count)
 
+    def store_stats(self) -> dict[str, TierStats]:
+        """What each tier of the KV store holds and has done, the nearest first; {} without a store."""
+        runner = self._runner
+        return {} if runner is None or runner.prefix is None else runner.prefix.store.stats()
+
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
-        Blocks until all of them have been told.
+        Blocks until all of them have been told, and what they computed is stored as far as the time allows.
         """
         self._admission.close()
         if self._phase == "ready":
@@ -280,6 +289,9 @@ class Engine:
         if self._loop is not None and not (self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty):
             self._loop.cancel_all()
             self._loop.wait_idle(5.0)
+        if self._runner is not None and self._runner.prefix is not None:
+            written = self._runner.prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
+            logger.info("every chunk is stored" if written else "some chunks could not be stored in time")
 
     def close(self) -> None:
         """Ends the engine's thread and frees the device; requests still there end with an error."""
@@ -289,6 +301,8 @@ class Engine:
         self._counter.stop()
         if self._runner is not None:
             self._runner.free()
+            if self._runner.prefix is not None:
+                self._runner.prefix.close()
         self._runner = None
         self._phase = "stopped"
 
@@ -379,12 +393,3 @@ class Engine:
         began = time.monotonic()
         yield
         self._seconds[phase] = time.monotonic() - began
-
-
-def _mesh(size: int) -> Mesh | None:
-    if size == 1:
-        return None
-    devices = jax.devices()
-    if len(devices) < size:
-        raise ValueError(f"tensor_parallel_size={size}, but JAX sees {len(devices)} devices")
-    return Mesh(np.array(devices[:size]), (TENSOR,))

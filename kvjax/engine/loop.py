@@ -25,6 +25,7 @@ from kvjax.engine.sampling import Sample
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
 from kvjax.engine.stats import EngineStats, SlotStats
+from kvjax.store.keys import CHUNK
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ class EngineLoop:
         self._thread.start()
 
     def submit(self, request: ActiveRequest) -> None:
+        params = request.params
+        if params.prompt_logprobs is None:  # which need the hidden state of every token
+            request.fetch = self._runner.fetch(request.prompt, params.select_after, request.cache_salt, self._wake)
         with self._condition:
             if self.failure is not None or self._stopping:
                 request.end(Finish.ERROR, "the engine has stopped")
@@ -147,8 +151,10 @@ class EngineLoop:
                 everyone = [*self._scheduler.waiting, *self._scheduler.running]
                 for request in everyone:
                     self._scheduler.remove(request)
-                self._prefill = None
+                prefill, self._prefill = self._prefill, None
                 self._pending.clear()
+            if prefill is not None:
+                prefill.close()
             for request in everyone:
                 self._end(request, Finish.ERROR, "the engine has stopped")
             with self._condition:
@@ -160,13 +166,20 @@ class EngineLoop:
         with self._condition:
             self._working = False
             self._condition.notify_all()  # for `wait_idle`
-            self._condition.wait_for(lambda: self._stopping or self._has_work)
+            while not (self._stopping or self._can_work):
+                self._condition.wait(min(map(self._patience, self._scheduler.waiting), default=None))
             self._working = not self._stopping
             return self._working
 
     @property
     def _has_work(self) -> bool:
         return bool(self._cancelled or self._pending) or not self._scheduler.idle
+
+    @property
+    def _can_work(self) -> bool:
+        scheduler = self._scheduler
+        ready = any(not self._patience(request) for request in scheduler.waiting)
+        return bool(self._cancelled or self._pending or scheduler.running or ready)
 
     def _cancel(self) -> None:
         with self._condition:
@@ -177,18 +190,34 @@ class EngineLoop:
                 self._end(request, Finish.CANCELLED)
 
     def _leave(self, request: ActiveRequest) -> None:
+        prefill = None
         with self._condition:
             if self._scheduler.remove(request) is not None and self._scheduler.prefilling is None:
-                self._prefill = None
+                prefill, self._prefill = self._prefill, None
+        if prefill is not None:
+            prefill.close()
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._condition.notify_all()
+
+    def _patience(self, request: ActiveRequest) -> float:
+        """Seconds that a request may still wait for its stored KV, once it is its turn."""
+        store = self._runner.layout.store
+        if request.fetch is None or request.fetch.done or store is None:
+            return 0.0
+        waited = time.monotonic() - request.fetch.started
+        return max(store.patience(len(request.fetch.names) * CHUNK) - waited, 0.0)
 
     def _admit(self) -> None:
         with self._condition:
-            admitted = self._scheduler.admit()
+            admitted = self._scheduler.admit(lambda request: not self._patience(request))
         if admitted is None:
             return
         slot, request = admitted
         request.scheduled()
         params = request.params
+        fetch, request.fetch = request.fetch, None
         self._prefill = self._runner.begin(
             request.prompt,
             slot,
@@ -196,9 +225,10 @@ class EngineLoop:
             request.cache_salt,
             plans=request.plans,
             turn=params.turn,
-            reuse=params.prompt_logprobs is None,
+            fetch=fetch,
         )
-        request.cached_tokens = len(self._prefill.reused) * self._prefill.size
+        found = () if fetch is None else fetch.found
+        request.found = {tier: CHUNK * count for tier, count in collections.Counter(found).items()}
         self._scores = []
 
     def _decode(self) -> bool:
@@ -233,6 +263,7 @@ class EngineLoop:
         if wanted:
             request.prompt_logprobs = (None, *self._scores[: prefill.length - 1])
         self._prefill = None
+        prefill.close()
         self._count(prompt_tokens=len(request.prompt), cached_tokens=request.cached_tokens)
         if request.params.kept:
             request.kept = self._runner.kept(prefill.slot)
@@ -289,6 +320,8 @@ class EngineLoop:
             self._count(finished=1)
 
     def _end(self, request: ActiveRequest, finish: Finish, error: str | None = None) -> None:
+        if request.fetch is not None:  # it has never begun
+            request.fetch.close()
         try:
             request.end(finish, error)
         except Exception:  # its caller has gone

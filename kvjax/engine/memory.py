@@ -14,6 +14,7 @@ from kvjax.engine.caches import Caches
 from kvjax.engine.config import CHUNK, Layout
 from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
+from kvjax.store.sizes import show_size
 
 Plan = dict[str, int]  # bytes over all devices, by purpose
 
@@ -106,9 +107,9 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
         way_out = "no context fits beside the weights: spread them over more devices with --tensor-parallel-size"
         if layout.dtype == "float32":
             way_out += ", or halve them with --dtype bfloat16"
-    listed = ", ".join(f"{purpose} {in_units(value)}" for purpose, value in parts(layout).items())
+    listed = ", ".join(f"{purpose} {show_size(value)}" for purpose, value in parts(layout).items())
     raise InsufficientMemoryError(
-        f"{in_units(needed(layout))} of memory are needed ({listed}) and {in_units(free)} are free; {way_out}"
+        f"{show_size(needed(layout))} of memory are needed ({listed}) and {show_size(free)} are free; {way_out}"
     )
 
 
@@ -119,12 +120,3 @@ def _largest(fits: Callable[[int], bool], upper: int) -> int:
         middle = (low + upper + 1) // 2
         low, upper = (middle, upper) if fits(middle) else (low, middle - 1)
     return low
-
-
-def in_units(value: int | float) -> str:
-    """Bytes as people read them: '1.50 GiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import jax
 
 from kvjax.engine.caches import Caches
-from kvjax.engine.memory import in_units, plan
+from kvjax.engine.memory import plan
 from kvjax.engine.runner import Runner
+from kvjax.store.sizes import show_size
 
 
 def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float]) -> str:
@@ -17,7 +18,7 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
     shapes = ", ".join(f"{shape} {value:.1f} s" for shape, value in compiled.items())
     memory = plan(runner.caches)
-    table = [f"  {purpose:<14} {in_units(value):>10}" for purpose, value in memory.items()]
+    table = [f"  {purpose:<14} {show_size(value):>10}" for purpose, value in memory.items()]
     per_token = memory["views"] / (layout.slots * layout.max_model_len)
     return "\n".join(
         [
@@ -28,9 +29,9 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
             f"compiled    {shapes} (tokens of a prompt's bucket)",
             "memory",
             *table,
-            f"  {'total':<14} {in_units(sum(memory.values())):>10}",
+            f"  {'total':<14} {show_size(sum(memory.values())):>10}",
             f"fits        {layout.slots} conversations of {layout.max_model_len:,} tokens,"
-            f" {layout.slots * layout.max_model_len:,} tokens in all, {in_units(per_token)} of KV a token",
+            f" {layout.slots * layout.max_model_len:,} tokens in all, {show_size(per_token)} of KV a token",
         ]
     )
 

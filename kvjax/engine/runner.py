@@ -7,7 +7,7 @@ from several threads: the engine's thread owns the runner.
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -20,10 +20,11 @@ from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.caches import Caches
 from kvjax.engine.fill import Fill
-from kvjax.engine.history import History, LayerKV, Piece
+from kvjax.engine.prefix import PieceSaver, PrefixCache
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
+from kvjax.store.fetch import Fetch
 
 logger = logging.getLogger(__name__)
 EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
@@ -42,9 +43,8 @@ class Prefill:
         plans: what each layer keeps of this prompt, and reads of it a step: the runner's, or what smaller numbers make
             of them.
         begin: position at which the last turn begins; 0 where the views are to be chosen by whatever comes last.
-        reused: KV of the first pieces from an earlier prompt: these are not computed.
-        keys: of all whole pieces, by which later prompts find them; `kept` is the KV of those that are not reused,
-            layer by layer.
+        reused: how many of the first pieces are not computed: their KV is among what `fetch` has brought.
+        saver: takes the KV of the others to the store.
         extended: tokens of the rest that are read; `last` is the hidden state [1, E] of the last of them.
     """
 
@@ -57,9 +57,9 @@ class Prefill:
     groups: int
     plans: Sequence[LayerPlan]
     begin: int = 0
-    reused: list[Piece] = dataclasses.field(default_factory=list)
-    keys: list[bytes] = dataclasses.field(default_factory=list)
-    kept: list[list[LayerKV]] = dataclasses.field(default_factory=list)
+    reused: int = 0
+    fetch: Fetch | None = None
+    saver: PieceSaver | None = None
     group: int = 0
     piece: int = 0
     extended: int = 0
@@ -80,9 +80,15 @@ class Prefill:
     @property
     def progress(self) -> float:
         """The share of its units that is done."""
-        first = len(self.reused)
-        units = self.pieces - first
-        return (self.group * units + max(self.piece - first, 0)) / (self.groups * units)
+        units = self.pieces - self.reused
+        return (self.group * units + max(self.piece - self.reused, 0)) / (self.groups * units)
+
+    def close(self) -> None:
+        """Lets go of everything that the store holds for it. May be called twice, and before it is done."""
+        if self.saver is not None:
+            self.saver.give_up()
+        if self.fetch is not None:
+            self.fetch.close()
 
 
 class Runner:
@@ -91,9 +97,12 @@ class Runner:
     Args:
         model: weights placed where they stay (sharded over `mesh`'s axis "tensor" if there is one).
         caches: what each layer keeps of a sequence, and in which arrays.
+        prefix: KV of earlier prompts; None computes every prompt from its first token on.
     """
 
-    def __init__(self, model: Decoder, caches: Caches, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, model: Decoder, caches: Caches, mesh: Mesh | None = None, prefix: PrefixCache | None = None
+    ) -> None:
         self.caches = caches
         self.layout = caches.layout
         self.mesh = mesh
@@ -104,8 +113,7 @@ class Runner:
         self.views: tuple[View, ...] = cache.allocate(caches.views, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
         self._fill = Fill(caches.plans, self.layout.slots)
-        most = self.layout.history_bytes
-        self._history = History(self.layout.piece, most) if most else None
+        self.prefix = prefix
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
     def _split(self, model: Decoder) -> None:
@@ -132,6 +140,21 @@ class Runner:
             self._workspaces = (tokens, pair)
         return self._workspaces[1]
 
+    def fetch(self, tokens: np.ndarray, select_after: int | None, salt: str, told: Callable[[], None]) -> Fetch | None:
+        """Starts to bring what is stored of a prompt's KV to host memory; for any thread.
+
+        Args:
+            select_after, salt: as for `begin`.
+            told: called, from any thread, when nothing more will come.
+        """
+        tokens = self._selected(tokens, select_after)
+        if self.prefix is None or len(tokens) <= self.layout.piece:
+            return None
+        return self.prefix.fetch(tokens, salt, told)
+
+    def _selected(self, tokens: np.ndarray, select_after: int | None) -> np.ndarray:
+        return tokens[:select_after] if select_after and self.caches.window else tokens
+
     def begin(
         self,
         tokens: np.ndarray,
@@ -141,7 +164,8 @@ class Runner:
         *,
         plans: Sequence[LayerPlan] | None = None,
         turn: int | None = None,
-        reuse: bool = True,
+        fetch: Fetch | None = None,
+        keep: bool = True,
     ) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
 
@@ -152,11 +176,12 @@ class Runner:
             plans: those of `Caches.within`, for a request with a token budget of its own.
             turn: tokens of the conversation's last turn, at the end of the prompt. It matters to methods of several
                 turns, if it begins before the selection.
-            reuse: whether KV of earlier prompts may take the place of computing it. Their hidden states do not come
-                with it.
+            fetch: KV that takes the place of computing it; hidden states do not come with it. What it has not brought
+                by now is not waited for. It is the prefill's from now on.
+            keep: whether the store gets what is computed.
         """
         begin = max(len(tokens) - turn, 0) if turn and self.caches.multi_turn else 0
-        tokens, rest = np.split(tokens, [select_after if select_after and self.caches.window else len(tokens)])
+        tokens, rest = np.split(tokens, [len(self._selected(tokens, select_after))])
         begin = begin if begin < len(tokens) else 0
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
@@ -164,14 +189,11 @@ class Runner:
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
         size = min(self.layout.piece, bucket)
         plans = self.caches.plans if plans is None else plans
-        prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin)
-        if self._history is not None and prefill.size == self.layout.piece:
-            prefill.keys = list(self._history.keys(tokens, salt))
-            # the last queries, and the hidden state of the last token, are always computed
-            most = (len(tokens) - max(self.caches.window, 1)) // prefill.size
-            prefill.reused = self._history.find(prefill.keys)[: max(most, 0)] if reuse else []
-            prefill.kept = [[] for _ in prefill.keys[len(prefill.reused) :]]
-            prefill.piece = len(prefill.reused)
+        prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin, fetch=fetch)
+        if self.prefix is not None and size == self.layout.piece:
+            if fetch is not None:
+                prefill.piece = prefill.reused = self.prefix.take(fetch)
+            prefill.saver = self.prefix.save(tokens, salt, prefill.reused) if keep else None
         return prefill
 
     def advance(self, prefill: Prefill) -> None:
@@ -186,7 +208,7 @@ class Runner:
         size = prefill.size
         start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
         group = self.groups[prefill.group]
-        if prefill.piece == len(prefill.reused):
+        if prefill.piece == prefill.reused:
             self._restore(prefill, workspace)
         for place, layer in enumerate(group):
             prefill.hidden, workspace[place] = steps.prefill_layer(
@@ -201,27 +223,32 @@ class Runner:
             views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, terms)
             self.views = tuple(views)
         self._keep(prefill, workspace)
-        prefill.piece, prefill.group = len(prefill.reused), prefill.group + 1
+        prefill.piece, prefill.group = prefill.reused, prefill.group + 1
         if prefill.group == prefill.groups:
             self._fill.installed(prefill.slot, prefill.length, prefill.plans)
 
     def _restore(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Puts the reused pieces of a group into its workspaces."""
-        for index, piece in enumerate(prefill.reused):
-            start = np.int32(index * prefill.size)
-            for place, layer in enumerate(self.groups[prefill.group]):
-                workspace[place] = steps.restore(self.mesh, workspace[place], *piece.layers[layer], start)
+        if not prefill.reused:
+            return
+        assert self.prefix is not None
+        assert prefill.fetch is not None
+        for place, layer in enumerate(self.groups[prefill.group]):
+            for index, (k, v) in enumerate(self.prefix.pieces(prefill.fetch, layer)):
+                start = np.int32(index * prefill.size)
+                workspace[place] = steps.restore(self.mesh, workspace[place], k, v, start)
 
     def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
-        """Copies a finished group's new pieces to the host; after the last group they are there for later prompts."""
-        first = len(prefill.reused)
-        for index, layers in enumerate(prefill.kept, start=first):
-            for place, _ in enumerate(self.groups[prefill.group]):
-                k, v = steps.cut(prefill.size, workspace[place], np.int32(index * prefill.size))
-                layers.append((np.asarray(k), np.asarray(v)))
-        if self._history is not None and prefill.group == prefill.groups - 1:
-            for key, layers in zip(prefill.keys[first:], prefill.kept, strict=True):
-                self._history.put(key, Piece(tuple(layers)))
+        """Gives a finished group's new pieces to the store; after the last group later prompts will find them."""
+        saver = prefill.saver
+        if saver is None:
+            return
+        for piece in range(saver.pieces):
+            start = np.int32((prefill.reused + piece) * prefill.size)
+            for place, layer in enumerate(self.groups[prefill.group]):
+                saver.put(piece, layer, *steps.cut(prefill.size, workspace[place], start))
+        if prefill.group == prefill.groups - 1:
+            saver.seal()
 
     def _extend(self, prefill: Prefill) -> None:
         tokens = prefill.rest[prefill.extended :][:EXTENSION]
@@ -305,13 +332,13 @@ class Runner:
         params = SamplingParams()
         for bucket in self.layout.buckets:
             began = time.monotonic()
-            prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
+            prefill = self.begin(np.zeros(bucket, np.int32), slot=0, keep=False)
             prefill.length = prefill.size  # one piece meets every shape
             while not prefill.done:
                 self.advance(prefill)
             jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))
             jax.block_until_ready(self.score(prefill, 0))
-            if self._history is not None and prefill.size == self.layout.piece:
+            if self.prefix is not None and prefill.size == self.layout.piece:
                 workspace = self._workspace(bucket)[0]
                 k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
                 workspace[0] = steps.restore(self.mesh, workspace[0], np.asarray(k), np.asarray(v), np.int32(0))
@@ -325,7 +352,7 @@ class Runner:
             for layer, plan in enumerate(self.caches.plans):
                 if plan.stage1 is not None and self.layout.reselect:
                     self._reselect(layer, slot=0)
-            prefill = self.begin(np.zeros(2, np.int32), slot=0, select_after=1)
+            prefill = self.begin(np.zeros(2, np.int32), slot=0, select_after=1, keep=False)
             while not prefill.done:
                 self.advance(prefill)
             jax.block_until_ready(prefill.last)
@@ -342,8 +369,8 @@ class Runner:
 
         What `state` says of a slot that nobody holds means nothing: its request may have left between two dispatches.
         """
-        if self._history is not None:
-            self._history.check_integrity()
+        if self.prefix is not None:
+            self.prefix.check_integrity()
         if self.layout.reselect:
             self._fill.check_integrity()
         for view in self.views:

@@ -1,11 +1,13 @@
 """Who is served next: a queue, the slots, and at most one prompt on its way through the layers. No arrays.
 
-First come, first served: a request takes the first free slot and keeps it until it ends. The engine runs one
+First come, first served, but for those whose stored KV is still on its way: a request takes the first free slot and
+keeps it until it ends. The engine runs one
 unit of prefill between two decode dispatches, so running requests go on while a long prompt is read.
 """
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 
@@ -44,11 +46,13 @@ class Scheduler[R]:
     def submit(self, request: R) -> None:
         self.waiting.append(request)
 
-    def admit(self) -> tuple[int, R] | None:
-        """Gives the first request a slot and starts its prefill; None if there is no request, no slot, or a prefill."""
-        if self.prefilling is not None or not self.waiting or None not in self.slots:
+    def admit(self, ready: Callable[[R], bool] = lambda request: True) -> tuple[int, R] | None:
+        """Gives the first request that is `ready` a slot and starts its prefill; None if there is none, or no slot."""
+        request = next(filter(ready, self.waiting), None)
+        if self.prefilling is not None or request is None or None not in self.slots:
             return None
-        slot, request = self.slots.index(None), self.waiting.popleft()
+        self.waiting.remove(request)
+        slot = self.slots.index(None)
         self.slots[slot], self.prefilling = request, slot
         return slot, request
 

@@ -9,6 +9,7 @@ from kvjax.attention.methods import LayerPlan
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
+from kvjax.store.fetch import Fetch
 
 Sink = Callable[[Delta], None]  # may raise CallerGoneError
 
@@ -25,7 +26,8 @@ class ActiveRequest:
         endings: tokens that end the text: the model's own unless ignored, and the request's.
         limit: most tokens it may generate; `limited_by` says what to do about it where the request asks for more.
         seed: of its draws.
-        cached_tokens: of the prompt, whose KV came from an earlier one of the same `cache_salt`.
+        fetch: what the store brings of the prompt's KV, computed for an earlier one of the same `cache_salt`.
+        found: tokens of the prompt whose KV was not computed again, by the tier that had it.
         plans: what each layer keeps and reads, where the request has a token budget of its own.
         view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
@@ -58,7 +60,8 @@ class ActiveRequest:
         self.plans = plans
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
-        self.cached_tokens = 0
+        self.fetch: Fetch | None = None
+        self.found: dict[str, int] = {}
         self.cancelled = False
         self.finished = False
         self.generated = 0
@@ -70,6 +73,10 @@ class ActiveRequest:
         self._arrived = time.monotonic()
         self._scheduled: float | None = None
         self._first_token: float | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(self.found.values())
 
     def scheduled(self) -> None:
         """The request has got its slot."""
@@ -143,12 +150,12 @@ class ActiveRequest:
         if self._scheduled is None:
             return None
         now = time.monotonic()
-        prefix = {"host": self.cached_tokens, "computed": len(self.prompt) - self.cached_tokens}
+        prefix = {**self.found, "computed": len(self.prompt) - self.cached_tokens}
         return Timing(
             arrived=self._arrived,
             scheduled=self._scheduled,
             first_token=self._first_token or now,
             finished=now,
             view_fraction=self.view_fraction,
-            prefix={name: tokens for name, tokens in prefix.items() if tokens or name == "computed"},
+            prefix=prefix,
         )

@@ -9,11 +9,21 @@ import difflib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import kvjax
 from kvjax.serve.config import DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
-from kvjax.serve.sizes import memory, size
+from kvjax.store.config import Prefetch, Write
+from kvjax.store.eviction import POLICIES
+from kvjax.store.sizes import memory, show_size, size
+
+
+def yes_no(text: str) -> bool:
+    """`yes` or `no`, or as YAML has them. Raises ValueError."""
+    try:
+        return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+    except KeyError:
+        raise ValueError("neither yes nor no") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +66,17 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("budgets", str, "FILE", "a budget for each layer, found by search, instead of --token-budget"),
         Option("room", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
         Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the room"),
-        Option("host_cache_size", memory, "SIZE", "host memory for the KV of earlier prompts, 4GiB for rocketkv-mt"),
         Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
+    ),
+    "store": (
+        Option("host_cache_size", memory, "SIZE", "host memory for the KV of earlier prompts; 0 for no store"),
+        Option("disk_cache", str, "DIR", "a folder where that KV outlives the server; servers may share it"),
+        Option("disk_cache_size", memory, "SIZE", "most that may lie in that folder, as 100GiB"),
+        Option("disk_sync", yes_no, "yes|no", "whether a chunk on the disk survives a power cut"),
+        Option("remote_cache", str, "URL", "gs://, s3://, redis://, mooncake://, or http(s):// read-only"),
+        Option("prefetch_policy", str, "|".join(get_args(Prefetch)), "how long a request waits for stored KV"),
+        Option("write_policy", str, "|".join(get_args(Write)), "when KV goes to the disk and the remote tier"),
+        Option("eviction_policy", str, "|".join(POLICIES), "which KV leaves a full tier first"),
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),
@@ -146,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for option in options:
             default = defaults[option.field]
-            shown = "" if option.many or default is None else f" (default: {default})"
+            shown = "" if option.many or default is None else f" (default: {_shown(option, default)})"
             group.add_argument(
                 option.flag,
                 dest=option.field,
@@ -199,13 +218,19 @@ def _parsed(option: Option, value: Any, source: str) -> Any:
     if option.many:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(_parsed(dataclasses.replace(option, many=False), each, source) for each in values)
-    if isinstance(value, list | dict | bool):
+    if isinstance(value, list | dict) or (isinstance(value, bool) and option.parse is not yes_no):
         _wrong(option, value, source, f"one value is wanted, not a {type(value).__name__}")
     try:
         return option.parse(str(value))
     except ValueError as error:
-        reason = str(error) if option.parse in (size, memory) else f"not {_KINDS.get(option.parse, 'a text')}"
+        reason = str(error) if option.parse in (size, memory, yes_no) else f"not {_KINDS.get(option.parse, 'a text')}"
         _wrong(option, value, source, reason)
+
+
+def _shown(option: Option, value: Any) -> str:
+    if option.parse is memory:
+        return show_size(value)
+    return ("no", "yes")[value] if option.parse is yes_no else str(value)
 
 
 _KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number"}

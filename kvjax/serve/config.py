@@ -2,6 +2,10 @@
 
 import dataclasses
 import ipaddress
+from pathlib import Path
+from typing import cast
+
+from kvjax.store.config import Prefetch, StoreConfig, Write
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
@@ -20,7 +24,8 @@ class ServeConfig:
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
     method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
-    host_cache_size: bytes of host memory for the full KV of earlier prompts; None leaves it to the method.
+    host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
+        eviction_policy: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in bytes.
     when_full: what happens to an output longer than the room of a compressed view.
     """
 
@@ -47,7 +52,14 @@ class ServeConfig:
     room: int = 128
     when_full: str = "reselect"
     group_layers: int | None = None
-    host_cache_size: int | None = None
+    host_cache_size: int = 1 << 30
+    disk_cache: str | None = None
+    disk_cache_size: int = 0
+    disk_sync: bool = False
+    remote_cache: str | None = None
+    prefetch_policy: str = "timeout"
+    write_policy: str = "write_through"
+    eviction_policy: str = "lru"
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
@@ -65,8 +77,9 @@ class ServeConfig:
         _within("room", self.room, 1, 2**31 - 1)
         if self.group_layers is not None:
             _within("group_layers", self.group_layers, 1, 8)
-        if self.host_cache_size is not None:
-            _within("host_cache_size", self.host_cache_size, 0, 2**62)
+        _within("host_cache_size", self.host_cache_size, 0, 2**62)
+        _within("disk_cache_size", self.disk_cache_size, 0, 2**62)
+        _ = self.store  # which checks itself
         for name, value, allowed in (
             ("when_full", self.when_full, WHEN_FULL),
             ("dtype", self.dtype, DTYPES),
@@ -88,6 +101,20 @@ class ServeConfig:
                 f"host={self.host!r} can be reached from other machines and no API key is set: anyone could "
                 f"use the model. Set --api-key or --api-key-file, or stay on --host 127.0.0.1"
             )
+
+    @property
+    def store(self) -> StoreConfig:
+        """Where the KV of earlier prompts is kept."""
+        return StoreConfig(
+            host_cache_size=self.host_cache_size,
+            disk_cache=None if self.disk_cache is None else Path(self.disk_cache).expanduser(),
+            disk_cache_size=self.disk_cache_size,
+            disk_sync=self.disk_sync,
+            remote_cache=self.remote_cache,
+            prefetch_policy=cast(Prefetch, self.prefetch_policy),
+            write_policy=cast(Write, self.write_policy),
+            eviction_policy=self.eviction_policy,
+        )
 
     def _check_method(self) -> None:
         budgeted = self.token_budget is not None or self.budgets is not None

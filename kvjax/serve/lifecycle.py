@@ -89,7 +89,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 budgets=config.budgets,
                 room=config.room,
                 reselect=config.when_full == "reselect",
-                history_bytes=config.host_cache_size,
+                store=config.store,
                 group_layers=config.group_layers,
             ),
             chat_template=config.chat_template,

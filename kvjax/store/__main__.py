@@ -14,7 +14,7 @@ from rich.table import Table
 from kvjax.store.chunk import ChunkFormat, CorruptChunkError
 from kvjax.store.disk import DiskTier
 from kvjax.store.keys import FORMAT
-from kvjax.store.sizes import parse_size, show_size
+from kvjax.store.sizes import memory, show_size
 from kvjax.store.tier import Stored, Tier, TierError
 
 MOST_CHUNK = 4 << 30  # bytes: what claims to be larger is no chunk
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     command("stat", _stat)
     command("verify", _verify).add_argument("--remove", action="store_true", help="remove what is harmed")
     gc = command("gc", _gc)
-    gc.add_argument("--size", type=parse_size, help="keep at most so much, e.g. 20GiB")
+    gc.add_argument("--size", type=_size, help="keep at most so much, e.g. 20GiB")
     gc.add_argument("--older-than", type=_age, metavar="AGE", help="remove what was not used for so long, e.g. 7d, 12h")
     command("purge", _purge).add_argument("--yes", action="store_true", help="do not ask")
     command("export", _export).add_argument("file", type=Path, help="a tar file to write")
@@ -239,6 +239,13 @@ def _ago(used: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def _size(text: str) -> int:
+    try:
+        return memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _age(text: str) -> float:

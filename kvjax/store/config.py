@@ -16,58 +16,61 @@ class StoreConfig:
     """Sizes in bytes, times in seconds.
 
     Attributes:
-        host_bytes: of memory for chunks; all of it is allocated at the start. Every chunk passes through it.
-        disk: a folder for chunks; None for no disk tier.
-        disk_bytes: most that may lie under that folder, whatever it is.
-        sync: whether a chunk on the disk survives a power cut, not only a crash of the server.
-        remote: URL of a remote tier; None for none.
+        host_cache_size: of memory for chunks; all of it is allocated at the start. Every chunk passes through it.
+        disk_cache: a folder for chunks; None for no disk tier.
+        disk_cache_size: most that may lie under that folder, whatever it is.
+        disk_sync: whether a chunk on the disk survives a power cut, not only a crash of the server.
+        remote_cache: URL of a remote tier; None for none.
         remote_deadline: most that one call to the remote tier may take.
-        prefetch: how long a waiting request lets chunks come nearer: until a slot is free, until they are all there,
-            or for `prefetch_base` seconds and `prefetch_per_1k` more for each 1,000 tokens that are stored.
-        write: when a chunk goes to the tiers below: at once, once it was found `selective_hits` times, or when it
-            leaves the host.
+        prefetch_policy: how long a waiting request lets chunks come nearer: until a slot is free, until they are all
+            there, or for `prefetch_base` seconds and `prefetch_per_1k` more for each 1,000 tokens that are stored.
+        write_policy: when a chunk goes to the tiers below: at once, once it was found `selective_hits` times, or when
+            it leaves the host.
         promotion: whether a chunk that came from below stays in the host tier after its use.
-        eviction: which chunk leaves a full tier first.
+        eviction_policy: which chunk leaves a full tier first.
+
+    Raises:
+        ValueError: settings that are none, or do not go together; says which.
     """
 
-    host_bytes: int
-    disk: Path | None = None
-    disk_bytes: int = 0
-    sync: bool = False
-    remote: str | None = None
+    host_cache_size: int
+    disk_cache: Path | None = None
+    disk_cache_size: int = 0
+    disk_sync: bool = False
+    remote_cache: str | None = None
     remote_deadline: float = 5.0
-    prefetch: Prefetch = "timeout"
+    prefetch_policy: Prefetch = "timeout"
     prefetch_base: float = 1.0
     prefetch_per_1k: float = 0.25
-    write: Write = "write_through"
+    write_policy: Write = "write_through"
     selective_hits: int = 2
     promotion: Promotion = "retain"
-    eviction: str = "lru"
+    eviction_policy: str = "lru"
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("prefetch", get_args(Prefetch)),
-            ("write", get_args(Write)),
+            ("prefetch_policy", get_args(Prefetch)),
+            ("write_policy", get_args(Write)),
             ("promotion", get_args(Promotion)),
-            ("eviction", tuple(POLICIES)),
+            ("eviction_policy", tuple(POLICIES)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
-        for name in ("host_bytes", "disk_bytes", "prefetch_base", "prefetch_per_1k"):
+        for name in ("host_cache_size", "disk_cache_size", "prefetch_base", "prefetch_per_1k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if self.remote_deadline <= 0 or self.selective_hits < 1:
             raise ValueError(f"remote_deadline={self.remote_deadline} and selective_hits must be positive")
-        if (self.disk is None) != (self.disk_bytes == 0):
-            raise ValueError("a disk tier takes both a folder (disk) and a size (disk_bytes)")
-        if not self.host_bytes and (self.disk or self.remote):
-            raise ValueError("chunks of a disk or a remote tier pass through host memory: give host_bytes as well")
+        if (self.disk_cache is None) != (self.disk_cache_size == 0):
+            raise ValueError("a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)")
+        if not self.host_cache_size and (self.disk_cache or self.remote_cache):
+            raise ValueError("chunks of every tier pass through host memory: give --host-cache-size as well")
 
     def patience(self, tokens: int) -> float:
         """Seconds that a request waits for so many stored tokens, if its turn has come."""
-        if self.prefetch == "best_effort":
+        if self.prefetch_policy == "best_effort":
             return 0.0
-        if self.prefetch == "wait_complete":
+        if self.prefetch_policy == "wait_complete":
             return LONGEST_WAIT
         return min(self.prefetch_base + self.prefetch_per_1k * tokens / 1000, LONGEST_WAIT)
 

@@ -80,8 +80,12 @@ class Fetch:
             slab = self.slabs[index]
             if self.closed or slab is None:
                 raise LeaseExpiredError(f"chunk {index} was held for more than {LEASE:.0f} s without being used")
-            self.deadline = time.monotonic() + LEASE
+            self.renew()
             return slab.blob
+
+    def renew(self) -> None:
+        """Says that somebody still wants the chunks."""
+        self.deadline = time.monotonic() + LEASE
 
     def close(self) -> None:
         """Gives every lease back. May be called twice."""

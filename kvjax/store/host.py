@@ -4,13 +4,17 @@ Memory that is allocated anew costs thirty times a copy into memory that is ther
 Everything that comes from or goes to the device passes through here. The store's lock guards it.
 """
 
+import contextlib
 import dataclasses
+import mmap
 from collections.abc import Callable
 
 import numpy as np
 
 from kvjax.store.chunk import PAGE, Blob
 from kvjax.store.eviction import EvictionPolicy
+
+MADV_POPULATE_WRITE = 23  # of Linux; Python has no name for it yet
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,12 +60,9 @@ class HostTier:
     ) -> None:
         stride = -(-chunk_bytes // PAGE) * PAGE
         count = most_bytes // stride
-        # one page more, so that the first slab can begin at a page's border
-        self._memory = np.zeros(count * stride + PAGE, np.uint8) if count else np.zeros(0, np.uint8)
-        self._memory[::PAGE] = 1  # touched now: the kernel gives pages when they are first written
-        skip = -self._memory.ctypes.data % PAGE
-        begins = [skip + index * stride for index in range(count)]
-        self._free = [Slab(self._memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
+        memory = _touched(count * stride)
+        begins = range(0, count * stride, stride)
+        self._free = [Slab(memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
         self._slabs: dict[str, Slab] = {}
         self._policy, self._leaving = policy, leaving
         self.capacity, self.stride = count, stride
@@ -139,3 +140,18 @@ class HostTier:
         for slab in self._slabs.values():
             assert slab.ready, f"{slab.key}: begun and neither finished nor given up"
             assert slab.leases == 0, f"{slab.key}: {slab.leases} leases are left"
+
+
+def _touched(nbytes: int) -> Blob:
+    """Memory that the kernel has given already, in large pages where it can."""
+    if not nbytes:
+        return np.zeros(0, np.uint8)
+    mapped = mmap.mmap(-1, nbytes)
+    memory = np.frombuffer(mapped, np.uint8)
+    with contextlib.suppress(OSError, AttributeError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        mapped.madvise(MADV_POPULATE_WRITE)
+    except OSError:  # before Linux 5.14
+        memory[::PAGE] = 0
+    return memory

@@ -1,22 +1,34 @@
-"""Sizes as people write and read them."""
+"""Sizes as people write them, in tokens or in bytes. As vLLM reads them: 32k is 32,000 and 32K is 32,768."""
 
-import argparse
 import re
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+_BYTES = {
+    f"{letter}{unit}": (1024 if unit == "iB" else 1000) ** power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit in ("iB", "B")
+}
 
 
-def parse_size(text: str) -> int:
-    """Bytes of '20GiB', '512MiB', '1.5G' or '4096'; units are powers of 1024.
+def size(text: str) -> int:
+    """`32768`, `32k` (32,000), `32K` (32,768) or `1.5m` as a number of tokens. Raises ValueError."""
+    return _scaled(text, _SCALES, "not a size: write 32768, 32k (32,000) or 32K (32,768)", "tokens")
 
-    Raises:
-        argparse.ArgumentTypeError: it is no size.
-    """
-    match = WRITTEN.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 20GiB, 512MiB or 1.5G")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+
+def memory(text: str) -> int:
+    """`4GiB`, `4G` (the same), `4GB` (4,000,000,000) or `0` as a number of bytes. Raises ValueError."""
+    said = "not a size of memory: write 4GiB, 512MiB or 0"
+    return _scaled(text, _SCALES | _BYTES, said, "bytes")
+
+
+def _scaled(text: str, scales: dict[str, int], said: str, unit: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([a-zA-Z]*)", text.replace(",", "").replace("_", ""))
+    if match is None or match[2] not in scales:
+        raise ValueError(said)
+    value = float(match[1]) * scales[match[2]]
+    if not value.is_integer():
+        raise ValueError(f"not a whole number of {unit}")
+    return int(value)
 
 
 def show_size(nbytes: int | float) -> str:

@@ -46,7 +46,7 @@ class KVStore:
         self.mutex = threading.RLock()
         self.planner = Planner()
         self._idle = threading.Condition(self.mutex)
-        self._host = HostTier(config.host_bytes, format.nbytes, POLICIES[config.eviction](), self._leaving)
+        self._host = HostTier(config.host_cache_size, format.nbytes, POLICIES[config.eviction_policy](), self._leaving)
         self._counters = Counters()
         self._fetches: set[Fetch] = set()
         self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each chunk that is being loaded
@@ -99,7 +99,7 @@ class KVStore:
             for name in names:
                 while (slab := self._host.take(name.hex)) is None:
                     here, left = self._host.holds(name.hex), deadline - time.monotonic()
-                    if here or self.config.write != "write_back" or not self._writing or left <= 0:
+                    if here or self.config.write_policy != "write_back" or not self._writing or left <= 0:
                         if not here:
                             self._counters.add(HOST, "error full")
                         break
@@ -304,13 +304,13 @@ class KVStore:
     def _consider(self, slab: Slab) -> None:
         """Writes a chunk to the tiers below if its time has come."""
         config = self.config
-        selected = config.write == "write_through_selective" and slab.hits >= config.selective_hits
-        if slab.dirty and (config.write == "write_through" or selected):
+        selected = config.write_policy == "write_through_selective" and slab.hits >= config.selective_hits
+        if slab.dirty and (config.write_policy == "write_through" or selected):
             self._write(slab)
 
     def _leaving(self, slab: Slab) -> bool:
         """The host tier wants to let a chunk go: may it?"""
-        if slab.dirty and self.config.write == "write_back":
+        if slab.dirty and self.config.write_policy == "write_back":
             self._write(slab)
             return False  # once it is written
         if self._backlog.pop(slab.key, "") is None:

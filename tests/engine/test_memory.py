@@ -10,8 +10,9 @@ from kvjax import models
 from kvjax.engine.caches import Caches
 from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.engine import Engine
-from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, in_units, plan
+from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, plan
 from kvjax.engine.runner import Runner
+from kvjax.store.sizes import show_size
 from tests.engine.tiny import CONFIG, CONTEXT
 
 GIB = 1 << 30
@@ -59,7 +60,7 @@ def test_what_fits_is_not_refused():
 def test_one_byte_short_names_fewer_conversations_and_they_fit():
     with pytest.raises(InsufficientMemoryError, match=r"--max-num-seqs (\d) fits") as refused:
         check_fits(LARGE, LAYOUT, total(LAYOUT) - 1)
-    assert in_units(total(LAYOUT)) in str(refused.value)
+    assert show_size(total(LAYOUT)) in str(refused.value)
     assert "--max-num-seqs 7 fits" in str(refused.value)
     check_fits(LARGE, dataclasses.replace(LAYOUT, slots=7), total(LAYOUT) - 1)
 

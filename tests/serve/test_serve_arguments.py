@@ -12,7 +12,7 @@ import kvjax
 from kvjax.serve.__main__ import keep_compiled
 from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse
 from kvjax.serve.config import ServeConfig, is_loopback
-from kvjax.serve.sizes import memory, size
+from kvjax.store.sizes import memory, size
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "serve"
 
@@ -196,10 +196,13 @@ def test_a_file_that_is_wrong(file, text, said):
         (["--host-cache-size", "plenty"], "--host-cache-size='plenty' from the command line: not a size of memory: "),
         (["--host-cache-size", "plenty"], "write 4GiB, 512MiB or 0"),
         (["--host-cache-size", "-1"], "write 4GiB, 512MiB or 0"),
-        (["--disk-cache", "/tmp"], "unrecognized arguments"),
-        (["--disk-cache-size", "1G"], "unrecognized arguments"),
-        (["--remote-cache", "http://x"], "unrecognized arguments"),
-        (["--prefetch-policy", "x"], "unrecognized arguments"),
+        (["--disk-cache", "/tmp"], "a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)"),
+        (["--disk-cache-size", "1G"], "a disk tier takes both a folder"),
+        (["--remote-cache", "redis://x", "--host-cache-size", "0"], "every tier pass through host memory"),
+        (["--prefetch-policy", "x"], "prefetch_policy='x' must be one of best_effort, wait_complete, timeout"),
+        (["--write-policy", "x"], "write_policy='x' must be one of write_through, write_through_selective, write_back"),
+        (["--eviction-policy", "x"], "eviction_policy='x' must be one of lru, lfu, fifo, arc"),
+        (["--disk-sync", "maybe"], "--disk-sync='maybe' from the command line: neither yes nor no"),
         (["--max-model", "3"], "unrecognized arguments"),
     ],
 )

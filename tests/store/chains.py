@@ -57,4 +57,4 @@ def holds(blob: np.ndarray, name: ChunkName) -> bool:
 def store_of(*below: Tier, chunks: int = 8, **settings) -> KVStore:
     """A store whose host tier has room for so many chunks."""
     stride = -(-FORMAT.nbytes // 4096) * 4096
-    return KVStore(FORMAT, StoreConfig(host_bytes=chunks * stride, **settings), below)
+    return KVStore(FORMAT, StoreConfig(host_cache_size=chunks * stride, **settings), below)

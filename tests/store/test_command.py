@@ -12,7 +12,7 @@ import pytest
 
 from kvjax.store.__main__ import main
 from kvjax.store.disk import DiskTier
-from kvjax.store.sizes import parse_size, show_size
+from kvjax.store.sizes import show_size
 from tests.store.chains import FORMAT, blob_of, names_of
 
 
@@ -129,7 +129,7 @@ def test_import_takes_only_what_is_proven(folder, tmp_path, capsys):
         (("stat", "/nowhere"), "not the folder of a disk cache"),
         (("stat", "ftp://host"), "gs://"),
         (("gc", ".", "--older-than", "soon"), "not an age like 7d"),
-        (("gc", ".", "--size", "much"), "not a size like 20GiB"),
+        (("gc", ".", "--size", "much"), "not a size of memory: write 4GiB"),
     ],
 )
 def test_wrong_calls_say_what_to_do(args, says, capsys):
@@ -151,9 +151,4 @@ def test_help_reads_well_and_needs_no_jax():
 
 
 def test_sizes():
-    assert [parse_size(text) for text in ("20GiB", "512MiB", "1.5g", "4096", "1 TB")] == [
-        20 << 30, 512 << 20, 3 << 29, 4096, 1 << 40,
-    ]  # fmt: skip
-    assert [show_size(size) for size in (0, 1023, 1536, 20 << 30)] == [
-        "0 B", "1023 B", "1.5 KiB", "20.00 GiB",
-    ]  # fmt: skip
+    assert [show_size(size) for size in (0, 1023, 1536, 20 << 30)] == ["0 B", "1023 B", "1.5 KiB", "20.00 GiB"]

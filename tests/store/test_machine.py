@@ -26,9 +26,9 @@ chains, lengths, picks = st.integers(0, 2), st.integers(0, 4), st.integers(0, 99
 
 class StoreMachine(RuleBasedStateMachine):
     @initialize(
-        write=st.sampled_from(["write_through", "write_through_selective", "write_back"]),
+        write_policy=st.sampled_from(["write_through", "write_through_selective", "write_back"]),
         promotion=st.sampled_from(["retain", "temporary"]),
-        eviction=st.sampled_from(sorted(POLICIES)),
+        eviction_policy=st.sampled_from(sorted(POLICIES)),
     )
     def start(self, **settings):
         self.folder = Path(tempfile.mkdtemp())
@@ -38,7 +38,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self):
-        policy = POLICIES[self.settings["eviction"]]()
+        policy = POLICIES[self.settings["eviction_policy"]]()
         self.disk = DiskTier(self.folder, CAP, policy=policy, least_free=0)
         self.store = store_of(self.disk, chunks=5, **self.settings)
 

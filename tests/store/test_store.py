@@ -238,7 +238,7 @@ def test_a_tier_that_fails_is_a_miss(opened, error):
 
 def test_write_back_writes_what_leaves_and_flush_the_rest(opened):
     far = FarTier()
-    store = opened(far, chunks=4, write="write_back")
+    store = opened(far, chunks=4, write_policy="write_back")
     save(store, names_of(4))
     assert store.wait(10.0)
     assert not list(far.scan())
@@ -253,7 +253,7 @@ def test_write_back_writes_what_leaves_and_flush_the_rest(opened):
 
 def test_write_through_selective_writes_what_is_found_again(opened):
     far, names = FarTier(), names_of(3)
-    store = opened(far, write="write_through_selective", selective_hits=2)
+    store = opened(far, write_policy="write_through_selective", selective_hits=2)
     save(store, names)
     assert found(store, names[:2]) == 2
     assert store.wait(10.0)

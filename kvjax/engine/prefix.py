@@ -1,0 +1,189 @@
+"""Between the steps and the store: KV of a prompt's beginning that need not be computed, and of new pieces to keep.
+
+    begin      pieces whose chunks the store has brought to host memory
+    a group    its workspaces are filled from the chunks; its new pieces are cut out, and a thread takes them away
+    the last   the new chunks are sealed, and may be found from then on
+
+Pieces, not chunks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
+and a warm answer equals a cold one bit for bit.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from kvjax.engine.caches import Caches
+from kvjax.store.chunk import ChunkFormat
+from kvjax.store.digest import files_digest
+from kvjax.store.fetch import Fetch
+from kvjax.store.keys import CHUNK, ChunkName, Namespace
+from kvjax.store.opening import open_store
+from kvjax.store.saving import Saving
+from kvjax.store.store import KVStore
+
+logger = logging.getLogger(__name__)
+AHEAD = 32  # pieces of layers on their way to the host at once: each holds device memory until it is there
+
+
+def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
+    """What must be equal for stored KV to be used. A new compiler or another device computes other last digits.
+
+    Args:
+        path: the folder of the checkpoint, every tensor of which is read, unless its digest is known already.
+    """
+    device, model, layout = jax.devices()[0], caches.model, caches.layout
+    known = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvjax" / "digests.json"
+    return Namespace(
+        weights=files_digest([path / "config.json", *path.glob("*.safetensors")], known),
+        tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known),
+        rope=repr([layer.rope for layer in model.layers]),
+        numerics=f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, piece {layout.piece}",
+        dtype=layout.kv_dtype,
+        shape=f"{model.num_layers} x {model.num_kv_heads} x {model.head_dim}",
+    )
+
+
+class PrefixCache:
+    """One model's KV in a store.
+
+    Args:
+        window: the last tokens of every prompt that are computed whatever is stored: stage 1 needs their queries.
+    """
+
+    def __init__(self, store: KVStore, names: Namespace, piece: int, window: int) -> None:
+        self.store, self._namespace, self._piece, self._window = store, names, piece, window
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(AHEAD)
+        self._thread = threading.Thread(target=self._run, name="kvjax-save", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, path: Path, caches: Caches, devices: int) -> "PrefixCache | None":
+        """That of the checkpoint in folder `path`, in the store of the layout; None if it has none.
+
+        Raises:
+            TierError, ValueError, ImportError: the store cannot be opened; says why.
+        """
+        model, config = caches.model, caches.layout.store
+        if config is None or not config.host_cache_size:
+            return None
+        format = ChunkFormat(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
+        store = open_store(format, config)
+        return cls(store, namespace(path, caches, devices), caches.layout.piece, caches.window)
+
+    @property
+    def _unit(self) -> int:
+        return self._piece // CHUNK
+
+    def names(self, tokens: np.ndarray, salt: str) -> list[ChunkName]:
+        """Of all chunks of a prompt's whole pieces."""
+        whole = len(tokens) // self._piece * self._piece
+        return ChunkName.chain(self._namespace.root(salt), tokens[:whole])
+
+    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None]) -> Fetch:
+        """Starts to bring what is stored of a prompt nearer, but for its last tokens."""
+        most = (len(tokens) - max(self._window, 1)) // self._piece
+        return self.store.fetch(self.names(tokens, salt)[: max(most, 0) * self._unit], unit=self._unit, told=told)
+
+    def take(self, fetch: Fetch) -> int:
+        """How many pieces a fetch has brought; from now on it brings no more."""
+        fetch.stop()
+        self.store.count_hits(fetch.found)
+        return fetch.loaded // self._unit
+
+    def pieces(self, fetch: Fetch, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """K and V [K, piece, D] of each loaded piece of one layer, in memory of their own."""
+        format = self.store.format
+        for first in range(0, fetch.loaded, self._unit):
+            chunks = [format.tensors(fetch.blob(first + chunk), layer) for chunk in range(self._unit)]
+            # always a copy: a device that shares the host's memory would read the slab after its lease has ended
+            yield np.concatenate([k for k, _ in chunks], axis=1), np.concatenate([v for _, v in chunks], axis=1)
+
+    def save(self, tokens: np.ndarray, salt: str, first: int) -> "PieceSaver":
+        """Begins to keep the whole pieces of a prompt from piece `first` on."""
+        return PieceSaver(self, self.names(tokens, salt)[first * self._unit :], self._unit)
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Has the saving thread do something; waits while it is far behind."""
+        self._work.put(work)
+
+    def settle(self) -> None:
+        """Waits until the saving thread has done all that it was given."""
+        self._work.join()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if something is left of a prompt; waits for what is still being saved."""
+        self.settle()
+        assert self.store.wait(60.0), "chunks are still on their way after a minute"
+        self.store.check_integrity()
+
+    def flush(self, timeout: float) -> bool:
+        """Saves what was computed and writes it to the tiers below; returns whether that took less than `timeout` s."""
+        self.settle()
+        return self.store.flush(timeout)
+
+    def close(self) -> None:
+        """Ends the thread, after what it was given, and closes the store."""
+        self._work.put(None)
+        self._thread.join()
+        self.store.close()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except Exception:  # what is not saved is computed again
+                logger.exception("saving KV failed")
+            finally:
+                self._work.task_done()
+        self._work.task_done()
+
+
+class PieceSaver:
+    """New pieces of one prompt on their way to the host. The engine's thread calls; another one copies."""
+
+    def __init__(self, cache: PrefixCache, names: list[ChunkName], unit: int) -> None:
+        self._cache, self._names, self._unit = cache, names, unit
+        self._saving: Saving | None = None
+        self.pieces = len(names) // unit
+        if self.pieces:
+            cache.put(self._begin)
+
+    def put(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
+        """K and V [K, piece, D] of one layer of a new piece, counted from the first new one."""
+        self._cache.put(lambda: self._fill(piece, layer, k, v))
+
+    def seal(self) -> None:
+        """All layers of all pieces were put."""
+        if self.pieces:
+            self._cache.put(self._seal)
+
+    def give_up(self) -> None:
+        """The prompt will not be finished."""
+        if self.pieces:
+            self._cache.put(self._end)
+
+    def _begin(self) -> None:
+        self._saving = self._cache.store.save(self._names)
+
+    def _fill(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
+        assert self._saving is not None
+        keys, values = np.asarray(k), np.asarray(v)  # waits for the device
+        for index in self._saving.wanted:
+            if index // self._unit == piece:
+                rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
+                self._saving.fill(index, layer, keys[:, rows], values[:, rows])
+
+    def _seal(self) -> None:
+        assert self._saving is not None
+        self._saving.seal()
+        self._saving = None
+
+    def _end(self) -> None:
+        if self._saving is not None:
+            self._saving.close()

@@ -1,0 +1,130 @@
+"""KV from the store: a prompt computes what is new, and is answered to the bit as if it had computed everything."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvjax.engine import Engine, EngineConfig
+from kvjax.store.config import StoreConfig
+from tests.engine import tiny
+from tests.engine.client import GREEDY, Client, settle
+
+PIECE = 256
+CHUNK_BYTES = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
+PARAMS = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, kept=True)
+
+
+def engine_of(folder: Path, store: StoreConfig | None, method: str | None = None, **settings) -> Engine:
+    budget = None if method in (None, "full") else 192
+    config = EngineConfig(
+        max_model_len=900,
+        max_num_seqs=2,
+        method=method,
+        token_budget=budget,
+        room=32,
+        prefill_piece=PIECE,
+        store=store,
+        **settings,
+    )
+    return Engine.from_pretrained(folder, config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("prefix"))
+
+
+@pytest.fixture(scope="module", params=["rocketkv-mt", "full"])
+def engine(folder, request):
+    with engine_of(folder, StoreConfig(host_cache_size=1 << 24), request.param) as engine:
+        yield engine
+        assert engine.stats().compiles_after_warmup == 0
+
+
+def equal(cold, warm) -> None:
+    assert (cold.tokens, cold.logprobs) == (warm.tokens, warm.logprobs)
+    for ours, theirs in zip(cold.kept, warm.kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def ask(engine, prompt, salt=""):
+    """The answer, once all that it leaves in the store is there."""
+    with Client() as client:
+        answer = client.submit(engine, prompt, PARAMS, cache_salt=salt).result()
+    settle(engine)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reused"),
+    [
+        (600, 800, 2),
+        (512, 700, 2),
+        (511, 700, 1),
+        (513, 513, 1),
+        (512, 512, 1),
+        (768, 769, 2),
+        (700, 640, 2),
+        (700, 639, 1),
+        (100, 300, 0),
+        (255, 600, 0),
+    ],
+)
+def test_a_prompt_that_begins_as_an_earlier_one(engine, first, second, reused):
+    """The last 128 tokens, whose queries choose, are always computed: 640 tokens reuse 512, and 639 only 256.
+
+    Where nothing is chosen it is the last token alone.
+    """
+    if not engine.caches.window:
+        reused = min(first, second - 1) // PIECE
+    earlier = tiny.prompt(800)[:first]
+    turn = [*earlier[:second], *tiny.prompt(800, seed=1)[: max(second - first, 0)]]
+    salt = f"{first} {second}"
+    cold = ask(engine, turn, "cold " + salt)
+    ask(engine, earlier, salt)
+    warm = ask(engine, turn, salt)
+    assert (cold.cached_tokens, warm.cached_tokens) == (0, reused * PIECE)
+    equal(cold, warm)
+
+
+def test_log_probabilities_of_a_prompt_are_computed_although_its_kv_is_there(engine):
+    params = dataclasses.replace(GREEDY, max_tokens=1, prompt_logprobs=0)
+    prompt = tiny.prompt(600)
+    [first] = engine.generate([prompt], params, progress=False)
+    settle(engine)
+    [again] = engine.generate([prompt], params, progress=False)
+    assert again.cached_tokens == 0
+    assert first.prompt_logprobs == again.prompt_logprobs
+
+
+def test_a_prompt_that_leaves_halfway_leaves_nothing_leased(engine):
+    with Client() as client:
+        for _ in range(3):
+            running = client.submit(engine, tiny.prompt(800, seed=7), PARAMS, cache_salt="leaves")
+            running.disconnect()
+            running.wait()
+    settle(engine)
+    assert ask(engine, tiny.prompt(800, seed=7), "leaves").finish is not None
+
+
+def test_many_at_once_with_a_common_beginning(engine):
+    common = tiny.prompt(600, seed=3)
+    prompts = [[*common, *tiny.prompt(100, seed=seed)] for seed in range(6)]
+    cold = [ask(engine, prompt, f"alone {number}") for number, prompt in enumerate(prompts)]
+    with Client() as client:
+        running = [client.submit(engine, prompt, PARAMS, cache_salt="together") for prompt in prompts]
+        warm = [each.result() for each in running]
+    for ours, theirs in zip(cold, warm, strict=True):
+        equal(ours, theirs)
+    settle(engine)
+
+
+def test_a_store_that_holds_no_piece_is_refused(folder):
+    engine_of(folder, StoreConfig(host_cache_size=CHUNK_BYTES))
+    with pytest.raises(
+        ValueError,
+        match=f"={CHUNK_BYTES - 1} hold no piece of 256 tokens, which takes {CHUNK_BYTES}: raise --host",
+    ):
+        engine_of(folder, StoreConfig(host_cache_size=CHUNK_BYTES - 1))
