@@ -26,6 +26,7 @@ REASONS: dict[str, Reason] = {
     "DEADLINE_EXCEEDED": "timeout",
 }
 CONCURRENCY = 16
+SCAN_TIMEOUTS = 30
 # TensorStore never ends a request that stalls: it holds its connection, one of CONCURRENCY, for half an hour. Its
 # HTTP client can be told otherwise only by these variables, which it reads once, at its first request.
 WATCHDOG = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "10", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1000"}
@@ -101,9 +102,9 @@ class CloudTier(Remote):
         self._result(self._store.write(self._name(key), None))
 
     def scan(self) -> Iterator[Stored]:
-        """Names only: `nbytes` is 0."""
+        """Names only: `nbytes` is 0. All at once, which may take SCAN_TIMEOUTS times as long as another call."""
         self._check_open()
-        names = self._result(self._store.list())
+        names = self._result(self._store.list(), time.monotonic() + SCAN_TIMEOUTS * self.timeout)
         keys = (key_of(name.decode("utf-8", "replace")) for name in names)
         return iter([Stored(key, 0) for key in keys if key is not None])
 
@@ -123,7 +124,7 @@ class CloudTier(Remote):
             return future.result(timeout=self.timeout if end is None else max(0.0, end - time.monotonic()))
         except TimeoutError as error:
             future.cancel()
-            raise self._error("timeout", f"no answer within {self.timeout:g} s") from error
+            raise self._error("timeout", f"no answer in time ({self.timeout:g} s a call)") from error
         except Exception as error:  # ValueError, whatever it was
             status = str(error).partition(":")[0]
             raise self._error(REASONS.get(status, "io"), f"{error!s:.300}") from error

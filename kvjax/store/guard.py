@@ -101,15 +101,15 @@ class Guarded(Tier):
             return self._tier.read(key, memoryview(buffer)[: into.nbytes]), buffer
 
         found, buffer = self._ask(work, self._attempts)
-        if found:
-            np.copyto(np.frombuffer(into, np.uint8), buffer[: into.nbytes])
+        if found:  # np.copyto lets other threads run, which into[:] = does not
+            np.copyto(np.asarray(into.cast("B")), buffer[: into.nbytes])
         self._buffers.put(buffer)  # not after an error: then a buffer may still be written to, and is left to it
         return found
 
     def write(self, key: str, blob: memoryview) -> None:
         def work(given_up: threading.Event) -> np.ndarray:
             buffer = self._buffers.take(blob.nbytes)
-            np.copyto(buffer[: blob.nbytes], np.frombuffer(blob, np.uint8))
+            np.copyto(buffer[: blob.nbytes], np.asarray(blob.cast("B")))
             if given_up.is_set():  # while it was copied: the blob may have become another one
                 raise TierError("timeout", "given up before it began")
             self._tier.write(key, memoryview(buffer)[: blob.nbytes].toreadonly())

@@ -437,6 +437,12 @@ def test_buffers_are_used_again_and_few():
     assert 1 <= len(guard._buffers._free) <= 2
 
 
+def test_an_empty_object():
+    guard = Guarded(MemoryTier(), 5.0)
+    guard.write(key(1), memoryview(b""))
+    assert guard.read(key(1), memoryview(bytearray()))
+
+
 # The end
 
 
