@@ -7,6 +7,7 @@ import jax
 from kvjax.engine.caches import Caches
 from kvjax.engine.memory import plan
 from kvjax.engine.runner import Runner
+from kvjax.store.keys import CHUNK
 from kvjax.store.sizes import show_size
 
 
@@ -25,6 +26,7 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
             f"device      {devices} x {device.device_kind} ({device.platform})",
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
+            f"store       {stored(runner)}",
             f"start-up    {phases}",
             f"compiled    {shapes} (tokens of a prompt's bucket)",
             "memory",
@@ -34,6 +36,23 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
             f" {layout.slots * layout.max_model_len:,} tokens in all, {show_size(per_token)} of KV a token",
         ]
     )
+
+
+def stored(runner: Runner) -> str:
+    """Where the KV of earlier prompts is kept: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
+    if runner.prefix is None:
+        return "none: every prompt is computed from its first token on (--host-cache-size)"
+    store = runner.prefix.store
+    tiers = []
+    for name, tier in store.stats().items():
+        if name == "host":
+            tiers.append(f"host {show_size(tier.capacity_bytes)} for {store.capacity * CHUNK:,} tokens")
+        elif tier.capacity_bytes:
+            used = f"{show_size(tier.used_bytes)} of {show_size(tier.capacity_bytes)}"
+            tiers.append(f"{name} {used}, {tier.chunks * CHUNK:,} tokens of any model")
+        else:
+            tiers.append(name)
+    return "; ".join(tiers)
 
 
 def keeps(caches: Caches) -> str:

@@ -5,6 +5,7 @@ requests end. All of them exist, at zero, from the start. No label holds anythin
 """
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,12 +13,15 @@ from prometheus_client.registry import Collector
 
 from kvjax.engine.request import Finish, Timing
 from kvjax.serve.protocol import Engine
+from kvjax.store.keys import CHUNK
+from kvjax.store.tier import Reason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _LONG_SECONDS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _TOKENS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
 
+REASONS = ("corrupt", *get_args(Reason))
 FINISHED_REASONS = (Finish.STOP, Finish.LENGTH, "abort", Finish.ERROR)
 
 
@@ -49,6 +53,44 @@ class EngineCollector(Collector):
                 family = kind(f"kvjax:{name}", meaning, labels=tuple(self.labels))
                 family.add_metric(tuple(self.labels.values()), value)
                 yield family
+        yield from self._store()
+
+    def _store(self) -> Iterator[Metric]:
+        """One sample a tier of the KV store."""
+        tiers = self.engine.store_stats()
+        gauges = (
+            ("store_chunks", "Chunks of 256 tokens in a tier.", lambda tier: tier.chunks),
+            ("store_used_bytes", "Bytes in a tier.", lambda tier: tier.used_bytes),
+            (
+                "store_capacity_bytes",
+                "Bytes that a tier may hold; 0: it does not say.",
+                lambda t: t.capacity_bytes,
+            ),
+            (
+                "store_breaker_open",
+                "1 while a tier that failed is left alone.",
+                lambda t: int(t.breaker == "open"),
+            ),
+        )
+        counters = (
+            ("store_hit_tokens", "Prompt tokens whose KV a tier had.", lambda tier: CHUNK * tier.hits),
+            ("store_loaded_bytes", "Bytes read from a tier to host memory.", lambda tier: tier.loaded_bytes),
+            ("store_load_seconds", "Seconds of those reads, of all threads together.", lambda tier: tier.load_seconds),
+            ("store_written_chunks", "Chunks written to a tier.", lambda tier: tier.written),
+            ("store_evicted_chunks", "Chunks that left a tier for others.", lambda tier: tier.evictions),
+        )
+        labels = (*self.labels, "tier")
+        for families, kind in ((gauges, GaugeMetricFamily), (counters, CounterMetricFamily)):
+            for name, meaning, value in families:
+                family = kind(f"kvjax:{name}", meaning, labels=labels)
+                for tier, stats in tiers.items():
+                    family.add_metric((*self.labels.values(), tier), value(stats))
+                yield family
+        errors = CounterMetricFamily("kvjax:store_errors", "What a tier did wrong.", labels=(*labels, "reason"))
+        for tier, stats in tiers.items():
+            for reason in REASONS:
+                errors.add_metric((*self.labels.values(), tier, reason), stats.errors.get(reason, 0))
+        yield errors
 
 
 class Metrics:

@@ -9,6 +9,8 @@ from typing import Any
 
 import kvjax
 from kvjax.serve.protocol import Caches, Engine
+from kvjax.store.keys import CHUNK
+from kvjax.store.stats import TierStats
 
 HISTORY = 120
 RATE_WINDOW = 6  # samples: five seconds and the one now
@@ -69,6 +71,7 @@ class Monitor:
             "ttft_ms": {"p50": self._first_token_ms(0.50), "p95": self._first_token_ms(0.95)},
             "requests": {"finished": stats.finished, "cancelled": stats.cancelled, "failed": stats.failed},
             "compiles_after_warmup": stats.compiles_after_warmup,
+            "store": [_tier(name, tier) for name, tier in engine.store_stats().items()],
             "history": [
                 {"tokens_per_second": _rate(a, b), "running": b.running, "waiting": b.waiting}
                 for a, b in zip(self._samples, list(self._samples)[1:], strict=False)
@@ -101,6 +104,19 @@ def _compression(caches: Caches) -> dict[str, Any]:
         "kept_tokens": [plan.kept(context) for plan in caches.plans],
         "kept_share": round(caches.kept_bytes(context) / full, 4),
         "read_share": round(caches.read_bytes(context) / full, 4),
+    }
+
+
+def _tier(name: str, tier: TierStats) -> dict[str, Any]:
+    return {
+        "tier": name,
+        "chunks": tier.chunks,
+        "used_bytes": tier.used_bytes,
+        "capacity_bytes": tier.capacity_bytes,
+        "hit_tokens": CHUNK * tier.hits,
+        "written_chunks": tier.written,
+        "errors": sum(tier.errors.values()),
+        "breaker": tier.breaker,
     }
 
 

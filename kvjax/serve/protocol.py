@@ -3,7 +3,7 @@
 Methods are called from the event loop's thread unless they say otherwise; only `start` and `drain` block.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -133,6 +133,10 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+    def store_stats(self) -> Mapping[str, Any]:
+        """What each tier of the KV store holds and has done: `kvjax.store.stats.TierStats` by tier, nearest first."""
+        ...
 
     def drain(self, timeout: float) -> None:
         """Refuses new requests, finishes those that run, cancels the rest after `timeout` seconds. Blocks."""

@@ -210,6 +210,19 @@ class Second(Exact):
     waiting: int
 
 
+class TierState(Exact):
+    """One tier of the KV store. A capacity of 0 is one that the tier does not say; a breaker of "" is none."""
+
+    tier: str
+    chunks: int
+    used_bytes: int
+    capacity_bytes: int
+    hit_tokens: int
+    written_chunks: int
+    errors: int
+    breaker: str
+
+
 class Compression(Exact):
     """What the views do with a prompt as long as the context.
 
@@ -244,6 +257,7 @@ class State(Exact):
     ttft_ms: FirstTokenMilliseconds
     requests: RequestCounts
     compiles_after_warmup: int
+    store: list[TierState]
     history: list[Second]
 
 

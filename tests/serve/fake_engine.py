@@ -28,6 +28,7 @@ from kvjax.engine.request import (
     TokenLogprob,
 )
 from kvjax.engine.stats import EngineStats, SlotStats
+from kvjax.store.stats import TierStats
 
 BOS, EOS, VOCABULARY = 256, 257, 258
 REPLY = "Hello, wörld! 🙂"
@@ -290,6 +291,14 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
+
+    def store_stats(self) -> dict[str, TierStats]:
+        held = {"chunks": 3, "used_bytes": 3 << 20, "capacity_bytes": 8 << 20}
+        return {
+            "host": TierStats(**held, hits=5, written=3),
+            "disk": TierStats(**held, hits=2, errors={"corrupt": 1}),
+            "remote": TierStats(breaker="open", errors={"timeout": 4}),
+        }
 
     def check_integrity(self) -> None:
         assert self.reserved == 0, f"{self.reserved} places were not given back"
