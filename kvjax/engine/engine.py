@@ -86,6 +86,7 @@ class Engine:
         self._seeds = random.Random(config.seed)
         self._counter = CompileCounter()
         self._seconds: dict[str, float] = {}
+        self._prefix: PrefixCache | None = None
         self._runner: Runner | None = None
         self._loop: EngineLoop | None = None
 
@@ -130,6 +131,7 @@ class Engine:
 
         Raises:
             InsufficientMemoryError: it does not fit on the devices; the message says what would.
+            TierError, ValueError, ImportError: a tier of the store cannot be opened; the message says why.
         """
         check_fits(self.model_config, self.layout, free_bytes())
         try:
@@ -143,14 +145,15 @@ class Engine:
             ) from error
 
     def _start(self) -> None:
+        with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
+            self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
         mesh = tensor_mesh(self._devices)
         with self._timed("weights"):
             model = models.load(
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
             )
         with self._timed("allocate"):
-            prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
-            self._runner = Runner(model, self._caches, mesh, prefix)
+            self._runner = Runner(model, self._caches, mesh, self._prefix)
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
@@ -273,8 +276,7 @@ class Engine:
 
     def store_stats(self) -> dict[str, TierStats]:
         """What each tier of the KV store holds and has done, the nearest first; {} without a store."""
-        runner = self._runner
-        return {} if runner is None or runner.prefix is None else runner.prefix.store.stats()
+        return {} if self._prefix is None else self._prefix.store.stats()
 
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
@@ -289,8 +291,8 @@ class Engine:
         if self._loop is not None and not (self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty):
             self._loop.cancel_all()
             self._loop.wait_idle(5.0)
-        if self._runner is not None and self._runner.prefix is not None:
-            written = self._runner.prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
+        if self._prefix is not None:
+            written = self._prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
             logger.info("every chunk is stored" if written else "some chunks could not be stored in time")
 
     def close(self) -> None:
@@ -301,9 +303,9 @@ class Engine:
         self._counter.stop()
         if self._runner is not None:
             self._runner.free()
-            if self._runner.prefix is not None:
-                self._runner.prefix.close()
-        self._runner = None
+        if self._prefix is not None:
+            self._prefix.close()
+        self._prefix = self._runner = None
         self._phase = "stopped"
 
     def check_integrity(self) -> None:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         tier = _open(args.where)
-    except (TierError, ValueError) as error:
+    except (TierError, ValueError, ImportError) as error:
         print(f"kvjax.store: {error}", file=sys.stderr)
         return 2
     try:
@@ -64,7 +64,7 @@ def _open(where: str) -> Tier:
     if "://" in where:
         from kvjax.store.url import open_tier
 
-        return open_tier(where)
+        return open_tier(where, timeout=30.0)
     if not (Path(where) / FORMAT).is_dir():
         raise ValueError(f"{where} is not the folder of a disk cache: there is no {FORMAT} in it")
     return DiskTier(Path(where), 1 << 62, least_free=0)

@@ -91,6 +91,10 @@ class CloudTier(Remote):
         into.cast("B")[:] = held
         return True
 
+    def load(self, key: str) -> bytes | None:
+        result = self._result(self._store.read(self._name(key)), time.monotonic() + SCAN_TIMEOUTS * self.timeout)
+        return None if result.state == "missing" else result.value
+
     def write(self, key: str, blob: memoryview) -> None:
         # bytes(): a request that stalls outlives the call, and the caller's memory is its own again after that
         self._result(self._store.write(self._name(key), bytes(blob)))

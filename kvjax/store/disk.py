@@ -152,11 +152,12 @@ class DiskTier(Tier):
             raise TierError("refused", "the disk tier is closed")
         with _errors(self._base):
             for shard in sorted(self._listed):
-                for entry in os.scandir(self._base / shard):
-                    if key_of(f"{shard}/{entry.name}"):
-                        with contextlib.suppress(FileNotFoundError):
-                            stat = entry.stat()
-                            yield Stored(entry.name, stat.st_size, stat.st_mtime)
+                with os.scandir(self._base / shard) as entries:
+                    for entry in entries:
+                        if key_of(f"{shard}/{entry.name}"):
+                            with contextlib.suppress(FileNotFoundError):
+                                stat = entry.stat()
+                                yield Stored(entry.name, stat.st_size, stat.st_mtime)
 
     def held(self) -> dict[str, Any]:
         return {

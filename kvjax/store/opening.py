@@ -15,7 +15,8 @@ def open_store(format: ChunkFormat, config: StoreConfig) -> KVStore:
 
     Raises:
         TierError: the folder of the disk tier cannot be used.
-        ValueError: a URL of no known form, or a package is missing for it; says which.
+        ValueError: a URL of no known form; says which there are.
+        ImportError: a package is missing for it; says what to install.
     """
     below: list[Tier] = []
     if config.disk_cache is not None:
@@ -28,5 +29,6 @@ def open_store(format: ChunkFormat, config: StoreConfig) -> KVStore:
             )
         )
     if config.remote_cache is not None:
-        below.append(Guarded(open_tier(config.remote_cache), deadline=config.remote_deadline))
+        remote = open_tier(config.remote_cache, timeout=config.remote_deadline)
+        below.append(Guarded(remote, deadline=config.remote_deadline))
     return KVStore(format, config, below)

@@ -109,6 +109,12 @@ class TierContract(ReadContract):
         tier.write(key(9), memoryview(b"x" * 100 + bytes(blob(9)) + b"x")[100 : 100 + SIZE])
         assert read(tier, 9) == bytes(blob(9))
 
+    def test_a_whole_object_without_knowing_its_length(self, tier):
+        if not self.can_scan:
+            return  # whoever does not know which objects there are is not asked this
+        assert tier.load(key(1)) == bytes(blob(1))
+        assert tier.load(key(99)) is None
+
     def test_the_same_may_be_written_again(self, tier):
         tier.write(key(1), blob(1))
         assert read(tier, 1) == bytes(blob(1))
