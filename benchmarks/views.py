@@ -9,6 +9,7 @@ step has to read: weights and full cache, over weights and what the method reads
 """
 
 import argparse
+import dataclasses
 import itertools
 import pathlib
 import statistics
@@ -50,13 +51,17 @@ def fill(runner: Runner, length: int) -> None:
         order = jnp.arange(view.k.shape[2])
         positions = jnp.where(order < held, order, -1)
         view.k.delete(), view.v.delete()
-        view = type(view)(
-            k,
-            v,
-            jnp.broadcast_to(positions, view.positions.shape),
-            jnp.full_like(view.used, held),
-            None if view.bounds is None else jnp.ones_like(view.bounds),
-            view.queries,
+        terms = None
+        if view.terms is not None:
+            terms = jax.tree.map(lambda every, own: jnp.full_like(every, own), view.terms, layer.terms())
+        view = dataclasses.replace(
+            view,
+            k=k,
+            v=v,
+            positions=jnp.broadcast_to(positions, view.positions.shape),
+            used=jnp.full_like(view.used, held),
+            bounds=None if view.bounds is None else jnp.ones_like(view.bounds),
+            terms=terms,
         )
         views.append(view)
     runner.views = tuple(views)
@@ -71,7 +76,7 @@ def fill(runner: Runner, length: int) -> None:
         sampler=state.sampler,
     )
     for slot in range(runner.layout.slots):
-        runner._fill.installed(slot, length)
+        runner._fill.installed(slot, length, runner.caches.plans)
 
 
 def decode_seconds(runner: Runner, length: int) -> float:

@@ -57,6 +57,7 @@ class EngineLoop:
         self._cancelled: list[ActiveRequest] = []
         self._pending: collections.deque[_Pending] = collections.deque()
         self._prefill: Prefill | None = None
+        self._unit: tuple[int, float] | None = None  # a piece that alone is being computed, and since when
         self._scores: list[TokenLogprob] = []  # of the prompt being read, if they are asked for
         self._stopping = False
         self._working = False
@@ -240,6 +241,7 @@ class EngineLoop:
         alive[list(holders)] = True
         # While a prompt is read, one step a unit: more would finish early requests before the others join them.
         count = 1 if self._prefill is not None else self._runner.layout.decode_steps
+        self._unit = None
         out = self._runner.decode(alive, count)
         self._pending.append(_Pending(out.emitted, out.sample, holders))
         return True
@@ -252,9 +254,13 @@ class EngineLoop:
         request = self._scheduler.slots[prefill.slot]
         assert request is not None
         jax.block_until_ready(prefill.hidden)  # one unit ahead and no more: a cancelled prompt ends soon
+        if self._unit is not None:
+            self._runner.took(*self._unit)
+            self._unit = None
         if prefill.done:
             self._score(prefill, request)
         else:
+            self._unit = prefill.piece, time.monotonic()
             self._runner.advance(prefill)
             self._count(prefill_units=1)
         wanted = request.params.prompt_logprobs is not None

@@ -227,6 +227,11 @@ class Runner:
         if prefill.group == prefill.groups:
             self._fill.installed(prefill.slot, prefill.length, prefill.plans)
 
+    def took(self, piece: int, began: float) -> None:
+        """The store's planner is told that a piece went through a group since `began`, by `time.monotonic`."""
+        if self.prefix is not None:
+            self.prefix.store.planner.computed(piece, (time.monotonic() - began) * len(self.groups))
+
     def _restore(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Puts the reused pieces of a group into its workspaces."""
         if not prefill.reused:
