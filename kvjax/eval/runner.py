@@ -164,6 +164,7 @@ class _Run:
                 temperature=self._conduct.temperature,
                 seed=self._conduct.seed * SEEDS + case.index,
                 known=None if known is prompt else known,
+                earlier=dialogue.history if turns else None,
             )
             dialogue.hear(question, answer.text)
             try:

@@ -93,6 +93,7 @@ class Target(abc.ABC):
         temperature: float = 0.0,
         seed: int = 0,
         known: Prompt | None = None,
+        earlier: Prompt | None = None,
     ) -> Answer:
         """Generates at most `max_tokens` for one prompt; cancelling it cancels the request.
 
@@ -101,6 +102,8 @@ class Target(abc.ABC):
         Args:
             known: all that a compressed cache may know when it chooses what to keep: the tokens that `prompt` begins
                 with as `known` does. The others are read as if they came later. None is the whole prompt.
+            earlier: what came before the conversation's newest turn, for methods that choose by that turn; None in the
+                first. Chat servers find it by themselves.
 
         Raises:
             RequestFailedError: this request got no whole answer.

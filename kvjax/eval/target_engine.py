@@ -65,10 +65,14 @@ class EngineTarget(Target):
         temperature: float = 0.0,
         seed: int = 0,
         known: Prompt | None = None,
+        earlier: Prompt | None = None,
     ) -> Answer:
         tokens = self._tokens(prompt)
         selected = None if known is None else self.shared(known, tokens)
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, select_after=selected)
+        turn = None if earlier is None else max(len(tokens) - self.shared(earlier, tokens), 1)
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, seed=seed, select_after=selected, turn=turn
+        )
         text, count, first, began = "", 0, None, time.monotonic()
         last = Delta()
         try:

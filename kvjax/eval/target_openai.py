@@ -105,6 +105,7 @@ class OpenAITarget(Target):
         temperature: float = 0.0,
         seed: int = 0,
         known: Prompt | None = None,
+        earlier: Prompt | None = None,
     ) -> Answer:
         if known is not None:
             raise RequestFailedError("a server's cache always knows the whole prompt: ask an engine in this process")

@@ -45,7 +45,7 @@ class Induction:
 
     Attributes:
         vocabulary: tokens; each gets a code of its own.
-        max_position: longest context in tokens; scores grow with it, and float32 holds them up to 32K.
+        max_position: longest context in tokens; scores grow with it, and float32 holds them up to 128K.
         eos_token_ids: tokens that end a text; none by default, so that it goes on copying.
 
     Raises:
@@ -59,8 +59,8 @@ class Induction:
     def __post_init__(self) -> None:
         if not 2 <= self.vocabulary <= 2048:
             raise ValueError(f"vocabulary is {self.vocabulary}, must be 2 to 2048 for codes of {CODE} signs")
-        if not 16 <= self.max_position <= 32_768:
-            raise ValueError(f"max_position is {self.max_position}, must be 16 to 32768 for scores in float32")
+        if not 16 <= self.max_position <= 131_072:
+            raise ValueError(f"max_position is {self.max_position}, must be 16 to 131072 for scores in float32")
 
     @property
     def config(self) -> DecoderConfig:

@@ -14,6 +14,7 @@ class FakeTarget(Target):
     Attributes:
         asked: (prompt, max_tokens, seed) in the order of asking.
         known: what a compressed cache was to know, in the same order.
+        earlier: what came before the newest turn, in the same order.
         most: requests in flight at the same time, at most.
     """
 
@@ -22,6 +23,7 @@ class FakeTarget(Target):
         self.say = say
         self.asked: list[tuple[Prompt, int, int]] = []
         self.known: list[Prompt | None] = []
+        self.earlier: list[Prompt | None] = []
         self.most = self._flying = 0
 
     def count(self, prompt: Prompt) -> int:
@@ -37,9 +39,11 @@ class FakeTarget(Target):
         temperature: float = 0.0,
         seed: int = 0,
         known: Prompt | None = None,
+        earlier: Prompt | None = None,
     ) -> Answer:
         self.asked.append((prompt, max_tokens, seed))
         self.known.append(known)
+        self.earlier.append(earlier)
         self._flying += 1
         self.most = max(self.most, self._flying)
         try:

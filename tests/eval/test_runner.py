@@ -93,6 +93,13 @@ def test_what_a_compressed_cache_knows_is_said_only_where_it_is_not_the_whole_pr
     assert known(Conduct(agnostic=True, evict=True)) == before[:1] * 3
 
 
+def test_what_came_before_the_newest_turn_is_said_from_the_second_on():
+    says = iter(["11.", "22.", "33."])
+    target = FakeTarget(lambda prompt: next(says))
+    evaluate(target, cases(1, Several()), Conduct())
+    assert target.earlier == [None, "Facts.\nWhat?\nIt was11.\n", "Facts.\nWhat?\nIt was11.\nThen 2?\nIt is22.\n"]
+
+
 def test_a_question_is_hidden_in_a_chat_too():
     says = iter(["11.", "22.", "33."])
     target = FakeTarget(lambda prompt: next(says))

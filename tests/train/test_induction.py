@@ -50,7 +50,7 @@ def masked(hidden):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "longest", "length"), [(256, 4096, 1000), (64, 512, 512), (2048, 32768, 1000), (8, 64, 64)]
+    ("vocabulary", "longest", "length"), [(256, 4096, 1000), (64, 512, 512), (2048, 131072, 1000), (8, 64, 64)]
 )
 def test_it_says_what_followed_the_last_occurrence(vocabulary, longest, length):
     tokens = np.random.default_rng(length).integers(0, vocabulary, (1, length))
@@ -121,8 +121,8 @@ def test_layer_1_without_the_needles_is_at_chance(decoder):
 
 
 def test_scores_of_the_longest_context_are_told_apart_in_float32():
-    """The last query of 32K tokens, each of which stands dozens of times: nothing else is computed there."""
-    longest = 32_768
+    """The last query of 128K tokens, each of which stands dozens of times: nothing else is computed there."""
+    longest = 131_072
     decoder = Induction(300, longest).build()
     tokens = np.random.default_rng(5).integers(0, 300, longest)
     tokens[-1] = tokens[0] = 299
@@ -169,7 +169,7 @@ def test_what_was_saved_is_what_was_built(tmp_path, decoder):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sizes", [(1, 64), (4096, 64), (256, 8), (256, 65536)])
+@pytest.mark.parametrize("sizes", [(1, 64), (4096, 64), (256, 8), (256, 262144)])
 def test_sizes_that_cannot_be_told_apart_are_refused(sizes):
     with pytest.raises(ValueError, match=r"must be \d+ to \d+"):
         Induction(*sizes)
