@@ -228,7 +228,7 @@ class EngineLoop:
             turn=params.turn,
             fetch=fetch,
         )
-        found = () if fetch is None else fetch.found
+        found = fetch.found if fetch is not None and self._prefill.reused else ()
         request.found = {tier: CHUNK * count for tier, count in collections.Counter(found).items()}
         self._scores = []
 

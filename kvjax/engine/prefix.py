@@ -11,6 +11,7 @@ and a warm answer equals a cold one bit for bit.
 import logging
 import os
 import queue
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ class PrefixCache:
 
     def __init__(self, store: KVStore, names: Namespace, piece: int, window: int) -> None:
         self.store, self._namespace, self._piece, self._window = store, names, piece, window
+        self._random = random.Random()
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, name="kvjax-save", daemon=True)
         self._thread.start()
@@ -91,8 +93,10 @@ class PrefixCache:
         return self.store.fetch(self.names(tokens, salt)[: max(most, 0) * self._unit], unit=self._unit, told=told)
 
     def take(self, fetch: Fetch) -> int:
-        """How many pieces a fetch has brought; from now on it brings no more."""
+        """How many pieces of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
         fetch.stop()
+        if self._random.random() < self.store.config.canary:
+            return 0
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit
 
@@ -104,9 +108,13 @@ class PrefixCache:
             # always a copy: a device that shares the host's memory would read the slab after its lease has ended
             yield np.concatenate([k for k, _ in chunks], axis=1), np.concatenate([v for _, v in chunks], axis=1)
 
-    def save(self, tokens: np.ndarray, salt: str, first: int) -> "PieceSaver":
-        """Begins to keep the whole pieces of a prompt from piece `first` on."""
-        return PieceSaver(self, self.names(tokens, salt)[first * self._unit :], self._unit)
+    def save(self, tokens: np.ndarray, salt: str, first: int, check: Fetch | None = None) -> "PieceSaver":
+        """Begins to keep the whole pieces of a prompt from piece `first` on.
+
+        Args:
+            check: KV of the first pieces that ought to be what is computed now. The saver's from now on.
+        """
+        return PieceSaver(self, self.names(tokens, salt)[first * self._unit :], self._unit, check)
 
     def put(self, work: Callable[[], None]) -> None:
         """Has the saving thread do something; waits while it is far behind."""
@@ -147,8 +155,8 @@ class PrefixCache:
 class PieceSaver:
     """New pieces of one prompt on their way to the host. The engine's thread calls; another one copies."""
 
-    def __init__(self, cache: PrefixCache, names: list[ChunkName], unit: int) -> None:
-        self._cache, self._names, self._unit = cache, names, unit
+    def __init__(self, cache: PrefixCache, names: list[ChunkName], unit: int, check: Fetch | None = None) -> None:
+        self._cache, self._names, self._unit, self._check = cache, names, unit, check
         self._saving: Saving | None = None
         self.pieces = len(names) // unit
         if self.pieces:
@@ -174,16 +182,26 @@ class PieceSaver:
     def _fill(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
         assert self._saving is not None
         keys, values = np.asarray(k), np.asarray(v)  # waits for the device
-        for index in self._saving.wanted:
-            if index // self._unit == piece:
-                rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
+        for index in range(piece * self._unit, (piece + 1) * self._unit):
+            rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
+            if index in self._saving.wanted:
                 self._saving.fill(index, layer, keys[:, rows], values[:, rows])
+            if self._check is not None and index < self._check.loaded:
+                stored = self._cache.store.format.tensors(self._check.blob(index), layer)
+                same = all(
+                    a.tobytes() == b.tobytes() for a, b in zip(stored, (keys[:, rows], values[:, rows]), strict=True)
+                )
+                self._cache.store.checked(self._names[index], same)
 
     def _seal(self) -> None:
         assert self._saving is not None
         self._saving.seal()
-        self._saving = None
+        self._end()
 
     def _end(self) -> None:
         if self._saving is not None:
             self._saving.close()
+            self._saving = None
+        if self._check is not None:
+            self._check.close()
+            self._check = None

@@ -191,9 +191,12 @@ class Runner:
         plans = self.caches.plans if plans is None else plans
         prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin, fetch=fetch)
         if self.prefix is not None and size == self.layout.piece:
+            check = None
             if fetch is not None:
                 prefill.piece = prefill.reused = self.prefix.take(fetch)
-            prefill.saver = self.prefix.save(tokens, salt, prefill.reused) if keep else None
+                if not prefill.reused and keep:
+                    prefill.fetch, check = None, fetch
+            prefill.saver = self.prefix.save(tokens, salt, prefill.reused, check) if keep else None
         return prefill
 
     def advance(self, prefill: Prefill) -> None:

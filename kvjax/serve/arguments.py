@@ -77,6 +77,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("prefetch_policy", str, "|".join(get_args(Prefetch)), "how long a request waits for stored KV"),
         Option("write_policy", str, "|".join(get_args(Write)), "when KV goes to the disk and the remote tier"),
         Option("eviction_policy", str, "|".join(POLICIES), "which KV leaves a full tier first"),
+        Option("canary", float, "SHARE", "share of found KV that is computed all the same and compared"),
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),

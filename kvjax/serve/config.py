@@ -25,7 +25,7 @@ class ServeConfig:
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
     method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
-        eviction_policy: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in bytes.
+        eviction_policy, canary: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in bytes.
     when_full: what happens to an output longer than the room of a compressed view.
     """
 
@@ -60,6 +60,7 @@ class ServeConfig:
     prefetch_policy: str = "timeout"
     write_policy: str = "write_through"
     eviction_policy: str = "lru"
+    canary: float = 0.0
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
@@ -114,6 +115,7 @@ class ServeConfig:
             prefetch_policy=cast(Prefetch, self.prefetch_policy),
             write_policy=cast(Write, self.write_policy),
             eviction_policy=self.eviction_policy,
+            canary=self.canary,
         )
 
     def _check_method(self) -> None:

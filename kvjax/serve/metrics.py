@@ -21,7 +21,7 @@ _LONG_SECONDS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _TOKENS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
 
-REASONS = ("corrupt", *get_args(Reason))
+REASONS = ("corrupt", "canary", *get_args(Reason))
 FINISHED_REASONS = (Finish.STOP, Finish.LENGTH, "abort", Finish.ERROR)
 
 
@@ -77,6 +77,7 @@ class EngineCollector(Collector):
             ("store_loaded_bytes", "Bytes read from a tier to host memory.", lambda tier: tier.loaded_bytes),
             ("store_load_seconds", "Seconds of those reads, of all threads together.", lambda tier: tier.load_seconds),
             ("store_written_chunks", "Chunks written to a tier.", lambda tier: tier.written),
+            ("store_checked_layers", "Layers of found chunks that were computed again.", lambda tier: tier.checked),
             ("store_evicted_chunks", "Chunks that left a tier for others.", lambda tier: tier.evictions),
         )
         labels = (*self.labels, "tier")

@@ -28,6 +28,7 @@ class StoreConfig:
             it leaves the host.
         promotion: whether a chunk that came from below stays in the host tier after its use.
         eviction_policy: which chunk leaves a full tier first.
+        canary: share of the hits that are computed all the same and compared, bit by bit.
 
     Raises:
         ValueError: settings that are none, or do not go together; says which.
@@ -46,6 +47,7 @@ class StoreConfig:
     selective_hits: int = 2
     promotion: Promotion = "retain"
     eviction_policy: str = "lru"
+    canary: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -59,6 +61,8 @@ class StoreConfig:
         for name in ("host_cache_size", "disk_cache_size", "prefetch_base", "prefetch_per_1k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.canary <= 1:
+            raise ValueError(f"canary={self.canary} is a share, from 0 to 1")
         if self.remote_deadline <= 0 or self.selective_hits < 1:
             raise ValueError(f"remote_deadline={self.remote_deadline} and selective_hits must be positive")
         if (self.disk_cache is None) != (self.disk_cache_size == 0):

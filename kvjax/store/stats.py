@@ -12,7 +12,8 @@ class TierStats:
 
     Attributes:
         hits: chunks that requests took from here.
-        errors: by reason: those of `TierError`, and "corrupt".
+        checked: layers of found chunks that were computed again and compared, at the rate of `StoreConfig.canary`.
+        errors: by reason: those of `TierError`, "corrupt", and "canary" for what was not the same then.
         breaker: "closed", "open" or "half-open"; "" for a tier without one.
     """
 
@@ -23,6 +24,7 @@ class TierStats:
     loaded_bytes: int = 0
     load_seconds: float = 0.0
     written: int = 0
+    checked: int = 0
     evictions: int = 0
     errors: Mapping[str, int] = dataclasses.field(default_factory=dict)
     breaker: str = ""

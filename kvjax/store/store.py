@@ -142,6 +142,7 @@ class KVStore:
                 loaded_bytes=counts.get("loaded", 0) * self.format.nbytes,
                 load_seconds=seconds,
                 written=counts.get("written", 0),
+                checked=counts.get("checked", 0),
                 errors=reasons,
                 **self._held(name),
             )
@@ -172,6 +173,13 @@ class KVStore:
         """A request uses chunks that were found in these tiers."""
         for tier in tiers:
             self._counters.add(tier, "hits")
+
+    def checked(self, name: ChunkName, same: bool) -> None:
+        """A layer of a stored chunk was computed again: is it the same?"""
+        self._counters.add(HOST, "checked")
+        if not same:
+            logger.error("chunk %s is not what is computed now: purge the store, and report this", name.hex)
+            self._counters.add(HOST, "error canary")
 
     def saved(self, slab: Slab) -> None:
         """A new chunk is ready."""

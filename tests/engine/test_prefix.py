@@ -121,6 +121,23 @@ def test_many_at_once_with_a_common_beginning(engine):
     settle(engine)
 
 
+def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
+    prompt = tiny.prompt(700, seed=9)
+    with engine_of(folder, StoreConfig(host_cache_size=1 << 24, canary=1.0)) as engine:
+        cold = ask(engine, prompt)
+        again = ask(engine, prompt)
+        assert again.cached_tokens == 0
+        equal(cold, again)
+        stats = engine.store_stats()["host"]
+        assert (stats.checked, stats.errors) == (2 * 3, {})
+        store = engine._prefix.store
+        [first, *_] = engine._prefix.names(np.asarray(prompt), "")
+        store._host.find(first.hex).blob[-1] ^= 1
+        assert ask(engine, prompt).tokens == cold.tokens
+        assert engine.store_stats()["host"].errors == {"canary": 1}
+    assert "is not what is computed now" in caplog.text
+
+
 def test_a_store_that_holds_no_piece_is_refused(folder):
     engine_of(folder, StoreConfig(host_cache_size=CHUNK_BYTES))
     with pytest.raises(

@@ -321,3 +321,37 @@ def test_reads_never_see_a_slab_that_was_given_away(opened):
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(turn, range(6))) == list(range(6))
+
+
+class FailsAt(MemoryTier):
+    """Fails at its n-th call, whichever that is, and works before and after."""
+
+    name = "remote"
+
+    def __init__(self, call: int, error: Exception) -> None:
+        super().__init__()
+        self.left, self.error = call, error
+
+    def _check(self, key: str | None = None) -> None:
+        super()._check(key)
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [TierError("full", "no space"), TierError("io", "EIO"), OSError("surprise")])
+@pytest.mark.parametrize("call", range(1, 19))
+def test_a_fault_at_any_call_costs_no_more_than_chunks(opened, call, error):
+    far, names = FailsAt(call, error), names_of(3)
+    store = opened(far)
+    save(store, names)
+    store.flush(10.0)
+    for _ in range(2):
+        with store.mutex:
+            for slab in store._host.ready():
+                store._host.discard(slab.key)
+        assert found(store, names) <= 3  # each of which is looked at
+        assert store.wait(10.0)
+    save(store, names)
+    assert store.wait(10.0)
+    assert found(store, names) == 3
