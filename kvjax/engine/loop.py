@@ -74,12 +74,15 @@ class EngineLoop:
         if params.prompt_logprobs is None:  # which need the hidden state of every token
             request.fetch = self._runner.fetch(request.prompt, params.select_after, request.cache_salt, self._wake)
         with self._condition:
-            if self.failure is not None or self._stopping:
-                request.end(Finish.ERROR, "the engine has stopped")
-                return
-            self._scheduler.submit(request)
-            self._count(submitted=1)
-            self._condition.notify_all()
+            refused = self.failure is not None or self._stopping
+            if not refused:
+                self._scheduler.submit(request)
+                self._count(submitted=1)
+                self._condition.notify_all()
+        if refused:
+            if request.fetch is not None:
+                request.fetch.close()
+            request.end(Finish.ERROR, "the engine has stopped")
 
     def cancel(self, request: ActiveRequest) -> None:
         """Asks for a request to be taken out; its last delta says so. No effect on a finished one."""

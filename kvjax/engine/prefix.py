@@ -100,11 +100,15 @@ class PrefixCache:
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit
 
-    def pieces(self, fetch: Fetch, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """K and V [K, piece, D] of each loaded piece of one layer, in memory of their own."""
+    def pieces(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """K and V [K, piece, D] of the first `count` pieces of one layer, in memory of their own.
+
+        Raises:
+            LeaseExpiredError: the fetch does not hold them any more.
+        """
         format = self.store.format
-        for first in range(0, fetch.loaded, self._unit):
-            chunks = [format.tensors(fetch.blob(first + chunk), layer) for chunk in range(self._unit)]
+        for piece in range(count):
+            chunks = [format.tensors(fetch.blob(piece * self._unit + chunk), layer) for chunk in range(self._unit)]
             # always a copy: a device that shares the host's memory would read the slab after its lease has ended
             yield np.concatenate([k for k, _ in chunks], axis=1), np.concatenate([v for _, v in chunks], axis=1)
 
@@ -159,8 +163,7 @@ class PieceSaver:
         self._cache, self._names, self._unit, self._check = cache, names, unit, check
         self._saving: Saving | None = None
         self.pieces = len(names) // unit
-        if self.pieces:
-            cache.put(self._begin)
+        cache.put(self._begin)
 
     def put(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
         """K and V [K, piece, D] of one layer of a new piece, counted from the first new one."""
@@ -168,19 +171,18 @@ class PieceSaver:
 
     def seal(self) -> None:
         """All layers of all pieces were put."""
-        if self.pieces:
-            self._cache.put(self._seal)
+        self._cache.put(self._seal)
 
     def give_up(self) -> None:
-        """The prompt will not be finished."""
-        if self.pieces:
-            self._cache.put(self._end)
+        """The prompt will not be finished; no effect after `seal`."""
+        self._cache.put(self._end)
 
     def _begin(self) -> None:
         self._saving = self._cache.store.save(self._names)
 
     def _fill(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
-        assert self._saving is not None
+        if self._saving is None:  # it could not begin, or has been given up
+            return
         keys, values = np.asarray(k), np.asarray(v)  # waits for the device
         for index in range(piece * self._unit, (piece + 1) * self._unit):
             rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
@@ -194,8 +196,8 @@ class PieceSaver:
                 self._cache.store.checked(self._names[index], same)
 
     def _seal(self) -> None:
-        assert self._saving is not None
-        self._saving.seal()
+        if self._saving is not None:
+            self._saving.seal()
         self._end()
 
     def _end(self) -> None:

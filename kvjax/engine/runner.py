@@ -211,6 +211,8 @@ class Runner:
         size = prefill.size
         start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
         group = self.groups[prefill.group]
+        if prefill.fetch is not None:
+            prefill.fetch.renew()
         if prefill.piece == prefill.reused:
             self._restore(prefill, workspace)
         for place, layer in enumerate(group):
@@ -242,7 +244,7 @@ class Runner:
         assert self.prefix is not None
         assert prefill.fetch is not None
         for place, layer in enumerate(self.groups[prefill.group]):
-            for index, (k, v) in enumerate(self.prefix.pieces(prefill.fetch, layer)):
+            for index, (k, v) in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
                 start = np.int32(index * prefill.size)
                 workspace[place] = steps.restore(self.mesh, workspace[place], k, v, start)
 

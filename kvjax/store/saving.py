@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Saving:
         self._store, self._names = store, names
         self._slabs = {index: slab for index, slab in enumerate(slabs) if slab is not None}
         self.wanted = tuple(self._slabs)
+        self._filled: collections.Counter[int] = collections.Counter()
 
     def __enter__(self) -> Saving:
         return self
@@ -38,13 +40,15 @@ class Saving:
         """Copies one layer of one chunk into its place."""
         keys, values = self._store.format.tensors(self._slabs[index].blob, layer)
         keys[...], values[...] = k, v
+        self._filled[index] += 1
 
     def seal(self) -> None:
-        """Every layer of every wanted chunk is there: they may be found from now on."""
+        """Chunks of which every layer was filled may be found from now on; the others are given up."""
         while self._slabs:
             index, slab = self._slabs.popitem()
-            self._store.format.seal(slab.blob, self._names[index])
-            self._store.saved(slab)
+            if self._filled[index] == self._store.format.layers:
+                self._store.format.seal(slab.blob, self._names[index])
+                self._store.saved(slab)
             self._store.release(slab)
 
     def close(self) -> None:

@@ -198,6 +198,8 @@ class KVStore:
             logger.exception("looking for stored chunks failed")
             tiers = []
         with self.mutex:
+            if fetch.done:  # its request has taken what there was, and counts on it
+                return
             pieces = [slowest(tiers[start : start + fetch.unit]) for start in range(0, len(tiers), fetch.unit)]
             fetch.tiers, fetch.limit = tiers, min(fetch.limit, self.planner.choose(pieces) * fetch.unit)
             wanted = [index for index in range(fetch.limit) if fetch.slabs[index] is None and not fetch.closed]

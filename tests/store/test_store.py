@@ -10,7 +10,7 @@ import pytest
 from kvjax.store.disk import DiskTier
 from kvjax.store.store import KVStore
 from kvjax.store.tier import Tier, TierError
-from tests.store.chains import FORMAT, blob_of, holds, names_of, save, store_of
+from tests.store.chains import FORMAT, blob_of, holds, kv_of, names_of, save, store_of
 from tests.store.memory_tier import MemoryTier
 
 
@@ -102,6 +102,38 @@ def test_what_was_not_sealed_is_not_found(opened):
     saving.close()
     save(store, names)
     assert found(store, names) == 2
+
+
+def test_a_chunk_with_a_layer_missing_is_given_up(opened):
+    store, names = opened(), names_of(2)
+    with store.save(names) as saving:
+        for index in saving.wanted:
+            for layer, (k, v) in enumerate(kv_of(names[index])):
+                if (index, layer) != (1, 0):
+                    saving.fill(index, layer, k, v)
+        saving.seal()
+    assert found(store, names) == 1
+
+
+def test_a_fetch_that_was_stopped_before_its_chunks_were_located_keeps_what_it_has(opened):
+    """The engine has counted on it: whatever the planner thinks later must not change it."""
+    far, names = FarTier(), names_of(4)
+    for name in names:
+        far.write(name.hex, memoryview(blob_of(name)))
+    store = opened(far)
+    save(store, names[:2])
+    assert store.wait(10.0)
+    for index in range(4):
+        store.planner.computed(index, 0.0)  # nothing is worth loading
+    with store.mutex:  # its threads wait
+        fetch = store.fetch(names, unit=1)
+        fetch.stop()
+        assert fetch.loaded == 2
+    assert store.wait(10.0)
+    time.sleep(0.05)
+    assert fetch.loaded == 2
+    assert all(holds(fetch.blob(index), names[index]) for index in range(2))
+    fetch.close()
 
 
 def test_the_beginning_of_a_chain_stays_longest(opened):
