@@ -1,6 +1,7 @@
 """KV from the store: a prompt computes what is new, and is answered to the bit as if it had computed everything."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 from kvjax.engine import Engine, EngineConfig
 from kvjax.store.config import StoreConfig
+from kvjax.store.planner import Planner
 from tests.engine import tiny
 from tests.engine.client import GREEDY, Client, settle
+from tests.store.memory_tier import MemoryTier
 
 PIECE = 256
 CHUNK_BYTES = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
@@ -136,6 +139,79 @@ def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
         assert ask(engine, prompt).tokens == cold.tokens
         assert engine.store_stats()["host"].errors == {"canary": 1}
     assert "is not what is computed now" in caplog.text
+
+
+class SlowTier(MemoryTier):
+    """A remote tier that takes its time."""
+
+    name = "remote"
+    seconds = 0.0
+
+    def read(self, key: str, into: memoryview) -> bool:
+        time.sleep(self.seconds)
+        return super().read(key, into)
+
+
+class Everything(Planner):
+    """Loads whatever there is, however long it takes."""
+
+    def choose(self, tiers, first=0):
+        return len(tiers)
+
+
+def behind(engine, seconds: float) -> SlowTier:
+    """Everything that the host tier holds moves behind a tier that takes so many seconds for each chunk."""
+    store, far = engine._prefix.store, SlowTier()
+    with store.mutex:
+        for slab in store._host.ready():
+            far.write(slab.key, memoryview(slab.blob))
+            store._host.discard(slab.key)
+    far.seconds, store.below = seconds, (far,)
+    return far
+
+
+@pytest.mark.parametrize(("policy", "found"), [("best_effort", 0), ("timeout", 0), ("wait_complete", 768)])
+def test_a_request_waits_for_stored_kv_as_the_policy_says_and_others_overtake_it(folder, policy, found):
+    config = StoreConfig(
+        host_cache_size=1 << 24,
+        prefetch_policy=policy,
+        prefetch_base=0.3,
+        prefetch_per_1k=0.0,
+        write_policy="write_back",
+    )
+    stored, new = tiny.prompt(850, seed=11), tiny.prompt(300, seed=12)
+    with engine_of(folder, config) as engine:
+        cold = ask(engine, stored)
+        behind(engine, seconds=1.0)
+        engine._prefix.store.planner = Everything()
+        with Client() as client:
+            began = time.monotonic()
+            first = client.submit(engine, stored, PARAMS)
+            second = client.submit(engine, new, PARAMS)
+            second.wait_for(1)
+            overtaken = not first.deltas
+            warm = first.result()
+            seconds = time.monotonic() - began
+            second.result()
+        settle(engine)
+        equal(cold, warm)
+        assert warm.cached_tokens == found
+        assert overtaken == (policy != "best_effort")
+        assert seconds >= {"best_effort": 0.0, "timeout": 0.3, "wait_complete": 1.0}[policy]
+
+
+def test_a_request_that_leaves_while_its_kv_is_on_the_way_holds_nothing(folder):
+    config = StoreConfig(host_cache_size=1 << 24, prefetch_policy="wait_complete")
+    prompt = tiny.prompt(850, seed=11)
+    with engine_of(folder, config) as engine:
+        ask(engine, prompt)
+        behind(engine, seconds=0.5)
+        with Client() as client:
+            waiting = client.submit(engine, prompt, PARAMS)
+            time.sleep(0.1)
+            waiting.disconnect()
+            waiting.wait()
+        settle(engine)
 
 
 def test_a_store_that_holds_no_piece_is_refused(folder):
