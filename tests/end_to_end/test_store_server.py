@@ -18,7 +18,8 @@ PROMPT = (
 
 def server(tmp_path, name: str, *flags: str) -> ServerProcess:
     small = ("--max-model-len", "2k", "--max-num-seqs", "2", "--host-cache-size", "64MiB")
-    return ServerProcess(tmp_path / name, *small, *flags)
+    compiled = tmp_path.parent / "compiled"  # by the first of these servers, for all of them
+    return ServerProcess(tmp_path / name, *small, "--compile-cache", str(compiled), *flags)
 
 
 def disk(tmp_path) -> tuple[str, ...]:

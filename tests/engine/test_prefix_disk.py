@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from kvjax.engine import Engine, EngineConfig
 from kvjax.store.config import StoreConfig
 from tests.engine import tiny
 from tests.engine.test_prefix import PIECE, ask, engine_of, equal
+
+PROMPT = tiny.prompt(850, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -28,37 +31,43 @@ def disk(folder: Path, **settings) -> StoreConfig:
     )
 
 
-def test_after_a_restart_the_disk_answers_as_the_first_run_did(folder, tmp_path):
-    prompt = tiny.prompt(850, seed=5)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        cold = ask(engine, prompt)
+@pytest.fixture(scope="module")
+def written(folder, tmp_path_factory):
+    """A folder with the KV of PROMPT, and the answer of the engine that wrote it."""
+    place = tmp_path_factory.mktemp("written")
+    with engine_of(folder, disk(place)) as engine:
+        cold = ask(engine, PROMPT)
         engine.drain(20.0)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        warm = ask(engine, prompt)
+    return place, cold
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    """As `written`, for one test alone."""
+    shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, written[1]
+
+
+def test_after_a_restart_the_disk_answers_as_the_first_run_did(folder, copied):
+    place, cold = copied
+    with engine_of(folder, disk(place)) as engine:
+        warm = ask(engine, PROMPT)
         assert warm.cached_tokens == 768
         assert engine.store_stats()["disk"].hits == 3
         equal(cold, warm)
-        assert ask(engine, prompt, "another tenant").cached_tokens == 0
+        assert ask(engine, PROMPT, "another tenant").cached_tokens == 0
 
 
-def test_another_view_of_the_same_kv_takes_it_from_the_disk(folder, tmp_path):
+def test_another_view_of_the_same_kv_takes_it_from_the_disk(folder, copied):
     """The full KV does not depend on how much of it a method keeps, nor on how layers are grouped."""
-    prompt = tiny.prompt(850, seed=5)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        ask(engine, prompt)
-        engine.drain(20.0)
-    with engine_of(folder, disk(tmp_path), "rocketkv", group_layers=1) as engine:
-        warm = ask(engine, prompt)
+    with engine_of(folder, disk(copied[0]), "rocketkv", group_layers=1) as engine:
+        warm = ask(engine, PROMPT)
         assert warm.cached_tokens == 768
-        equal(ask(engine, prompt, "cold"), warm)
+        equal(ask(engine, PROMPT, "cold"), warm)
 
 
 @pytest.mark.parametrize("change", ["weights", "piece", "dtype"])
-def test_what_would_compute_other_bits_shares_nothing(folder, tmp_path, change):
-    prompt = tiny.prompt(850, seed=5)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        ask(engine, prompt)
-        engine.drain(20.0)
+def test_what_would_compute_other_bits_shares_nothing(folder, copied, tmp_path, change):
     other, settings = folder, {}
     if change == "weights":
         other = tiny.write(tmp_path / "other", dataclasses.replace(tiny.CONFIG, norm_eps=2e-5))
@@ -67,59 +76,45 @@ def test_what_would_compute_other_bits_shares_nothing(folder, tmp_path, change):
     else:
         settings = {"kv_cache_dtype": "bfloat16"}
     config = dataclasses.replace(EngineConfig(max_model_len=900, max_num_seqs=2, prefill_piece=PIECE), **settings)
-    store = disk(tmp_path)
-    with Engine.from_pretrained(other, dataclasses.replace(config, store=store)) as engine:
-        assert ask(engine, prompt).cached_tokens == 0
+    with Engine.from_pretrained(other, dataclasses.replace(config, store=disk(copied[0]))) as engine:
+        assert ask(engine, PROMPT).cached_tokens == 0
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "swap", "empty"])
-def test_harmed_files_cost_a_recompute_and_nothing_else(folder, tmp_path, harm):
-    prompt = tiny.prompt(850, seed=5)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        cold = ask(engine, prompt)
-        engine.drain(20.0)
-    files = sorted(path for path in tmp_path.rglob("*") if len(path.name) == 64)
+def test_harmed_files_cost_a_recompute_and_nothing_else(folder, copied, harm):
+    place, cold = copied
+    files = sorted(path for path in place.rglob("*") if len(path.name) == 64)
     assert len(files) == 3
-    for path in files:
-        blob = bytearray(path.read_bytes())
-        if harm == "flip":
-            blob[-100] ^= 16
-        elif harm == "cut":
-            del blob[-1:]
-        elif harm == "swap":
-            blob[:] = files[0].read_bytes() if path != files[0] else files[2].read_bytes()
-        else:
-            blob.clear()
-        path.write_bytes(blob)
-    with engine_of(folder, disk(tmp_path)) as engine:
-        warm = ask(engine, prompt)
+    blobs = [path.read_bytes() for path in files]
+    for path, blob, other in zip(files, blobs, [*blobs[1:], blobs[0]], strict=True):
+        flipped = bytes([*blob[:-100], blob[-100] ^ 16, *blob[-99:]])
+        path.write_bytes({"flip": flipped, "cut": blob[:-1], "swap": other, "empty": b""}[harm])
+    with engine_of(folder, disk(place)) as engine:
+        warm = ask(engine, PROMPT)
         assert warm.cached_tokens == 0
         equal(cold, warm)
         assert 1 <= sum(engine.store_stats()["disk"].errors.values()) <= 3, "nothing behind the first is needed"
-        equal(cold, ask(engine, prompt))
+        equal(cold, ask(engine, PROMPT))
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.engine import tiny
 from tests.engine.test_prefix import ask, engine_of
-from tests.engine.test_prefix_disk import disk
+from tests.engine.test_prefix_disk import PROMPT, disk
 with engine_of(Path(sys.argv[1]), disk(Path(sys.argv[2]))) as engine:
-    print(*ask(engine, tiny.prompt(850, seed=5)).tokens)
-    engine.drain(20.0)
+    answer = ask(engine, PROMPT)
+    print(answer.cached_tokens, *answer.tokens)
 """
 
 
-def test_what_another_process_wrote_is_used(folder, tmp_path):
-    written = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path)],
+def test_another_process_with_another_hash_seed_finds_it(folder, copied):
+    place, cold = copied
+    printed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), str(place)],
         env={**os.environ, "PYTHONPATH": ".", "PYTHONHASHSEED": "7"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    with engine_of(folder, disk(tmp_path)) as engine:
-        warm = ask(engine, tiny.prompt(850, seed=5))
-    assert warm.cached_tokens == 768
-    assert list(map(str, warm.tokens)) == written
+    assert printed == ["768", *map(str, cold.tokens)]
