@@ -9,11 +9,11 @@ import difflib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import kvjax
 from kvjax.serve.config import DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
-from kvjax.store.config import Prefetch, Write
+from kvjax.store.config import PREFETCH, WRITE
 from kvjax.store.eviction import POLICIES
 from kvjax.store.sizes import memory, show_size, size
 
@@ -74,8 +74,8 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("disk_cache_size", memory, "SIZE", "most that may lie in that folder, as 100GiB"),
         Option("disk_sync", yes_no, "yes|no", "whether a chunk on the disk survives a power cut"),
         Option("remote_cache", str, "URL", "gs://, s3://, redis://, mooncake://, or http(s):// read-only"),
-        Option("prefetch_policy", str, "|".join(get_args(Prefetch)), "how long a request waits for stored KV"),
-        Option("write_policy", str, "|".join(get_args(Write)), "when KV goes to the disk and the remote tier"),
+        Option("prefetch_policy", str, "|".join(PREFETCH), "how long a request waits for stored KV"),
+        Option("write_policy", str, "|".join(WRITE), "when KV goes to the disk and the remote tier"),
         Option("eviction_policy", str, "|".join(POLICIES), "which KV leaves a full tier first"),
         Option("canary", float, "SHARE", "share of found KV that is computed all the same and compared"),
     ),

@@ -3,9 +3,8 @@
 import dataclasses
 import ipaddress
 from pathlib import Path
-from typing import cast
 
-from kvjax.store.config import Prefetch, StoreConfig, Write
+from kvjax.store.config import StoreConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
@@ -112,8 +111,8 @@ class ServeConfig:
             disk_cache_size=self.disk_cache_size,
             disk_sync=self.disk_sync,
             remote_cache=self.remote_cache,
-            prefetch_policy=cast(Prefetch, self.prefetch_policy),
-            write_policy=cast(Write, self.write_policy),
+            prefetch_policy=self.prefetch_policy,
+            write_policy=self.write_policy,
             eviction_policy=self.eviction_policy,
             canary=self.canary,
         )

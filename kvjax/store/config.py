@@ -2,13 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, get_args
 
 from kvjax.store.eviction import POLICIES
 
-Prefetch = Literal["best_effort", "wait_complete", "timeout"]
-Write = Literal["write_through", "write_through_selective", "write_back"]
-Promotion = Literal["retain", "temporary"]
+PREFETCH = ("timeout", "best_effort", "wait_complete")
+WRITE = ("write_through", "write_through_selective", "write_back")
+PROMOTION = ("retain", "temporary")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,20 +39,20 @@ class StoreConfig:
     disk_sync: bool = False
     remote_cache: str | None = None
     remote_deadline: float = 5.0
-    prefetch_policy: Prefetch = "timeout"
+    prefetch_policy: str = "timeout"
     prefetch_base: float = 1.0
     prefetch_per_1k: float = 0.25
-    write_policy: Write = "write_through"
+    write_policy: str = "write_through"
     selective_hits: int = 2
-    promotion: Promotion = "retain"
+    promotion: str = "retain"
     eviction_policy: str = "lru"
     canary: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("prefetch_policy", get_args(Prefetch)),
-            ("write_policy", get_args(Write)),
-            ("promotion", get_args(Promotion)),
+            ("prefetch_policy", PREFETCH),
+            ("write_policy", WRITE),
+            ("promotion", PROMOTION),
             ("eviction_policy", tuple(POLICIES)),
         ):
             if getattr(self, name) not in choices:

@@ -199,7 +199,7 @@ def test_a_file_that_is_wrong(file, text, said):
         (["--disk-cache", "/tmp"], "a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)"),
         (["--disk-cache-size", "1G"], "a disk tier takes both a folder"),
         (["--remote-cache", "redis://x", "--host-cache-size", "0"], "every tier pass through host memory"),
-        (["--prefetch-policy", "x"], "prefetch_policy='x' must be one of best_effort, wait_complete, timeout"),
+        (["--prefetch-policy", "x"], "prefetch_policy='x' must be one of timeout, best_effort, wait_complete"),
         (["--write-policy", "x"], "write_policy='x' must be one of write_through, write_through_selective, write_back"),
         (["--eviction-policy", "x"], "eviction_policy='x' must be one of lru, lfu, fifo, arc"),
         (["--disk-sync", "maybe"], "--disk-sync='maybe' from the command line: neither yes nor no"),
