@@ -18,7 +18,7 @@ from kvjax.eval.tasks_sample import Question
 from kvjax.eval.tasks_surface import MINI, Kind
 from kvjax.eval.tasks_variables import VariableTask
 from kvjax.eval.tasks_words import NOUNS
-from kvjax.train.tokenizer import ASSISTANT, END, EOS, SPECIAL, USER
+from kvjax.train.tokenizer import ASSISTANT, END, EOS, PAIRS, SPECIAL, USER
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class Documents:
         self.tokenizer = tokenizer
         self.corpus = corpus
         self.nouns = [tokenizer.encode(f" {noun}").ids[0] for noun in NOUNS]
-        # a number's first digit carries the blank before it, its other digits do not
-        self.digits = [tokenizer.encode(f"{blank}{digit}").ids[0] for blank in (" ", "") for digit in range(10)]
-        self.words = self.nouns + 2 * self.digits
+        # a number's first two digits carry the blank before them, its others do not
+        self.first, self.later = ([tokenizer.encode(blank + pair).ids[0] for pair in PAIRS] for blank in (" ", ""))
         self.ordinary = range(len(SPECIAL), tokenizer.get_vocab_size())
         self._kinds: dict[str, Callable[[int, random.Random], Document]] = {
             "repeats": self.repeats,
@@ -91,8 +90,8 @@ class Documents:
     def repeats(self, length: int, rng: random.Random) -> Document:
         """A random segment over and over; from the second copy on it counts."""
         size = _spread(2, length // 2, rng)
-        few = rng.sample(self.nouns, 8) + self.digits
-        pools = (self.words, self.ordinary, rng.sample(self.ordinary, 48), few)
+        few = rng.sample(self.nouns, 8) + rng.sample(self.first, 8) + rng.sample(self.later, 8)
+        pools = (self.nouns + self.first + self.later, self.ordinary, rng.sample(self.ordinary, 48), few)
         pool = rng.choices(pools, (4, 2, 2, 2))[0]
         segment = rng.choices(pool, k=size)
         writer = Writer(self.tokenizer)
@@ -104,17 +103,16 @@ class Documents:
     def recall(self, length: int, rng: random.Random) -> Document:
         """Keys and values in random order, then the same in another order; second values count.
 
-        A value is one token or, in every other document, a number of several digits: then its later digits
-        are found by the key as well, since the digits before them stand in many places.
+        A value is one token or, in every other document, a number of several tokens, each one of ten: then its later
+        tokens are found by the key as well, since the tokens before them stand in many places.
         """
-        digits = rng.randint(2, 4) if rng.random() < 0.5 else 0
-        pairs = _spread(2, min(length // (3 + digits), len(self.nouns)), rng)
-        if digits:
-            values = [
-                rng.choices(self.digits[:10], k=1) + rng.choices(self.digits[10:], k=digits - 1) for _ in range(pairs)
-            ]
+        more = rng.randint(2, 4) if rng.random() < 0.5 else 0
+        pairs = _spread(2, min(length // (3 + more), len(self.nouns)), rng)
+        if more:
+            first, later = rng.sample(self.first, 10), rng.sample(self.later, 10)
+            values = [rng.choices(first, k=1) + rng.choices(later, k=more - 1) for _ in range(pairs)]
         else:
-            pool = rng.choice((self.nouns, self.nouns, self.digits[:10]))
+            pool = rng.choice((self.nouns, self.nouns, self.first))
             values = [[token] for token in rng.choices(pool, k=pairs)]
         written = list(zip(rng.sample(self.nouns, pairs), values, strict=True))
         writer = Writer(self.tokenizer)
@@ -128,14 +126,22 @@ class Documents:
 
     def needles(self, length: int, rng: random.Random) -> Document:
         """A haystack and questions about it, as plain text or as a chat; replies count."""
-        return self._needles(length, rng, shapes=(8, 1, 1), ids=1)
+        return self._needles(length, rng, shapes=(8, 1, 1), fillers=(1, 1, 1), ids=1)
 
     def hard_needles(self, length: int, rng: random.Random) -> Document:
-        """The same with more of what is learned last: keys and values of many tokens, several values, several keys."""
-        return self._needles(length, rng, shapes=(3, 2, 2), ids=8)
+        """The same with more of what is learned last: long keys and values among their like, several values or keys."""
+        return self._needles(length, rng, shapes=(4, 2, 2), fillers=(1, 1, 3), ids=8)
 
-    def _needles(self, length: int, rng: random.Random, *, shapes: tuple[int, int, int], ids: int) -> Document:
-        filler: Literal["noise", "text", "needles"] = rng.choice(("noise", "text", "needles"))
+    def _needles(
+        self,
+        length: int,
+        rng: random.Random,
+        *,
+        shapes: tuple[int, int, int],
+        fillers: tuple[int, int, int],
+        ids: int,
+    ) -> Document:
+        filler: Literal["noise", "text", "needles"] = rng.choices(("noise", "text", "needles"), fillers)[0]
         shape = rng.choices(("keys", "values", "queries"), shapes)[0]
         long = ids * int(shape == "keys" and length >= 128)  # ids take room
         key: Kind = rng.choices(("word", "id"), (8, long))[0]

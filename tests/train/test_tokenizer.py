@@ -1,4 +1,4 @@
-"""The tokenizer as its users load it: bytes survive, digits stand alone, nouns are whole, chats marked."""
+"""The tokenizer as its users load it: bytes survive, digits stand in pairs, nouns are whole, chats marked."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from kvjax.eval.tasks_words import NOUNS
-from kvjax.train.tokenizer import ASSISTANT, END, SPECIAL, USER, train_tokenizer
+from kvjax.train.tokenizer import ASSISTANT, END, PAIRS, SPECIAL, USER, train_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "models" / "kvjax_small"
 
@@ -32,8 +32,10 @@ def test_hard_texts_survive(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_digits_stand_alone(tokenizer):
-    assert tokenizer.tokenize("x = 40719") == ["x", "Ġ=", "Ġ4", "0", "7", "1", "9"]
+def test_digits_stand_in_pairs(tokenizer):
+    assert tokenizer.tokenize("x = 40719") == ["x", "Ġ=", "Ġ40", "71", "9"]
+    assert tokenizer.tokenize(" 4821-3377.") == ["Ġ48", "21", "-", "33", "77", "."]
+    assert all(len(tokenizer.tokenize(blank + pair)) == 1 for pair in PAIRS for blank in ("", " "))
 
 
 def test_every_noun_is_one_token(tokenizer):
