@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from kvjax.store.tier import Tier
-from tests.store.contract import TierContract, blob, fill, key
+from tests.store.contract import TierContract, blob, fill, key, read
 
 
 class CloudContract(TierContract):
@@ -35,6 +35,12 @@ class TestS3(CloudContract):
     @pytest.fixture
     def tier(self, url, opened) -> Tier:
         return fill(opened(url, timeout=20.0))
+
+    def test_threads_that_write_the_same(self, tier):
+        """One after another: moto closes an object that is replaced while its first writer is being answered."""
+        for _ in range(4):
+            tier.write(key(50), blob(50, 300_000))
+        assert read(tier, 50, 300_000) == bytes(blob(50, 300_000))
 
     def test_without_a_region_the_server_is_asked(self, tier, url, opened):
         assert opened(url.replace("&region=us-east-1", ""), timeout=20.0).contains(key(1))
