@@ -11,9 +11,10 @@ from flax import nnx
 from kvjax import cache, models
 from kvjax.attention.dense import DECODE_BLOCK, PREFILL_BLOCK
 from kvjax.engine.caches import Caches
-from kvjax.engine.config import CHUNK, Layout
+from kvjax.engine.config import Layout
 from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
+from kvjax.store.keys import CHUNK
 from kvjax.store.sizes import show_size
 
 Plan = dict[str, int]  # bytes over all devices, by purpose

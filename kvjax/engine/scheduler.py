@@ -1,8 +1,8 @@
 """Who is served next: a queue, the slots, and at most one prompt on its way through the layers. No arrays.
 
 First come, first served, but for those whose stored KV is still on its way: a request takes the first free slot and
-keeps it until it ends. The engine runs one
-unit of prefill between two decode dispatches, so running requests go on while a long prompt is read.
+keeps it until it ends. The engine runs one unit of prefill between two decode dispatches, so running requests go on
+while a long prompt is read.
 """
 
 import collections
