@@ -230,7 +230,7 @@ class TestLog:
             server.post("/v1/completions", {"prompt": "x", "logit_bias": {"SECRET": 1}})
             server.post("/v1/completions", {"prompt": "x", "model": "SECRET"})
             server.post("/SECRET?SECRET", {"SECRET": 1})
-        assert len(caplog.records) >= 5
+            wait_until(lambda: len(caplog.records) >= 5)  # a line is written once its answer has left
         assert not any("SECRET" in record.getMessage() for record in caplog.records)
 
 

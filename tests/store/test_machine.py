@@ -73,31 +73,33 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=picks, place=st.integers(0, FORMAT.nbytes - 1) | st.integers(FORMAT.start, FORMAT.nbytes - 1))
     def harm(self, pick, place):
-        if paths := self.files():
+        def flip(paths):
             with paths[pick % len(paths)].open("r+b") as file:
                 file.seek(place)
                 byte = file.read(1) or b"."
                 file.seek(place)
                 file.write(bytes([byte[0] ^ 1]))
-            self.crash()  # what is in host memory would hide it
+
+        self.meddle(flip)
+        self.crash()  # what is in host memory would hide it
 
     @rule(pick=picks, length=st.integers(0, FORMAT.nbytes))
     def cut(self, pick, length):
-        if paths := self.files():
-            os.truncate(paths[pick % len(paths)], length)
-            self.crash()
+        self.meddle(lambda paths: os.truncate(paths[pick % len(paths)], length))
+        self.crash()
 
     @rule(pick=picks, other=picks)
     def swap(self, pick, other):
-        if paths := self.files():
+        def replace(paths):
             shutil.copyfile(paths[pick % len(paths)], self.folder / "copy")
             os.replace(self.folder / "copy", paths[other % len(paths)])
-            self.crash()
+
+        self.meddle(replace)
+        self.crash()
 
     @rule(pick=picks, seconds=st.integers(-(10**6), 10**6))
     def clocks_jump(self, pick, seconds):
-        if paths := self.files():
-            os.utime(paths[pick % len(paths)], (time.time() + seconds,) * 2)
+        self.meddle(lambda paths: os.utime(paths[pick % len(paths)], (time.time() + seconds,) * 2))
 
     @rule(chain=chains, length=lengths)
     def another_server_writes(self, chain, length):
@@ -114,8 +116,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.old.append(self.store)
         self.open()
 
-    def files(self):
-        return [path for path in sorted(self.folder.rglob("*")) if len(path.name) == 64 and path.stat().st_size]
+    def meddle(self, change):
+        """Hands the files of chunks to `change` while no store, of those left by a crash too, writes or removes any."""
+        with self.disk._alone():
+            if paths := [p for p in sorted(self.folder.rglob("*")) if len(p.name) == 64 and p.stat().st_size]:
+                change(paths)
 
     @invariant()
     def limits_hold(self):
