@@ -29,6 +29,8 @@ class NeedleTask:
         filler: 'noise' (five sentences over and over), 'text' (random English) or 'needles' (other facts).
         key, value: what keys and values look like.
         keys, values, queries: facts planted, values of the asked key, keys asked for.
+        edges: of all needles, the share that stands at the very start, and the share at the very end: uniform depths
+            hardly ever put one there, so a model that learns from them alone fails on the first and the last sentence.
     """
 
     name: str
@@ -39,8 +41,11 @@ class NeedleTask:
     keys: int = 1
     values: int = 1
     queries: int = 1
+    edges: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.edges < 0.5:
+            raise ValueError(f"edges must be a share in [0, 0.5), got {self.edges}")
         if not 1 <= self.queries <= self.keys:
             raise ValueError(f"queries must be 1..keys={self.keys}, got {self.queries}")
         if self.values < 1 or (self.values > 1 and self.keys > 1):
@@ -89,7 +94,7 @@ class NeedleTask:
         """Hides the facts at random depths in as much filler as `length` tokens hold."""
         needles: list[tuple[float, str]] = []
         for key, values in facts.items():  # values of one key appear in the order of the answer
-            depths = sorted(rng.random() for _ in values)
+            depths = sorted(self._depth(rng) for _ in values)
             texts = [self.surface.needle(key, value, self.value) for value in values]
             needles += zip(depths, texts, strict=True)
         upper = max(length // 4, 1)
@@ -102,6 +107,10 @@ class NeedleTask:
 
         size = largest_fit(lambda size: count(context(size)) <= length, upper=len(filler))
         return Haystack(context(size), facts)
+
+    def _depth(self, rng: random.Random) -> float:
+        # stretched over both ends by their share, then cut off: exactly 0 and 1 are drawn that often
+        return min(max((rng.random() - self.edges) / (1 - 2 * self.edges), 0.0), 1.0)
 
     def _filler(self, size: int, facts: dict[str, tuple[str, ...]], rng: random.Random) -> list[str]:
         if self.filler == "noise":

@@ -156,13 +156,14 @@ class Documents:
             keys=several if shape == "queries" else 1,
             values=several if shape == "values" else 1,
             queries=several if shape == "queries" else 1,
+            edges=0.1,
         )
         facts = task.draw_facts(rng)
         asked = [MINI.ask(facts, value)]
         # one needle in the dark, or so many that a good part of all tokens is questions to learn from
         statements = "".join(f" {MINI.needle(k, v, value)}" for k, values in facts.items() for v in values)
         cost = self.count(asked[0].question + asked[0].answer_prefix + asked[0].reply + statements) + 3
-        questions = int(length * rng.uniform(0.3, 0.8) / cost) if rng.random() < 0.9 else 1
+        questions = int(length * rng.uniform(0.1, 0.8) / cost) if rng.random() < 0.8 else 1
         while len(asked) < questions and len(facts) < len(NOUNS) // 2:
             more = task.draw_facts(rng)
             if not facts.keys() & more.keys():
