@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 from tokenizers import Tokenizer
 
+from kvjax.eval.tasks_chain import ChainTask, MiniChain
 from kvjax.eval.tasks_needle import NeedleTask
-from kvjax.eval.tasks_sample import Question
+from kvjax.eval.tasks_sample import Question, Sample
 from kvjax.eval.tasks_surface import MINI, Kind
 from kvjax.eval.tasks_variables import VariableTask
 from kvjax.eval.tasks_words import NOUNS
@@ -71,6 +72,7 @@ class Documents:
             "needles": self.needles,
             "hard_needles": self.hard_needles,
             "variables": self.variables,
+            "chains": self.chains,
             "python": self.python,
         }
 
@@ -186,11 +188,19 @@ class Documents:
         hops = rng.randint(1, 4)
         chains = rng.randint(1, max(1, min(4, length // (16 * hops + 16))))
         task = VariableTask(f"train/{rng.random()}", MINI, hops=hops, chains=chains)
-        sample = task.sample(length=length - 4, seed=0, count=self.count)
+        return self._asked(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
+
+    def chains(self, length: int, rng: random.Random) -> Document:
+        """An arithmetic chain's test case with its worked reply, as plain text or as a chat; the reply counts."""
+        steps = rng.randint(2, 4)
+        chains = rng.randint(1, max(1, min(3, length // (40 * steps))))
+        task = ChainTask(f"train/{rng.random()}", MiniChain(), steps=steps, chains=chains)
+        return self._asked(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
+
+    def _asked(self, sample: Sample, length: int, rng: random.Random) -> Document:
         chat = rng.random() < 0.35
         turns = Writer(self.tokenizer)
-        question = Question(sample.question, sample.answer_prefix, sample.answers, f" {', '.join(sample.answers)}.")
-        self._turn(turns, question, chat=chat, first=True)
+        self._turn(turns, sample.turns[0], chat=chat, first=True)
         writer = Writer(self.tokenizer)
         if chat:
             writer.text(USER, False)
