@@ -21,6 +21,10 @@ def documents(tokenizer_folder):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [64, 128, 640])
 def test_a_document_has_its_length_and_something_to_learn(documents, kind, length):
+    if (kind, length) == ("chains", 64):
+        with pytest.raises(ValueError, match="do not fit"):  # a worked reply repeats the statements
+            documents.of_kind(kind, length, random.Random(0))
+        return
     for seed in range(30):
         document = documents.of_kind(kind, length, random.Random(seed))
         assert document.tokens.shape == document.mask.shape == (length,)
