@@ -167,7 +167,7 @@ BAD_DOCUMENTS = [
     (changed(("layers/2/stage2_tokens", "all")), r'layers\[2\].stage2_tokens is "all", must be integer or null'),
     (changed(("layers/2/stage2_tokens", 0)), r"layers\[2\].stage2_tokens is 0, must be at least 1"),
     (changed(("layers/0/page_size", GONE)), r"layers\[0\].page_size is missing"),
-    (changed(("layers/0/sinks", 4)), r"layers\[0\].sinks is unknown \(known: capacity, stage2_tokens,"),
+    (changed(("layers/0/sink", 4)), r"layers\[0\].sink is unknown \(known: capacity, stage2_tokens,"),
     (changed(("layers/0/page_size", GONE), ("layers/1/kernel", 4)), r"layers\[0\].page_size .*; layers\[1\].kernel"),
     (changed(("layers", [{}])), r"layers\[0\].observation_window is missing; and 1 more"),
 ]
@@ -253,10 +253,22 @@ def test_a_disk_that_fails_leaves_the_old_file(path, monkeypatch):
 def test_the_schema_names_the_fields_of_the_dataclasses():
     layer = schema()["$defs"]["layer"]
     fields = [field.name for field in dataclasses.fields(LayerBudget)]
-    assert list(layer["properties"]) == layer["required"] == fields
+    assert list(layer["properties"]) == fields
+    assert layer["required"] == [name for name in fields if name != "sinks"]  # later than the others
     model = schema()["properties"]["model"]
     assert list(model["properties"]) == model["required"] == [f.name for f in dataclasses.fields(ModelFingerprint)]
     assert schema()["$id"] == schema()["properties"]["$schema"]["const"]
+
+
+def test_sinks_are_written_where_there_are_some(path):
+    layers = (LayerBudget(9), LayerBudget.selecting(8, observation_window=2, sinks=1), LayerBudget(9))
+    BudgetProfile(layers).save(path, MODEL)
+    assert [
+        json.loads(line.strip().rstrip(",")).get("sinks")
+        for line in path.read_text().split("\n")
+        if '"capacity"' in line
+    ] == [None, 1, None]
+    assert BudgetProfile.load(path, MODEL).layers == layers
 
 
 def test_the_schema_says_nothing_that_is_not_checked():

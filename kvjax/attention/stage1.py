@@ -89,15 +89,22 @@ class Observation(Stage1):
     """The attention that the last queries pay to a token, or to its neighbours: RocketKV's stage 1, and SnapKV.
 
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
-    pools over 7 and keeps tokens for each query head (`per_head`).
+    pools over 7 and keeps tokens for each query head (`per_head`). The first `sinks` tokens may be kept whatever they
+    score, which is ours.
     """
 
     kernel: int = 63
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_sinks(self.sinks)
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel}: a pooling kernel has a middle, so it is an odd number from 1 on")
+
+    @property
+    def fewest(self) -> int:
+        return self.sinks + self.window
 
     def score(
         self,
@@ -109,7 +116,8 @@ class Observation(Stage1):
         scale: float,
     ) -> Float[Array, "R T"]:
         scores = attention_received(queries, k, length, observed, scale=scale, per_head=self.per_head)
-        return max_pool(scores, self.kernel, length - observed)
+        scores = max_pool(scores, self.kernel, length - observed)
+        return jnp.where(jnp.arange(k.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +132,7 @@ class Streaming(Stage1):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sinks < 0:
-            raise ValueError(f"sinks={self.sinks} is negative")
+        _check_sinks(self.sinks)
 
     @property
     def fewest(self) -> int:
@@ -143,3 +150,8 @@ class Streaming(Stage1):
         del length, observed, scale
         rows = queries.shape[1] if self.per_head else k.shape[0]
         return streaming_scores(rows, k.shape[1], self.sinks)
+
+
+def _check_sinks(sinks: int) -> None:
+    if sinks < 0:
+        raise ValueError(f"sinks={sinks} is negative")

@@ -60,7 +60,7 @@ def write(
         "$schema": schema()["$id"],
         "version": VERSION,
         "model": dataclasses.asdict(model),
-        "layers": [dataclasses.asdict(budget) for budget in layers],
+        "layers": [_fields(budget) for budget in layers],
     }
     if provenance is not None:
         document["provenance"] = dict(provenance)
@@ -128,6 +128,11 @@ def _check_model(layers: Sequence[LayerBudget], model: ModelFingerprint) -> None
                 f"layers[{index}].head_dims={budget.head_dims} must be at most {model.head_dim}, which a head of the "
                 "model has: None estimates with all of them"
             )
+
+
+def _fields(budget: LayerBudget) -> dict[str, Any]:
+    fields = dataclasses.asdict(budget)
+    return fields if budget.sinks else {name: value for name, value in fields.items() if name != "sinks"}
 
 
 def _compact(value: object, *, sort_keys: bool = False) -> str:

@@ -22,6 +22,7 @@ class LayerBudget:
         observation_window: prompt positions at the end, whose queries choose what stays and which stay themselves (W);
             None where nothing is chosen.
         pooling_kernel: width in tokens of the max-pooling of stage 1's scores, odd; 1 for none.
+        sinks: prompt positions at the beginning that always stay.
 
     Raises:
         TypeError: a value that is not a whole number.
@@ -35,6 +36,7 @@ class LayerBudget:
     head_dims: int | None = None
     observation_window: int | None = None
     pooling_kernel: int = 1
+    sinks: int = 0
 
     @classmethod
     def selecting(
@@ -46,6 +48,7 @@ class LayerBudget:
         stage2_tokens: int | None = None,
         page_size: int = 1,
         head_dims: int | None = None,
+        sinks: int = 0,
     ) -> "LayerBudget":
         """A layer whose stage 1 chooses what stays; the defaults are RocketKV's (its multi-turn runs use W = 128)."""
         return cls(
@@ -55,6 +58,7 @@ class LayerBudget:
             head_dims=head_dims,
             observation_window=observation_window,
             pooling_kernel=pooling_kernel,
+            sinks=sinks,
         )
 
     def __post_init__(self) -> None:
@@ -74,7 +78,14 @@ class LayerBudget:
                 f"pooling_kernel={kernel} must be odd and at least 1, or a pooled score lies beside its token: "
                 f"use {max(kernel, 0) + 1}"
             )
+        if self.sinks < 0:
+            raise ValueError(f"sinks={self.sinks} must be at least 0")
         if window is None:
+            if self.sinks:
+                raise ValueError(
+                    f"sinks={self.sinks} has no effect while observation_window is None: give a window, or leave sinks "
+                    "at 0"
+                )
             if kernel != 1:
                 raise ValueError(
                     f"pooling_kernel={kernel} has no effect while observation_window is None: give a window (RocketKV "
@@ -82,10 +93,11 @@ class LayerBudget:
                 )
         elif window < 1:
             raise ValueError(f"observation_window={window} must be at least 1, or None where nothing is chosen")
-        elif window > self.capacity:
+        elif window + self.sinks > self.capacity:
+            also = f" and sinks={self.sinks} together" if self.sinks else ""
             raise ValueError(
-                f"observation_window={window} must be at most capacity={self.capacity}, for the window always stays: "
-                f"shorten the window, or raise the capacity to {window}"
+                f"observation_window={window}{also} must be at most capacity={self.capacity}, for the window always "
+                f"stays: shorten the window, or raise the capacity to {window + self.sinks}"
             )
 
     def _check_stage2(self) -> None:
@@ -120,7 +132,7 @@ class LayerBudget:
         stage1: dict[str, Any] = {}
         stage2: dict[str, Any] = {"page_size": min(self.page_size, capacity)}
         if capacity == context:
-            stage1 = {"observation_window": None, "pooling_kernel": 1}
+            stage1 = {"observation_window": None, "pooling_kernel": 1, "sinks": 0}
         if self.stage2_tokens is None or self.stage2_tokens >= capacity:
             stage2 = {"stage2_tokens": None, "page_size": 1, "head_dims": None}
         return dataclasses.replace(self, capacity=capacity, **stage1, **stage2)

@@ -39,7 +39,7 @@ class RocketKVFaithful(Method):
         )
 
     def stage1(self, budget: LayerBudget) -> Stage1 | None:
-        return Observation(budget.observation_window or self.window, budget.pooling_kernel)
+        return Observation(budget.observation_window or self.window, budget.pooling_kernel, budget.sinks)
 
     def stage2(self, budget: LayerBudget) -> Stage2 | None:
         return hybrid_tokens(budget)

@@ -29,7 +29,7 @@ class SnapKV(Method):
 
     def stage1(self, budget: LayerBudget) -> Stage1 | None:
         window = budget.observation_window or self.window
-        return Observation(window, budget.pooling_kernel, per_head=True)
+        return Observation(window, budget.pooling_kernel, budget.sinks, per_head=True)
 
 
 @dataclasses.dataclass(frozen=True)

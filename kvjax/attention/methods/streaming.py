@@ -18,4 +18,4 @@ class StreamingLLM(Method):
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     def stage1(self, budget: LayerBudget) -> Stage1 | None:
-        return Streaming(sinks=self.sinks)
+        return Streaming(sinks=budget.sinks or self.sinks)

@@ -1,0 +1,79 @@
+"""A way to find a scheme: it asks for schemes to be judged, and is told how good they are, until it asks no more.
+
+CMA-ES and the heuristics it is compared with have this one signature. Their state is a tree of arrays, so any of them
+can be stopped between two generations, saved, and resumed to the bit.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from kvjax.search.space import Space
+
+State = dict[str, Any]  # a tree of NumPy or JAX arrays
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What an allocator may know besides fitness.
+
+    Attributes:
+        space: of the schemes.
+        entropy: of each layer's attention to the prompts, in nats.
+    """
+
+    space: Space
+    entropy: Float[np.ndarray, "L"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocator(abc.ABC):
+    """Frozen settings; all that changes is in the state."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def begin(self, problem: Problem, seed: int) -> State:
+        """The state before the first generation."""
+
+    @abc.abstractmethod
+    def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
+        """The schemes to be judged next; none, when it has ended."""
+
+    def tell(
+        self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
+    ) -> State:
+        """The state after the schemes that it asked for were judged; the higher the fitness the better."""
+        del problem, schemes, fitness
+        return state
+
+    def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
+        """Schemes that deserve a look in the end though they were perhaps never judged, such as a mean."""
+        del state
+        return np.zeros((0, problem.space.layers), np.int64)
+
+    def spread(self, state: State) -> float:
+        """How far the next schemes lie apart, where that means something (CMA-ES's sigma); else NaN."""
+        del state
+        return float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Allocator):
+    """A rule that needs no judging: one scheme, asked for once."""
+
+    @abc.abstractmethod
+    def scheme(self, problem: Problem) -> tuple[int, ...]:
+        """What the rule gives each layer."""
+
+    def begin(self, problem: Problem, seed: int) -> State:
+        del problem, seed
+        return {"asked": np.zeros((), np.int64)}
+
+    def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
+        if state["asked"]:
+            return np.zeros((0, problem.space.layers), np.int64), state
+        return np.array([self.scheme(problem)]), {"asked": np.ones((), np.int64)}

@@ -1,0 +1,102 @@
+"""What a search is: frozen data read from YAML. No arrays, no model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kvjax.search.evolution import Mode
+from kvjax.search.objective import Measure
+
+AllocatorName = Literal["evolution", "greedy", "random", "uniform", "pyramid", "inverse-pyramid", "entropy"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A whole search.
+
+    Attributes:
+        model: folder of the model.
+        tasks: names of `kvjax.eval.tasks`, drawn from in turn.
+        length: tokens of prompt and reply.
+        token_budget: tokens that a layer keeps of a prompt on average (the paper's c).
+        allocator: what finds the scheme.
+        mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
+        evaluations: schemes judged for each group of layers, by evolution and random search.
+        group_layers: layers searched together, one group after another.
+        measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
+        aware: the question is in the prompt that is compressed; else it comes after.
+        samples, selection, test: sizes of the three sets of samples.
+        compare: allocators run beside this one, on the same sets with the same number of evaluations.
+        window, kernel, sinks: of stage 1: the last tokens, whose queries choose and which stay; the width of
+            max-pooling; the first tokens, which stay too.
+        room: entries that served views keep free for generated tokens.
+        warm_start: a profile whose proportions the search begins with.
+        expand: other token budgets, to which the found scheme is scaled without another search.
+        batch: schemes judged at a time.
+        runs: folder of checkpoints; None keeps none.
+        output: the profile's file; None writes none.
+    """
+
+    model: Path
+    tasks: tuple[str, ...]
+    token_budget: int
+    length: int = 1024
+    allocator: AllocatorName = "evolution"
+    mode: Mode = "project"
+    evaluations: int = 400
+    group_layers: int = 8
+    measure: Measure = "exact"
+    aware: bool = False
+    samples: int = 32
+    selection: int = 64
+    test: int = 128
+    compare: tuple[AllocatorName, ...] = ()
+    window: int = 8
+    kernel: int = 7
+    sinks: int = 4
+    room: int = 128
+    seed: int = 0
+    warm_start: Path | None = None
+    expand: tuple[int, ...] = ()
+    batch: int = 10
+    runs: Path | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks is empty: name one at least, `python -m kvjax.eval --list` has them")
+        for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "room", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        floor = self.window + self.sinks
+        if self.token_budget < floor:
+            raise ValueError(
+                f"token_budget={self.token_budget} is less than the {floor} tokens that every layer keeps, "
+                f"window={self.window} and sinks={self.sinks}: raise it, or lower those"
+            )
+        if self.token_budget > self.length:
+            raise ValueError(f"token_budget={self.token_budget} exceeds length={self.length}: nothing is compressed")
+
+
+def read_config(path: Path) -> SearchConfig:
+    """The search that a YAML file describes.
+
+    Raises:
+        TypeError: the file names a field that does not exist.
+        ValueError: a value out of its bounds.
+    """
+    return from_fields(yaml.safe_load(path.read_text()))
+
+
+def from_fields(fields: dict[str, Any]) -> SearchConfig:
+    """A config of plain values, as YAML and JSON have them."""
+    fields = dict(fields)
+    for name in ("model", "warm_start", "runs", "output"):
+        if fields.get(name) is not None:
+            fields[name] = Path(fields[name])
+    for name in ("tasks", "compare", "expand"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    return SearchConfig(**fields)

@@ -1,0 +1,156 @@
+"""Judges schemes on prompts that were read: a whole population in one compiled call, budgets as numbers.
+
+The tail is read teacher-forced through the compressed cache, all its tokens at once. If each token of the reply is
+the likeliest after those before it, greedy decoding writes exactly that reply: no decoding loop is needed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from kvjax.attention.dense import MASKED
+from kvjax.models import Decoder
+from kvjax.search.reading import LayerReading, Readings
+
+BLOCK = 8  # samples that are judged at a time: bounds the temporaries
+CANDIDATES = "candidates"  # the mesh axis over which a population is split
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What schemes achieve on samples: rows are schemes, columns samples.
+
+    Attributes:
+        exact: 1 where greedy decoding writes exactly the reply.
+        tokens: share of the reply's tokens that are the likeliest after the right ones before them.
+        log_probability: mean over the reply's tokens, in nats.
+    """
+
+    exact: Float[np.ndarray, "P S"]
+    tokens: Float[np.ndarray, "P S"]
+    log_probability: Float[np.ndarray, "P S"]
+
+
+class Evaluator:
+    """Judges schemes with one model. Compiles once, whatever the budgets, the samples and how many of them there are.
+
+    Args:
+        batch: schemes a call; fewer are padded, more take several. Made a multiple of the devices.
+        devices: over which a population is split; all by default.
+
+    Attributes:
+        evaluations: schemes judged so far, each time on a whole set.
+    """
+
+    def __init__(self, model: Decoder, *, batch: int = 16, devices: Sequence[Any] | None = None) -> None:
+        devices = devices or jax.devices()
+        self._graph, self._params = nnx.split(model)
+        self.layers = [layer for layer, kind in enumerate(model.config.layers) if kind.window is None]
+        self._depth, self._heads = len(model.config.layers), model.config.num_kv_heads
+        self._batch = -(-batch // len(devices)) * len(devices)
+        if len(devices) > 1:
+            mesh = Mesh(np.array(devices), (CANDIDATES,))
+            self._split: Any = NamedSharding(mesh, PartitionSpec(CANDIDATES))
+            self._whole: Any = NamedSharding(mesh, PartitionSpec())
+        else:
+            self._split = self._whole = devices[0]
+        self._params = jax.device_put(self._params, self._whole)
+        self.evaluations = 0
+
+    def place(self, readings: Readings) -> list[Readings]:
+        """Readings in blocks of `BLOCK` samples where this evaluator wants them; the last is filled up with copies."""
+        count = readings.samples
+        padded = jax.tree.map(lambda x: x[np.minimum(np.arange(-(-count // BLOCK) * BLOCK), count - 1)], readings)
+        parts = [jax.tree.map(lambda x, at=at: x[at : at + BLOCK], padded) for at in range(0, count, BLOCK)]
+        return jax.device_put(parts, self._whole)
+
+    def __call__(
+        self, schemes: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Readings], samples: int
+    ) -> Scores:
+        """Scores of every scheme on the first `samples` samples of blocks.
+
+        Args:
+            schemes: tokens that each layer keeps, of those that do not slide, or that each of its kv heads keeps.
+        """
+        if schemes.ndim not in (2, 3) or schemes.shape[1] != len(self.layers):
+            raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {len(self.layers)} layers")
+        self.evaluations += len(schemes)
+        found: list[list[np.ndarray]] = []
+        for begin in range(0, len(schemes), self._batch):
+            some = schemes[begin : begin + self._batch]
+            budgets = np.zeros((self._batch, self._depth, self._heads), np.int32)
+            budgets[: len(some), self.layers] = some.reshape(*some.shape[:2], -1)
+            placed = jax.device_put(budgets, self._split)
+            out = [_judge(self._graph, self._params, block, placed) for block in blocks]
+            joined = [np.concatenate([np.asarray(x) for x in parts], axis=1) for parts in zip(*out, strict=True)]
+            found.append([x[: len(some), :samples] for x in joined])
+        return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _judge(
+    graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]
+) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:
+    """Exact, share of right tokens, mean log-probability."""
+    decoder = nnx.merge(graph, params)
+    over_samples = jax.vmap(partial(_replay, decoder), in_axes=(0, None))
+    return jax.vmap(over_samples, in_axes=(None, 0))(readings, budgets)
+
+
+def _replay(decoder: Decoder, sample: Readings, scheme: Int[Array, "L K"]) -> tuple[Array, Array, Array]:
+    """One sample's tail through a cache of these budgets: exact, share of right tokens, mean log-probability."""
+    config, steps = decoder.config, sample.tail.shape[0] - 1
+    positions = sample.start + jnp.arange(steps)
+    x = decoder.embed(sample.tail[:-1])
+    for index, (layer, kind) in enumerate(zip(decoder.layers, config.layers, strict=True)):
+        held = sample.layers[index]
+        entries = scheme[index] if kind.window is None else jnp.full_like(scheme[index], held.order.shape[1])
+        attend = partial(_attend, held, positions, entries, scale=config.query_scale, window=kind.window)
+        x = layer(x, positions, attend)
+    logits = jax.nn.log_softmax(decoder.head(x))
+    targets = sample.tail[1:]
+    said = jnp.concatenate([sample.first[:1], jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]])
+    right = jnp.concatenate([sample.first[1:], (jnp.argmax(logits, axis=1) == targets).astype(jnp.float32)])
+    total = jnp.sum(sample.weight)
+    share = jnp.sum(right * sample.weight) / total
+    exact = jnp.all((right > 0) | (sample.weight == 0)).astype(jnp.float32)
+    return exact, share, jnp.sum(said * sample.weight) / total
+
+
+def _attend(
+    held: LayerReading,
+    positions: Int[Array, "R"],
+    entries: Int[Array, "K"],
+    q: Float[Array, "R H D"],
+    k: Float[Array, "R K D"],
+    v: Float[Array, "R K D"],
+    *,
+    scale: float,
+    window: int | None,
+) -> Float[Array, "R H D"]:
+    """Exact attention of the tail's tokens to the first `entries` of what is held and, causally, to each other."""
+    steps, heads, head_dim = q.shape
+    kv_heads, most = held.order.shape
+    rows = q.reshape(steps, kv_heads, heads // kv_heads, head_dim)
+    old = jnp.einsum("rkgd,kmd->kgrm", rows, held.k, preferred_element_type=jnp.float32) * scale
+    new = jnp.einsum("rkgd,skd->kgrs", rows, k, preferred_element_type=jnp.float32) * scale
+    sees_old = jnp.broadcast_to(
+        ((held.order >= 0) & (jnp.arange(most) < entries[:, None]))[:, None], (kv_heads, steps, most)
+    )
+    sees_new = jnp.tril(jnp.ones((steps, steps), bool))
+    if window is not None:
+        sees_old &= held.order[:, None] > positions[:, None] - window
+        sees_new &= positions[None] > positions[:, None] - window
+    scores = jnp.concatenate([jnp.where(sees_old[:, None], old, MASKED), jnp.where(sees_new, new, MASKED)], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("kgrm,kmd->rkgd", weights[..., :most], held.v, preferred_element_type=jnp.float32)
+    out += jnp.einsum("kgrs,skd->rkgd", weights[..., most:], v, preferred_element_type=jnp.float32)
+    return out.reshape(q.shape).astype(q.dtype)

@@ -1,0 +1,147 @@
+"""What CMA-ES is measured against, at equal cost: fixed shapes, entropy, random search, greedy marginal utility."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from kvjax.budget.split import pyramid_capacities
+from kvjax.search.allocator import Allocator, Fixed, Problem, State
+from kvjax.search.space import Scheme
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Fixed):
+    """Every layer the same, as SnapKV and RocketKV have it."""
+
+    name: ClassVar[str] = "uniform"
+
+    def scheme(self, problem: Problem) -> Scheme:
+        return problem.space.uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Pyramid(Fixed):
+    """PyramidKV (arXiv 2406.02069): an arithmetic series that falls from the first layer to the last."""
+
+    name: ClassVar[str] = "pyramid"
+    beta: int = 20
+
+    def scheme(self, problem: Problem) -> Scheme:
+        space = problem.space
+        return tuple(pyramid_capacities(space.layers, space.mean, space.floor, space.ceiling, self.beta))
+
+
+@dataclasses.dataclass(frozen=True)
+class InversePyramid(Pyramid):
+    """The same series rising."""
+
+    name: ClassVar[str] = "inverse-pyramid"
+
+    def scheme(self, problem: Problem) -> Scheme:
+        return super().scheme(problem)[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy(Fixed):
+    """Layers share by exp(entropy) of their attention: the number of tokens that they look at, as it were."""
+
+    name: ClassVar[str] = "entropy"
+
+    def scheme(self, problem: Problem) -> Scheme:
+        return problem.space.project(np.exp(problem.entropy - problem.entropy.max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomSearch(Allocator):
+    """Shares drawn from a log-normal distribution around uniform ones.
+
+    Attributes:
+        evaluations: schemes judged.
+        sigma: of the logarithms.
+    """
+
+    name: ClassVar[str] = "random"
+    evaluations: int = 400
+    sigma: float = 1.0
+    population: int = 10
+
+    def begin(self, problem: Problem, seed: int) -> State:
+        return {"seed": np.int64(seed), "judged": np.int64(0)}
+
+    def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
+        judged, space = int(state["judged"]), problem.space
+        count = min(self.population, self.evaluations - judged)
+        rng = np.random.default_rng([int(state["seed"]), judged])
+        draws = np.exp(self.sigma * rng.standard_normal((max(count, 0), space.layers)))
+        schemes = np.array([space.project(row) for row in draws], np.int64).reshape(-1, space.layers)
+        return schemes, state | {"judged": np.int64(judged + len(schemes))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy(Allocator):
+    """Marginal utility: what each layer loses alone at each size, then the best sizes of one total.
+
+    A layer's curve is measured while all others keep everything, `sizes` points each; the shares are a knapsack over
+    the curves, solved exactly on a grid of `step` tokens. It assumes that the layers' losses add up.
+    """
+
+    name: ClassVar[str] = "greedy"
+    sizes: int = 6
+    step: int = 0
+
+    def begin(self, problem: Problem, seed: int) -> State:
+        del seed
+        return {"round": np.int64(0), "curves": np.zeros((problem.space.layers, self.sizes))}
+
+    def grid(self, problem: Problem) -> Int[np.ndarray, "N"]:
+        """The sizes at which a layer is measured: from the floor to the ceiling, each a multiple of the one before."""
+        space = problem.space
+        return np.unique(np.rint(np.geomspace(max(space.floor, 1), space.ceiling, self.sizes)).astype(np.int64))
+
+    def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
+        space, grid = problem.space, self.grid(problem)
+        if state["round"] == 0:
+            schemes = np.full((space.layers * len(grid), space.layers), space.ceiling)
+            for layer in range(space.layers):
+                schemes[layer * len(grid) : (layer + 1) * len(grid), layer] = grid
+        elif state["round"] == 1:
+            schemes = np.array([self._knapsack(problem, np.asarray(state["curves"])[:, : len(grid)])])
+        else:
+            schemes = np.zeros((0, space.layers), np.int64)
+        return schemes, state | {"round": state["round"] + 1}
+
+    def tell(
+        self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
+    ) -> State:
+        if state["round"] != 1:
+            return state
+        curves, grid = np.zeros((problem.space.layers, self.sizes)), self.grid(problem)
+        curves[:, : len(grid)] = fitness.reshape(problem.space.layers, len(grid))
+        return state | {"curves": curves}
+
+    def _knapsack(self, problem: Problem, curves: Float[np.ndarray, "L N"]) -> Scheme:
+        """The sizes of the largest summed utility, which is linear between the measured points."""
+        space, grid = problem.space, self.grid(problem)
+        step = self.step or max(1, (space.mean - space.floor) // 8)
+        units = (space.total - space.layers * space.floor) // step
+        most = min(units, -(-(space.ceiling - space.floor) // step))
+        tokens = np.minimum(space.floor + step * np.arange(most + 1), space.ceiling)
+        best = np.full(units + 1, -np.inf)
+        best[0] = 0.0
+        taken = np.zeros((space.layers, units + 1), np.int64)
+        for layer in range(space.layers):
+            utility = np.interp(tokens, grid, np.maximum.accumulate(curves[layer]))
+            table = np.full((units + 1, most + 1), -np.inf)
+            for take in range(most + 1):
+                table[take:, take] = best[: units + 1 - take] + utility[take]
+            taken[layer], best = table.argmax(axis=1), table.max(axis=1)
+        left, kept = units, np.zeros(space.layers)
+        for layer in reversed(range(space.layers)):
+            kept[layer] = taken[layer, left]
+            left -= int(kept[layer])
+        return space.project(kept)
+
+
+ANCHORS: tuple[Fixed, ...] = (Uniform(), Pyramid(), InversePyramid(), Entropy())

@@ -1,0 +1,43 @@
+"""What a scheme is worth: one number for each, higher is better, from what it achieves and what it costs."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from kvjax.search.evaluation import Scores
+from kvjax.search.space import cache_score
+
+Measure = Literal["exact", "tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How scores become fitness.
+
+    Attributes:
+        measure: of a reply: 'exact', or the share of its 'tokens' for tasks that few replies solve.
+        paper: the paper's own: score * (1 + weight * CacheScore), ties and all. Otherwise the score alone, for the
+            cost is fixed, and of equal scores the more probable answers.
+        mean: the target of CacheScore, tokens a layer.
+        weight: of CacheScore; 0.3 in the paper.
+    """
+
+    measure: Measure = "exact"
+    paper: bool = False
+    mean: int = 1
+    weight: float = 0.3
+
+    def score(self, scores: Scores) -> Float[np.ndarray, "P S"]:
+        """What is reported, of each sample."""
+        return scores.exact if self.measure == "exact" else scores.tokens
+
+    def __call__(self, schemes: Int[np.ndarray, "P L"], scores: Scores) -> Float[np.ndarray, "P"]:
+        score = self.score(scores).mean(axis=1, dtype=np.float64)
+        if self.paper:
+            saved = np.array([cache_score(tuple(scheme), self.mean) for scheme in schemes])
+            return score * (1 + self.weight * saved)
+        # less than the least difference of two shares of right replies, so that it decides between equals only
+        answers = np.exp(scores.log_probability.mean(axis=1, dtype=np.float64))
+        return score + answers / (2 * scores.exact.shape[1] if self.measure == "exact" else 1000)

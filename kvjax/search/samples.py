@@ -1,0 +1,106 @@
+"""The samples that budgets are judged on: three sets that share nothing, each for one purpose."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from kvjax.eval.tasks import Task
+
+SetName = Literal["search", "selection", "test"]
+FIRST_SEED: dict[SetName, int] = {"search": 3_000_000, "selection": 4_000_000, "test": 5_000_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One sample as tokens.
+
+    Attributes:
+        prompt: what is read densely, and then compressed.
+        tail: what follows and is read through the compressed cache: a question that the cache did not know, if it
+            was hidden, and the right reply.
+        reply: how many of the last tokens of `tail` are the reply, by which a scheme is judged.
+    """
+
+    prompt: tuple[int, ...]
+    tail: tuple[int, ...]
+    reply: int
+
+    def __post_init__(self) -> None:
+        if not self.prompt or not 0 < self.reply <= len(self.tail):
+            raise ValueError(
+                f"a case of {len(self.prompt)} prompt tokens whose reply is {self.reply} of {len(self.tail)}: give a "
+                "prompt and a reply"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSets:
+    """Cases to search with, to choose the winner with, and to report: no prompt is in two of them.
+
+    Raises:
+        ValueError: a set is empty, or a prompt is in two sets; such figures would flatter.
+    """
+
+    search: tuple[Case, ...]
+    selection: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[tuple[int, ...], str] = {}
+        for field in dataclasses.fields(self):
+            cases: tuple[Case, ...] = getattr(self, field.name)
+            if not cases:
+                raise ValueError(f"the {field.name} set is empty: draw some samples for it")
+            for case in cases:
+                whole = case.prompt + case.tail
+                if seen.setdefault(whole, field.name) != field.name:
+                    raise ValueError(f"a sample is in the {seen[whole]} set and in the {field.name} set: draw others")
+
+    @property
+    def all(self) -> tuple[Case, ...]:
+        return self.search + self.selection + self.test
+
+
+def draw_sets(
+    tasks: Sequence[Task],
+    encode: Callable[[str], list[int]],
+    length: int,
+    counts: tuple[int, int, int],
+    *,
+    aware: bool,
+) -> SampleSets:
+    """Draws the three sets, of `counts` samples each, from the tasks in turn.
+
+    Args:
+        encode: the model's tokenizer.
+        length: most tokens of prompt and reply.
+        aware: the question is part of the prompt that is compressed; otherwise it comes after.
+
+    Raises:
+        ValueError: a task does not fit the length, or has so few distinct samples that sets would overlap.
+    """
+    seen: set[Case] = set()
+    sets: list[tuple[Case, ...]] = []
+    for (name, first), count in zip(FIRST_SEED.items(), counts, strict=True):
+        cases: list[Case] = []
+        seed = first
+        while len(cases) < count:
+            if seed - first > 10 * count + 100:
+                raise ValueError(f"the tasks have too few distinct samples for {count} of the {name} set: ask for less")
+            case = draw_case(tasks[len(cases) % len(tasks)], encode, length, seed, aware=aware)
+            seed += 1
+            if case not in seen:
+                seen.add(case)
+                cases.append(case)
+        sets.append(tuple(cases))
+    return SampleSets(*sets)
+
+
+def draw_case(task: Task, encode: Callable[[str], list[int]], length: int, seed: int, *, aware: bool) -> Case:
+    """One sample of a task as tokens, each part encoded by itself, as a client sends it."""
+    sample = task.sample(length=length - 4, seed=seed, count=lambda text: len(encode(text)))
+    context, asked = encode(sample.context), encode(sample.question + sample.answer_prefix)
+    reply = encode(sample.reply or sample.answers[0])
+    if aware:
+        return Case(tuple(context + asked), tuple(reply), len(reply))
+    return Case(tuple(context), tuple(asked + reply), len(reply))

@@ -1,0 +1,118 @@
+"""What is searched: how many tokens each layer keeps, whole numbers between a floor and a ceiling with one sum."""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from kvjax.budget.split import largest_remainder
+
+Scheme = tuple[int, ...]  # KV entries kept of a prompt, one number a layer that does not slide
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Schemes of equal cost: one number a layer, `layers * mean` in all (EvolKV, arXiv 2509.08315, section 3).
+
+    Attributes:
+        layers: that have a budget: all but those with a sliding window.
+        mean: tokens a layer keeps on average (the paper's c).
+        floor: tokens that every layer keeps: the window and the sinks, which nobody chooses.
+        ceiling: tokens that no layer exceeds: the longest prompt.
+        group_layers: layers whose numbers are searched together; 8 in the paper, one group after another.
+
+    Raises:
+        ValueError: no layer, or floor, mean and ceiling out of order.
+    """
+
+    layers: int
+    mean: int
+    floor: int
+    ceiling: int
+    group_layers: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.group_layers) < 1:
+            raise ValueError(f"layers={self.layers} and group_layers={self.group_layers} must be at least 1")
+        if not 0 <= self.floor <= self.mean <= self.ceiling:
+            raise ValueError(
+                f"a mean of {self.mean} tokens must be from the floor of {self.floor}, which every layer keeps anyway, "
+                f"to the ceiling of {self.ceiling}: change the budget, or the window"
+            )
+
+    @property
+    def total(self) -> int:
+        """Tokens over all layers."""
+        return self.layers * self.mean
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """The layers that are searched together, from the bottom up."""
+        return tuple(
+            range(first, min(first + self.group_layers, self.layers))
+            for first in range(0, self.layers, self.group_layers)
+        )
+
+    @property
+    def uniform(self) -> Scheme:
+        return (self.mean,) * self.layers
+
+    def project(self, weights: Float[np.ndarray, "L"]) -> Scheme:
+        """The scheme that shares what lies beyond the floors in proportion to weights: exactly the total.
+
+        Water-filling: what a layer cannot take above its ceiling goes to the others, in the same proportions. Then
+        largest remainder makes whole numbers. Weights that are not positive and finite count as none, and if all
+        are none, as equal.
+        """
+        weights = np.where(np.isfinite(weights) & (weights > 0), weights, 0.0).astype(np.float64)
+        room, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.layers * self.floor)
+        shares = [Fraction(0)] * self.layers
+        open_layers = list(range(self.layers))
+        while open_layers and left > 0:
+            exact = [Fraction(float(weights[layer])) for layer in open_layers]
+            if not any(exact):
+                exact = [Fraction(1)] * len(open_layers)
+            level = left / sum(exact)
+            filled = [layer for layer, weight in zip(open_layers, exact, strict=True) if weight * level >= room]
+            if not filled:
+                for layer, weight in zip(open_layers, exact, strict=True):
+                    shares[layer] = weight * level
+                break
+            for layer in filled:
+                shares[layer], left = room, left - room
+            open_layers = [layer for layer in open_layers if layer not in filled]
+        return tuple(self.floor + share for share in largest_remainder(shares))
+
+    def completed(self, scheme: Float[np.ndarray, "L"]) -> Scheme:
+        """Any numbers scaled to the exact total: what a search without a hard constraint has found, or at another c.
+
+        The paper rounds up, and overshoots; here the sum is exact. "Search once, expand": a scheme found at one mean
+        keeps the proportions of what lies beyond the floors.
+        """
+        return self.project(np.maximum(np.asarray(scheme, np.float64) - self.floor, 0.0))
+
+    def check(self, schemes: Int[np.ndarray, "P L"]) -> None:
+        """Raises where a scheme leaves the space.
+
+        Raises:
+            ValueError: another number of layers, a number out of bounds, or another sum.
+        """
+        if schemes.ndim != 2 or schemes.shape[1] != self.layers:
+            raise ValueError(f"schemes of shape {schemes.shape} for {self.layers} layers: one row each")
+        if schemes.min() < self.floor or schemes.max() > self.ceiling:
+            raise ValueError(f"a scheme leaves [{self.floor}, {self.ceiling}]: {schemes}")
+        if (sums := schemes.sum(axis=1) - self.total).any():
+            raise ValueError(f"schemes differ from the total of {self.total} tokens by {sums}")
+
+
+def cache_score(scheme: Scheme, mean: float) -> float:
+    """The paper's CacheScore: 1 at its target mean c, falling five times as fast above it as below.
+
+    `max(0, 1 - (k - c)/c)` for a mean k above c, else `1 - 0.2 (1 - k/c)`.
+    """
+    kept = math.fsum(scheme) / len(scheme)
+    if kept > mean:
+        return max(0.0, 1 - (kept - mean) / mean)
+    return 1 - 0.2 * (1 - kept / mean)
