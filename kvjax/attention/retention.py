@@ -14,7 +14,7 @@ def retain(
     *,
     keep: int,
     capacity: int,
-    budget: Int[Array, ""] | None = None,
+    budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
 ) -> Int[Array, "R C"]:
     """The positions a view keeps of a prompt: its last `recent` ones and the best of the others.
 
@@ -25,7 +25,8 @@ def retain(
         length: tokens of the prompt, at most T.
         keep: most positions to keep, `recent` included; at most `capacity`.
         capacity: entries of the view, C.
-        budget: keep only so many, `recent` to `keep`. A search changes it without compiling again.
+        budget: keep only so many, `recent` to `keep`, or so many of each row. A search changes it without compiling
+            again.
 
     Returns:
         For each row ascending positions, then -1.

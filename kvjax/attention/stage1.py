@@ -64,7 +64,7 @@ class Stage1(abc.ABC):
         capacity: int,
         scale: float,
         turn: Int[Array, ""] | None = None,
-        budget: Int[Array, ""] | None = None,
+        budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
     ) -> Int[Array, "R C"]:
         """The positions that a view keeps: ascending in each row, then -1. A prompt of `keep` tokens stays whole.
 

@@ -45,7 +45,7 @@ def install(
         capacity=view.k.shape[2],
         scale=scale,
         turn=length - terms.begin,
-        budget=terms.keep,
+        budget=terms.keep if plan.head_keep is None else jnp.minimum(terms.keep, jnp.array(plan.head_keep)[:, None]),
     )
     kept = gather(workspace, positions)
     view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])

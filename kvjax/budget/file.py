@@ -34,7 +34,8 @@ def read(path: str | os.PathLike[str], model: ModelFingerprint) -> tuple[LayerBu
     layers = []
     for index, fields in enumerate(document["layers"]):
         try:
-            layers.append(LayerBudget(**fields))
+            heads = fields.get("head_tokens")
+            layers.append(LayerBudget(**fields | {"head_tokens": None if heads is None else tuple(heads)}))
         except ValueError as error:
             raise ValueError(f"{path}: layers[{index}]: {error}") from error
     try:
@@ -123,6 +124,11 @@ def _check_model(layers: Sequence[LayerBudget], model: ModelFingerprint) -> None
     if len(layers) != model.layers:
         raise ValueError(f"the profile has {len(layers)} layers, the model {model.layers}: give one budget a layer")
     for index, budget in enumerate(layers):
+        if len(budget.head_tokens or ()) not in (0, model.kv_heads):
+            raise ValueError(
+                f"layers[{index}].head_tokens has {len(budget.head_tokens or ())} numbers, the model {model.kv_heads} "
+                "kv heads: give one each"
+            )
         if (budget.head_dims or 1) > model.head_dim:
             raise ValueError(
                 f"layers[{index}].head_dims={budget.head_dims} must be at most {model.head_dim}, which a head of the "
@@ -131,8 +137,10 @@ def _check_model(layers: Sequence[LayerBudget], model: ModelFingerprint) -> None
 
 
 def _fields(budget: LayerBudget) -> dict[str, Any]:
+    """A budget as JSON; fields that came later are there only where they say something."""
     fields = dataclasses.asdict(budget)
-    return fields if budget.sinks else {name: value for name, value in fields.items() if name != "sinks"}
+    later = {name: fields.pop(name) for name in ("sinks", "head_tokens")}
+    return fields | {name: value for name, value in later.items() if value}
 
 
 def _compact(value: object, *, sort_keys: bool = False) -> str:

@@ -23,6 +23,8 @@ class LayerBudget:
             None where nothing is chosen.
         pooling_kernel: width in tokens of the max-pooling of stage 1's scores, odd; 1 for none.
         sinks: prompt positions at the beginning that always stay.
+        head_tokens: tokens of a prompt that each kv head keeps, where they are not the same; the capacity is room for
+            the most, and generated tokens.
 
     Raises:
         TypeError: a value that is not a whole number.
@@ -37,6 +39,7 @@ class LayerBudget:
     observation_window: int | None = None
     pooling_kernel: int = 1
     sinks: int = 0
+    head_tokens: tuple[int, ...] | None = None
 
     @classmethod
     def selecting(
@@ -49,6 +52,7 @@ class LayerBudget:
         page_size: int = 1,
         head_dims: int | None = None,
         sinks: int = 0,
+        head_tokens: tuple[int, ...] | None = None,
     ) -> "LayerBudget":
         """A layer whose stage 1 chooses what stays; the defaults are RocketKV's (its multi-turn runs use W = 128)."""
         return cls(
@@ -59,11 +63,14 @@ class LayerBudget:
             observation_window=observation_window,
             pooling_kernel=pooling_kernel,
             sinks=sinks,
+            head_tokens=head_tokens,
         )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "head_tokens" and type(value) is tuple:
+                continue
             if type(value) is not int and not (value is None and field.default is None):  # True is no number here
                 raise TypeError(f"{field.name}={value!r} is a {type(value).__name__}: give an int")
         if self.capacity < 1:
@@ -81,11 +88,12 @@ class LayerBudget:
         if self.sinks < 0:
             raise ValueError(f"sinks={self.sinks} must be at least 0")
         if window is None:
-            if self.sinks:
-                raise ValueError(
-                    f"sinks={self.sinks} has no effect while observation_window is None: give a window, or leave sinks "
-                    "at 0"
-                )
+            for name, default in (("sinks", 0), ("head_tokens", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} has no effect while observation_window is None: give a window, "
+                        f"or leave {name} at {default}"
+                    )
             if kernel != 1:
                 raise ValueError(
                     f"pooling_kernel={kernel} has no effect while observation_window is None: give a window (RocketKV "
@@ -99,6 +107,15 @@ class LayerBudget:
                 f"observation_window={window}{also} must be at most capacity={self.capacity}, for the window always "
                 f"stays: shorten the window, or raise the capacity to {window + self.sinks}"
             )
+
+        if self.head_tokens is not None:
+            least = (window or 0) + self.sinks
+            for kept in self.head_tokens or (0,):
+                if type(kept) is not int or not least <= kept <= self.capacity:
+                    raise ValueError(
+                        f"head_tokens={self.head_tokens}: a kv head keeps from {least}, the window and the sinks, to "
+                        f"capacity={self.capacity} tokens"
+                    )
 
     def _check_stage2(self) -> None:
         if self.stage2_tokens is None:
@@ -132,7 +149,9 @@ class LayerBudget:
         stage1: dict[str, Any] = {}
         stage2: dict[str, Any] = {"page_size": min(self.page_size, capacity)}
         if capacity == context:
-            stage1 = {"observation_window": None, "pooling_kernel": 1, "sinks": 0}
+            stage1 = {"observation_window": None, "pooling_kernel": 1, "sinks": 0, "head_tokens": None}
+        elif self.head_tokens is not None:
+            stage1 = {"head_tokens": tuple(min(kept, capacity) for kept in self.head_tokens)}
         if self.stage2_tokens is None or self.stage2_tokens >= capacity:
             stage2 = {"stage2_tokens": None, "page_size": 1, "head_dims": None}
         return dataclasses.replace(self, capacity=capacity, **stage1, **stage2)

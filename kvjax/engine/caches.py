@@ -51,6 +51,11 @@ class Caches:
                 Demand(windows, context, layout.room, layout.token_budget or context, model.head_dim)
             )
         plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
+        if layout.reselect and any(plan.head_keep for plan in plans):
+            raise ValueError(
+                "a profile with head_tokens leaves gaps in its views, which are not selected anew: end outputs where "
+                "a view is full (reselect=False, --when-full stop)"
+            )
         caches = cls(model, layout, profile, plans, method.multi_turn)
         piece = layout.piece * model.num_layers * model.num_kv_heads * caches._entry_bytes
         if layout.store is not None and 0 < layout.store.host_cache_size < piece:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax.search.space import Space
+from kvjax.search.stage_space import StageSpace
 
 State = dict[str, Any]  # a tree of NumPy or JAX arrays
 
@@ -25,8 +26,19 @@ class Problem:
         entropy: of each layer's attention to the prompts, in nats.
     """
 
-    space: Space
+    space: Space | StageSpace
     entropy: Float[np.ndarray, "L"]
+
+    @property
+    def tokens(self) -> Space:
+        """The space, for allocators that give each layer a number of tokens.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if not isinstance(self.space, Space):
+            raise ValueError("this allocator shares tokens among layers: RocketKV's numbers take evolution or random")
+        return self.space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Allocator(abc.ABC):
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
         """Schemes that deserve a look in the end though they were perhaps never judged, such as a mean."""
         del state
-        return np.zeros((0, problem.space.layers), np.int64)
+        return np.zeros((0, problem.space.units), np.int64)
 
     def spread(self, state: State) -> float:
         """How far the next schemes lie apart, where that means something (CMA-ES's sigma); else NaN."""
@@ -75,5 +87,5 @@ class Fixed(Allocator):
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
         if state["asked"]:
-            return np.zeros((0, problem.space.layers), np.int64), state
+            return np.zeros((0, problem.space.units), np.int64), state
         return np.array([self.scheme(problem)]), {"asked": np.ones((), np.int64)}

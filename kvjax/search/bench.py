@@ -1,6 +1,7 @@
 """Where schemes are judged: one model, three sets of samples, each read when it is first needed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +12,15 @@ from kvjax.attention.stage1 import Observation
 from kvjax.eval.tasks import find_task
 from kvjax.models import Decoder
 from kvjax.search.allocator import Problem
+from kvjax.search.arena import Arena, TokenArena
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import BLOCK, Evaluator, Scores
+from kvjax.search.evaluation import Evaluator, Scores
 from kvjax.search.objective import Objective
-from kvjax.search.reading import Reader, Readings
-from kvjax.search.samples import Case, SampleSets, SetName, draw_sets
+from kvjax.search.reading import Reader
+from kvjax.search.samples import SampleSets, SetName, draw_sets
 from kvjax.search.space import Scheme, Space
+from kvjax.search.stage_space import StageSpace
+from kvjax.search.stages import StageArena, Stages
 
 
 class Bench:
@@ -26,7 +30,8 @@ class Bench:
         model, encode, sets: the config's model, its tokenizer and samples of its tasks, where they are there already.
 
     Attributes:
-        windows: the sliding window of each layer, None where a layer has a budget.
+        windows: the sliding window of each layer, None where a layer has a budget; `layers` are those.
+        longest: tokens of the longest prompt.
         problem: what allocators may know.
     """
 
@@ -45,36 +50,39 @@ class Bench:
             sets = draw_sets(tasks, encode or _tokenizer(config), config.length, counts, aware=config.aware)
         self.sets = sets
         self.objective = Objective(config.measure, config.mode == "paper", config.token_budget)
-        self.evaluator = Evaluator(self.model, batch=config.batch)
-        self._longest = max(len(case.prompt) for case in sets.all)
-        self._tail = max(len(case.tail) for case in sets.all)
-        self._reader = Reader(self.model, Observation(config.window, config.kernel, config.sinks), self._longest)
-        self._blocks: dict[str, list[Readings]] = {}
-        layers, floor = self.evaluator.layers, config.window + config.sinks
-        space = Space(len(layers), config.token_budget, floor, self._longest, config.group_layers)
-        entropy = np.concatenate([np.asarray(block.entropy) for block in self._read("search")])
-        self.problem = Problem(space, entropy[: len(sets.search)].mean(axis=0)[layers])
+        self.layers = [layer for layer, window in enumerate(self.windows) if window is None]
+        longest = self.longest = max(len(case.prompt) for case in sets.all)
+        tail = max(len(case.tail) for case in sets.all)
+        self._read: dict[SetName, Any] = {}
+        if config.search == "rocketkv":
+            stages = Stages(config.window, config.sinks, room=config.room)
+            self.arena: Arena = StageArena(self.model, stages, longest, tail, batch=config.batch)
+            space: Space | StageSpace = StageSpace(
+                len(self.layers), config.token_budget, longest + config.room, stages, group_layers=config.group_layers
+            )
+        else:
+            heads = self.model.config.num_kv_heads if config.search == "heads" else 1
+            reader = Reader(self.model, Observation(config.window, config.kernel, config.sinks), longest)
+            self.arena = TokenArena(reader, Evaluator(self.model, batch=config.batch), longest, tail, heads)
+            floor = config.window + config.sinks
+            space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
+        self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])
 
-    def judge(self, name: SetName, schemes: Int[np.ndarray, "P L"]) -> Scores:
+    def judge(self, name: SetName, schemes: Int[np.ndarray, "P N"]) -> Scores:
         """Of every scheme on every sample of a set."""
-        return self.evaluator(schemes, self._read(name), len(getattr(self.sets, name)))
+        return self.arena.judge(schemes, self._blocks(name), len(getattr(self.sets, name)))
 
     def scores(self, name: SetName, scheme: Scheme | None) -> Float[np.ndarray, "2 S"]:
         """Score and log-probability of each sample; with the full cache where there is no scheme."""
-        space = self.problem.space
-        kept = (space.ceiling,) * space.layers if scheme is None else scheme
-        scores = self.judge(name, np.array([kept], np.int64))
+        row = self.arena.full if scheme is None else scheme
+        scores = self.judge(name, np.array([row], np.int64))
         return np.stack([self.objective.score(scores)[0], scores.log_probability[0]]).astype(np.float64)
 
-    def _read(self, name: SetName) -> list[Readings]:
-        if name not in self._blocks:
-            cases: tuple[Case, ...] = getattr(self.sets, name)
-            read = [
-                self._reader.read(cases[first : first + BLOCK], self._longest, self._tail)
-                for first in range(0, len(cases), BLOCK)
-            ]
-            self._blocks[name] = [block for readings in read for block in self.evaluator.place(readings)]
-        return self._blocks[name]
+    def _blocks(self, name: SetName) -> Any:
+        """The readings of one set, made when they are first needed."""
+        if name not in self._read:
+            self._read[name] = self.arena.read(getattr(self.sets, name))
+        return self._read[name]
 
 
 def _tokenizer(config: SearchConfig) -> Callable[[str], list[int]]:

@@ -20,7 +20,10 @@ class SearchConfig:
         model: folder of the model.
         tasks: names of `kvjax.eval.tasks`, drawn from in turn.
         length: tokens of prompt and reply.
-        token_budget: tokens that a layer keeps of a prompt on average (the paper's c).
+        search: 'tokens' that each layer keeps; 'heads', tokens that each kv head keeps; or 'rocketkv', the numbers of
+            both stages.
+        token_budget: tokens that a layer keeps of a prompt on average (the paper's c); for 'rocketkv' those that a step
+            reads.
         allocator: what finds the scheme.
         mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
         evaluations: schemes judged for each group of layers, by evolution and random search.
@@ -44,6 +47,7 @@ class SearchConfig:
     tasks: tuple[str, ...]
     token_budget: int
     length: int = 1024
+    search: Literal["tokens", "heads", "rocketkv"] = "tokens"
     allocator: AllocatorName = "evolution"
     mode: Mode = "project"
     evaluations: int = 400
@@ -71,6 +75,10 @@ class SearchConfig:
         for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "room", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.search == "rocketkv" and (self.mode == "paper" or self.allocator not in ("evolution", "random")):
+            raise ValueError(
+                "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project', or by random"
+            )
         floor = self.window + self.sinks
         if self.token_budget < floor:
             raise ValueError(

@@ -58,7 +58,7 @@ class Evolution(Allocator):
         group = problem.space.groups[int(state["group"])]
         if state["judged"] >= self.evaluations:
             if int(state["group"]) + 1 == len(problem.space.groups):
-                return np.zeros((0, problem.space.layers), np.int64), state
+                return np.zeros((0, problem.space.units), np.int64), state
             state = self._enter(problem, state, int(state["group"]) + 1)
             group = problem.space.groups[int(state["group"])]
         es = _strategy(self._size(len(group)), len(group))
@@ -96,10 +96,12 @@ class Evolution(Allocator):
 
     def _first(self, problem: Problem) -> Float[np.ndarray, "L"]:
         """The point at which the search begins."""
-        start = self.start or (1.0,) * problem.space.layers
-        if len(start) != problem.space.layers or min(start) < 0:
-            raise ValueError(f"start={start}: give {problem.space.layers} shares, none negative")
-        point = np.asarray(start, np.float32)
+        dims = problem.space.dims
+        if self.start is None:
+            return np.full(dims, 0.0 if self.mode == "project" else 1.0, np.float32)
+        if len(self.start) != dims or min(self.start) < 0:
+            raise ValueError(f"start={self.start}: give {dims} shares, none negative")
+        point = np.asarray(self.start, np.float32)
         return np.log(np.maximum(point, LEAST_SHARE)) if self.mode == "project" else point
 
     def _enter(self, problem: Problem, state: State, group: int) -> State:
@@ -114,13 +116,13 @@ class Evolution(Allocator):
             "judged": np.int64(0),
             "es": inner,
             "asked": np.zeros((self._size(len(layers)), len(layers)), np.float32),
-            "points": np.zeros((self._size(len(layers)), problem.space.layers), np.float32),
+            "points": np.zeros((self._size(len(layers)), problem.space.dims), np.float32),
         }
 
     def _scheme(self, problem: Problem, point: Float[np.ndarray, "L"]) -> tuple[int, ...]:
-        space = problem.space
         if self.mode == "project":
-            return space.project(np.exp(np.clip(point.astype(np.float64), -20, 20)))
+            return problem.space.decode(point)
+        space = problem.tokens
         wanted = np.rint(np.nan_to_num(point) * space.mean)
         return tuple(int(k) for k in np.clip(wanted, space.floor, space.ceiling))
 

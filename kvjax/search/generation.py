@@ -81,8 +81,7 @@ class AllocatorRun:
         ordered = [*self.allocator.proposals(self.problem, self.state), *schemes[np.argsort(-fitness, kind="stable")]]
         found: dict[tuple[int, ...], None] = {}
         for scheme in ordered:
-            exact = scheme if scheme.sum() == space.total else space.completed(scheme)
-            found.setdefault(tuple(int(k) for k in exact))
+            found.setdefault(space.settled(scheme))
             if len(found) == most:
                 break
         return np.array(list(found), np.int64)

@@ -29,8 +29,9 @@ class Pyramid(Fixed):
     beta: int = 20
 
     def scheme(self, problem: Problem) -> Scheme:
-        space = problem.space
-        return tuple(pyramid_capacities(space.layers, space.mean, space.floor, space.ceiling, self.beta))
+        space = problem.tokens
+        each = pyramid_capacities(space.layers, space.mean, space.floor, space.ceiling, self.beta)
+        return tuple(np.repeat(each, space.heads).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Entropy(Fixed):
     name: ClassVar[str] = "entropy"
 
     def scheme(self, problem: Problem) -> Scheme:
-        return problem.space.project(np.exp(problem.entropy - problem.entropy.max()))
+        space = problem.tokens
+        return space.project(np.repeat(np.exp(problem.entropy - problem.entropy.max()), space.heads))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,8 @@ class RandomSearch(Allocator):
         judged, space = int(state["judged"]), problem.space
         count = min(self.population, self.evaluations - judged)
         rng = np.random.default_rng([int(state["seed"]), judged])
-        draws = np.exp(self.sigma * rng.standard_normal((max(count, 0), space.layers)))
-        schemes = np.array([space.project(row) for row in draws], np.int64).reshape(-1, space.layers)
+        points = self.sigma * rng.standard_normal((max(count, 0), space.dims))
+        schemes = np.array([space.decode(point) for point in points], np.int64).reshape(-1, space.units)
         return schemes, state | {"judged": np.int64(judged + len(schemes))}
 
 
@@ -93,23 +95,23 @@ class Greedy(Allocator):
 
     def begin(self, problem: Problem, seed: int) -> State:
         del seed
-        return {"round": np.int64(0), "curves": np.zeros((problem.space.layers, self.sizes))}
+        return {"round": np.int64(0), "curves": np.zeros((problem.tokens.units, self.sizes))}
 
     def grid(self, problem: Problem) -> Int[np.ndarray, "N"]:
         """The sizes at which a layer is measured: from the floor to the ceiling, each a multiple of the one before."""
-        space = problem.space
+        space = problem.tokens
         return np.unique(np.rint(np.geomspace(max(space.floor, 1), space.ceiling, self.sizes)).astype(np.int64))
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        space, grid = problem.space, self.grid(problem)
+        space, grid = problem.tokens, self.grid(problem)
         if state["round"] == 0:
-            schemes = np.full((space.layers * len(grid), space.layers), space.ceiling)
-            for layer in range(space.layers):
+            schemes = np.full((space.units * len(grid), space.units), space.ceiling)
+            for layer in range(space.units):
                 schemes[layer * len(grid) : (layer + 1) * len(grid), layer] = grid
         elif state["round"] == 1:
             schemes = self.proposals(problem, state)
         else:
-            schemes = np.zeros((0, space.layers), np.int64)
+            schemes = np.zeros((0, space.units), np.int64)
         return schemes, state | {"round": state["round"] + 1}
 
     def tell(
@@ -117,8 +119,8 @@ class Greedy(Allocator):
     ) -> State:
         if state["round"] != 1:
             return state
-        curves, grid = np.zeros((problem.space.layers, self.sizes)), self.grid(problem)
-        curves[:, : len(grid)] = fitness.reshape(problem.space.layers, len(grid))
+        curves, grid = np.zeros((problem.tokens.units, self.sizes)), self.grid(problem)
+        curves[:, : len(grid)] = fitness.reshape(problem.tokens.units, len(grid))
         return state | {"curves": curves}
 
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
@@ -127,22 +129,22 @@ class Greedy(Allocator):
 
     def _knapsack(self, problem: Problem, curves: Float[np.ndarray, "L N"]) -> Scheme:
         """The sizes of the largest summed utility, which is linear between the measured points."""
-        space, grid = problem.space, self.grid(problem)
+        space, grid = problem.tokens, self.grid(problem)
         step = self.step or max(1, (space.mean - space.floor) // 8)
-        units = (space.total - space.layers * space.floor) // step
+        units = (space.total - space.units * space.floor) // step
         most = min(units, -(-(space.ceiling - space.floor) // step))
         tokens = np.minimum(space.floor + step * np.arange(most + 1), space.ceiling)
         best = np.full(units + 1, -np.inf)
         best[0] = 0.0
-        taken = np.zeros((space.layers, units + 1), np.int64)
-        for layer in range(space.layers):
+        taken = np.zeros((space.units, units + 1), np.int64)
+        for layer in range(space.units):
             utility = np.interp(tokens, grid, np.maximum.accumulate(curves[layer]))
             table = np.full((units + 1, most + 1), -np.inf)
             for take in range(most + 1):
                 table[take:, take] = best[: units + 1 - take] + utility[take]
             taken[layer], best = table.argmax(axis=1), table.max(axis=1)
-        left, kept = units, np.zeros(space.layers)
-        for layer in reversed(range(space.layers)):
+        left, kept = units, np.zeros(space.units)
+        for layer in reversed(range(space.units)):
             kept[layer] = taken[layer, left]
             left -= int(kept[layer])
         return space.project(kept)

@@ -11,7 +11,8 @@ import numpy as np
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.search.config import SearchConfig, from_fields
 from kvjax.search.generation import Generation
-from kvjax.search.space import Scheme, Space
+from kvjax.search.space import Scheme
+from kvjax.search.stages import Stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ class SearchResult:
     Attributes:
         weights: digest of the model's tensors: the profile is for these.
         windows: the sliding window of each layer of the model, None where a layer has a budget.
-        ceiling: most tokens that a layer could have been given: the longest prompt.
+        longest: tokens of the longest prompt, which no layer's number exceeds.
         context: tokens of the model's context, for which the profile is made.
         chosen: what was best on the selection set, never worse there than uniform.
         outcomes: the full cache, the anchors, what was compared, and the allocator that the config names.
@@ -76,7 +77,7 @@ class SearchResult:
     model: ModelFingerprint
     weights: str
     windows: tuple[int | None, ...]
-    ceiling: int
+    longest: int
     context: int
     chosen: Outcome
     outcomes: tuple[Outcome, ...]
@@ -85,26 +86,52 @@ class SearchResult:
     versions: dict[str, str]
 
     @property
-    def space(self) -> Space:
-        config, layers = self.config, sum(window is None for window in self.windows)
-        return Space(layers, config.token_budget, config.window + config.sinks, self.ceiling, config.group_layers)
+    def uniform(self) -> Scheme:
+        """What even budgets of the same cost are."""
+        return next(outcome.scheme for outcome in self.outcomes if outcome.name == "uniform" and outcome.scheme)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens that each layer keeps of a prompt: the chosen scheme, of several heads their mean."""
+        return self.tokens_of(self.chosen.scheme or self.uniform)
+
+    def tokens_of(self, scheme: Scheme) -> tuple[int, ...]:
+        """Tokens that each layer keeps by a scheme of this search."""
+        layers = sum(window is None for window in self.windows)
+        rows = np.array(scheme).reshape(layers, -1)
+        kept = rows[:, 0] if self.config.search == "rocketkv" else np.rint(rows.mean(axis=1))
+        return tuple(int(each) for each in kept)
 
     @property
     def profile(self) -> BudgetProfile:
         """What `serve --budgets` takes."""
-        return self.profile_of(self.chosen.scheme or self.space.uniform)
+        return self.profile_of(self.chosen.scheme or self.uniform)
 
     def profile_of(self, scheme: Scheme) -> BudgetProfile:
         """A scheme as budgets: what is kept of a prompt, and room for what is generated."""
-        config = self.config
-        like = LayerBudget.selecting(
-            config.token_budget + config.room,
-            observation_window=config.window,
-            pooling_kernel=config.kernel,
-            sinks=config.sinks,
+        config, layers = self.config, sum(window is None for window in self.windows)
+        budgets = []
+        for row in np.array(scheme).reshape(layers, -1).tolist():
+            kernel, stage2 = config.kernel, {}
+            if config.search == "rocketkv":
+                stages = Stages(config.window, config.sinks, room=config.room)
+                kernel, stage2 = stages.kernels[row[2]], {"stage2_tokens": row[1], "page_size": stages.page_size}
+                row = row[:1]
+            budget = LayerBudget.selecting(
+                max(row) + config.room,
+                observation_window=config.window,
+                pooling_kernel=kernel,
+                sinks=config.sinks,
+                head_tokens=tuple(row) if len(row) > 1 else None,
+                **stage2,
+            )
+            budgets.append(budget.within(self.context))
+        its, full = iter(budgets), BudgetProfile.full(self.windows, self.context).layers
+        profile = BudgetProfile(
+            tuple(kept if window else next(its) for kept, window in zip(full, self.windows, strict=True))
         )
-        capacities = [kept + config.room for kept in scheme]
-        return BudgetProfile.from_group_budgets(self.windows, self.context, capacities, like, group_layers=1)
+        profile.check(self.windows, self.context)
+        return profile
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -113,8 +140,8 @@ class SearchResult:
             "made_by": "python -m kvjax.search",
             "config": plain(self.config),
             "weights": self.weights,
-            "tokens_kept_of_a_prompt": list(self.chosen.scheme or ()),
-            "mean": float(np.mean(self.chosen.scheme or (0,))),
+            "tokens_kept_of_a_prompt": list(self.tokens),
+            "mean": float(np.mean(self.tokens)),
             "chosen": self.chosen.name,
             "outcomes": [plain(outcome) for outcome in self.outcomes],
             "versions": self.versions,

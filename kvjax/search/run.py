@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from kvjax.budget import BudgetProfile, ModelFingerprint
@@ -25,7 +25,7 @@ from kvjax.search.generation import AllocatorRun, Generation
 from kvjax.search.heuristics import ANCHORS, Greedy, RandomSearch
 from kvjax.search.result import FULL, Outcome, SearchResult, SetScore, plain
 from kvjax.search.samples import SampleSets, SetName
-from kvjax.search.space import Scheme
+from kvjax.search.space import Scheme, Space
 from kvjax.store.digest import files_digest
 
 FINALISTS = 8  # schemes of an allocator that are compared on the selection set
@@ -90,7 +90,7 @@ class Search:
         Args:
             progress: told what is being done.
         """
-        for name in (self.config.allocator, *(anchor.name for anchor in ANCHORS), *self.config.compare):
+        for name in (self.config.allocator, *self._anchors, *self.config.compare):
             progress(f"running {name}")
             self._finished(name)
         progress("choosing on the selection set, testing")
@@ -108,11 +108,11 @@ class Search:
             model=ModelFingerprint.of(self.bench.model.config),
             weights=self._weights,
             windows=self.bench.windows,
-            ceiling=self.space.ceiling,
+            longest=self.bench.longest,
             context=self.bench.model.config.max_position,
             chosen=chosen,
             outcomes=tuple(outcomes.values()),
-            expanded={mean: dataclasses.replace(self.space, mean=mean).completed(kept) for mean in self.config.expand},
+            expanded={mean: self._expand(kept, mean) for mean in self.config.expand},
             history=tuple(self.run.history),
             versions=_versions(),
         )
@@ -127,7 +127,7 @@ class Search:
     def _warm_up_evaluations(self) -> int:
         """What evolution owes to the allocator that it begins with."""
         warmed = self.config.allocator == "evolution" and self.config.warm_start == "greedy"
-        return self.runs["greedy"].evaluations if warmed else 0
+        return self.runs["greedy"].evaluations if warmed and isinstance(self.space, Space) else 0
 
     def _finished(self, name: str) -> AllocatorRun:
         run = self.runs.get(name) or self._begin(name)
@@ -192,17 +192,25 @@ class Search:
         spent = math.fsum(generation.seconds for generation in history)
         return Outcome(name, scheme, **sets, gain=gain, evaluations=evaluations, seconds=spent)
 
+    @property
+    def _anchors(self) -> tuple[str, ...]:
+        """The rules that stand beside every search of this kind."""
+        return tuple(each.name for each in (ANCHORS if isinstance(self.space, Space) else ANCHORS[:1]))
+
+    def _expand(self, scheme: Int[np.ndarray, "L"], mean: int) -> Scheme:
+        return dataclasses.replace(self.bench.problem.tokens, mean=mean).completed(scheme)
+
     def _start(self) -> tuple[float, ...] | None:
         """Shares beyond the floor, of mean 1, that evolution begins with; None for equal ones."""
         begin = self.config.warm_start
-        if begin == "uniform":
+        if begin == "uniform" or not isinstance(self.space, Space):
             return None
         if begin == "greedy":
             kept = np.array(self._finished("greedy").finalists(1)[0])
         else:
             layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config)).layers
-            kept = np.array([layers[layer].capacity for layer in self.bench.evaluator.layers]) - self.config.room
-        beyond = np.maximum(kept - self.space.floor, 0)
+            kept = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.room
+        beyond = np.maximum(kept - self.bench.problem.tokens.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
 
 

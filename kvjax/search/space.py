@@ -22,6 +22,7 @@ class Space:
         floor: tokens that every layer keeps: the window and the sinks, which nobody chooses.
         ceiling: tokens that no layer exceeds: the longest prompt.
         group_layers: layers whose numbers are searched together; 8 in the paper, one group after another.
+        heads: numbers a layer: 1, or one for each of its kv heads, layer after layer.
 
     Raises:
         ValueError: no layer, or floor, mean and ceiling out of order.
@@ -32,10 +33,13 @@ class Space:
     floor: int
     ceiling: int
     group_layers: int = 8
+    heads: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.group_layers) < 1:
-            raise ValueError(f"layers={self.layers} and group_layers={self.group_layers} must be at least 1")
+        if min(self.layers, self.group_layers, self.heads) < 1:
+            raise ValueError(
+                f"layers={self.layers}, group_layers={self.group_layers} and heads={self.heads} must be at least 1"
+            )
         if not 0 <= self.floor <= self.mean <= self.ceiling:
             raise ValueError(
                 f"a mean of {self.mean} tokens must be from the floor of {self.floor}, which every layer keeps anyway, "
@@ -43,21 +47,36 @@ class Space:
             )
 
     @property
+    def units(self) -> int:
+        """Numbers of a scheme."""
+        return self.layers * self.heads
+
+    @property
+    def dims(self) -> int:
+        """Coordinates of a point that a search moves: here one for each number."""
+        return self.units
+
+    @property
     def total(self) -> int:
-        """Tokens over all layers."""
-        return self.layers * self.mean
+        """Tokens over all numbers of a scheme."""
+        return self.units * self.mean
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """The layers that are searched together, from the bottom up."""
-        return tuple(
-            range(first, min(first + self.group_layers, self.layers))
-            for first in range(0, self.layers, self.group_layers)
-        )
+        """The coordinates that are searched together, from the bottom up."""
+        return grouped(self.units, self.group_layers * self.heads)
 
     @property
     def uniform(self) -> Scheme:
-        return (self.mean,) * self.layers
+        return (self.mean,) * self.units
+
+    def decode(self, point: Float[np.ndarray, "L"]) -> Scheme:
+        """The scheme at a point, which holds logarithms of shares."""
+        return self.project(np.exp(np.clip(point.astype(np.float64), -20, 20)))
+
+    def settled(self, scheme: Int[np.ndarray, "L"]) -> Scheme:
+        """A scheme as it will be used: of exactly the total."""
+        return tuple(int(kept) for kept in scheme) if scheme.sum() == self.total else self.completed(scheme)
 
     def project(self, weights: Float[np.ndarray, "L"]) -> Scheme:
         """The scheme that shares what lies beyond the floors in proportion to weights: exactly the total.
@@ -70,9 +89,9 @@ class Space:
         """
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(f"weights {weights}: give finite numbers, none negative")
-        room, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.layers * self.floor)
-        shares = [Fraction(0)] * self.layers
-        open_layers = list(range(self.layers))
+        room, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.units * self.floor)
+        shares = [Fraction(0)] * self.units
+        open_layers = list(range(self.units))
         while open_layers and left > 0:
             exact = [Fraction(float(weights[layer])) for layer in open_layers]
             if not any(exact):
@@ -102,12 +121,17 @@ class Space:
         Raises:
             ValueError: another number of layers, a number out of bounds, or another sum.
         """
-        if schemes.ndim != 2 or schemes.shape[1] != self.layers:
-            raise ValueError(f"schemes of shape {schemes.shape} for {self.layers} layers: one row each")
+        if schemes.ndim != 2 or schemes.shape[1] != self.units:
+            raise ValueError(f"schemes of shape {schemes.shape} for {self.units} numbers: one row each")
         if schemes.min() < self.floor or schemes.max() > self.ceiling:
             raise ValueError(f"a scheme leaves [{self.floor}, {self.ceiling}]: {schemes}")
         if (sums := schemes.sum(axis=1) - self.total).any():
             raise ValueError(f"schemes differ from the total of {self.total} tokens by {sums}")
+
+
+def grouped(count: int, most: int) -> tuple[range, ...]:
+    """`count` places in runs of at most `most`."""
+    return tuple(range(first, min(first + most, count)) for first in range(0, count, most))
 
 
 def cache_score(scheme: Scheme, mean: float) -> float:

@@ -19,13 +19,21 @@ from tests.engine.client import GREEDY, generate
 
 WINDOW, KERNEL, SINKS, ROOM = 8, 7, 4, 24
 WINDOWS, CONTEXT = [100, None, None], 640
-SCHEMES = [(12, 12), (20, 90), (560, 33)]
+SCHEMES = [(12, 12), (20, 90), ((560, 33), (12, 60))]  # the last says what each of two kv heads keeps
 
 
 def profile(scheme) -> BudgetProfile:
-    like = LayerBudget.selecting(64, observation_window=WINDOW, pooling_kernel=KERNEL, sinks=SINKS)
-    capacities = [kept + ROOM for kept in scheme]
-    return BudgetProfile.from_group_budgets(WINDOWS, CONTEXT, capacities, like, group_layers=1)
+    budgets = [
+        LayerBudget.selecting(
+            max(np.atleast_1d(kept).tolist()) + ROOM,
+            observation_window=WINDOW,
+            pooling_kernel=KERNEL,
+            sinks=SINKS,
+            head_tokens=kept if isinstance(kept, tuple) else None,
+        )
+        for kept in scheme
+    ]
+    return BudgetProfile((LayerBudget(100), *budgets))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_memory_falls_as_the_profile_says(model, served):
     _, decoder = model
     scheme, engine = served
     held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
-    entries = 100 + sum(min(kept + ROOM, CONTEXT) for kept in scheme)
+    entries = 100 + sum(min(max(np.atleast_1d(kept).tolist()) + ROOM, CONTEXT) for kept in scheme)
     config = decoder.config
     assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
     if scheme == (12, 12):

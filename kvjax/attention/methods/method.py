@@ -41,6 +41,7 @@ class LayerPlan:
         capacity: entries of the view, whole pages.
         stage1: chooses what the view keeps; None where nothing is chosen, and the view keeps the last entries.
         keep: most tokens that stage 1 keeps; the other entries are room for generated ones.
+        head_keep: most tokens that each kv head keeps, where they are not the same.
         stage2: chooses what a step reads; None where it reads the whole view.
     """
 
@@ -48,6 +49,7 @@ class LayerPlan:
     stage1: Stage1 | None = None
     keep: int = 0
     stage2: Stage2 | None = None
+    head_keep: tuple[int, ...] | None = None
 
     @property
     def window(self) -> int:
@@ -77,7 +79,8 @@ class LayerPlan:
                 return False
             theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense=ours.dense)
         smaller = other.capacity <= self.capacity and other.keep <= self.keep
-        return smaller and self.stage1 == other.stage1 and ours == theirs
+        same = self.stage1 == other.stage1 and self.head_keep == other.head_keep
+        return smaller and same and ours == theirs
 
     def kept(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""
@@ -140,4 +143,6 @@ class Method(abc.ABC):
                 f"of capacity={budget.capacity} entries {room} are room for generated tokens; {keep} others are fewer "
                 f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --room"
             )
-        return LayerPlan(capacity, stage1, keep, stage2)
+        if budget.head_tokens is not None and stage1.per_head:
+            raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")
+        return LayerPlan(capacity, stage1, keep, stage2, budget.head_tokens)

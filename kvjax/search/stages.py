@@ -1,0 +1,257 @@
+"""Judges RocketKV's own numbers: what each layer keeps, reads a step, and pools over, as the engine's steps use them.
+
+What a step reads depends on its query, so tails are read token by token, through the views and with the functions of
+the engine. Every (scheme, sample) is a slot; what a scheme says is data of its slot, and one compile serves all.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kvjax.attention import prefill_attention, views
+from kvjax.attention.methods import LayerPlan
+from kvjax.attention.observation import attention_received, max_pool
+from kvjax.attention.pages import summarize
+from kvjax.attention.retention import gather, retain
+from kvjax.attention.stage1 import Observation
+from kvjax.attention.stage2 import HybridPages
+from kvjax.cache import Terms, View, Workspace
+from kvjax.models import Decoder
+from kvjax.search.arena import Arena
+from kvjax.search.evaluation import Scores
+from kvjax.search.samples import Case
+from kvjax.search.space import Scheme
+
+BLOCK = 4  # samples that are judged at a time: each takes a slot for every scheme
+BOUNDS = "bfloat16"  # of the pages' summary, as the engine keeps it beside a float32 cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What all schemes share; static.
+
+    Attributes:
+        window, sinks: of stage 1.
+        kernels: the widths of max-pooling that a scheme chooses from by number.
+        page_size: entries of a page.
+        room: entries of a served view that stay free for generated tokens.
+    """
+
+    window: int = 8
+    sinks: int = 4
+    kernels: tuple[int, ...] = (1, 7, 21, 63)
+    page_size: int = 4
+    room: int = 128
+
+    def plan(self, longest: int, tail: int) -> LayerPlan:
+        """The plan under which any scheme's numbers can be followed."""
+        capacity = -(-(longest + tail) // self.page_size) * self.page_size
+        pages = HybridPages(capacity, self.page_size, narrow=True, dense=2 * capacity)
+        return LayerPlan(capacity, Observation(self.window, 1, self.sinks), longest, pages)
+
+    def dense(self, keep: Any, tokens: Any) -> Any:
+        """Entries up to which a served view of so many kept and read tokens is read as a whole."""
+        pages = -(-(keep + self.room) // self.page_size)
+        return tokens + -(-pages // 2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StageReadings:
+    """Prompts that were read. Leaves are arrays; see `reading.Readings`.
+
+    Attributes:
+        scores: of stage 1, for each layer and each kernel.
+    """
+
+    k: tuple[Any, ...]  # a layer: [S, K, T, D]
+    v: tuple[Any, ...]  # a layer: [S, K, T, D]
+    scores: tuple[Any, ...]  # a layer: [S, N, K, T]
+    start: Any  # [S] int32
+    tail: Any  # [S, R] int32
+    weight: Any  # [S, R] float32
+    first: Any  # [S, 2] float32
+
+
+class StageArena(Arena):
+    """For schemes of three numbers a layer, one after another: tokens kept, tokens read, number of the kernel.
+
+    Args:
+        longest, tail: tokens to which prompts and tails are padded.
+        batch: schemes a call.
+
+    Raises:
+        ValueError: a layer of the model slides: its ring has no pages.
+    """
+
+    def __init__(self, model: Decoder, stages: Stages, longest: int, tail: int, *, batch: int = 8) -> None:
+        if any(kind.window is not None for kind in model.config.layers):
+            raise ValueError("this model has sliding layers, and RocketKV's stages are searched in all layers alike")
+        self._graph, self._params = nnx.split(model)
+        self._stages, self._longest, self._tail, self._batch = stages, longest, tail, batch
+        self._plan, self._layers = stages.plan(longest, tail), model.config.num_layers
+
+    @property
+    def full(self) -> Scheme:
+        return (self._longest, self._plan.capacity, 0) * self._layers
+
+    def read(self, cases: Sequence[Case]) -> list[StageReadings]:
+        """Prefills every prompt, in blocks of `BLOCK`; the last is filled up with copies."""
+        blocks = []
+        for begin in range(0, len(cases), BLOCK):
+            some = list(cases[begin : begin + BLOCK])
+            some += some[-1:] * (BLOCK - len(some))
+            read = []
+            tails, weight = np.zeros((2, BLOCK, self._tail), np.int32)
+            for row, case in enumerate(some):
+                if not self._stages.window + self._stages.sinks <= len(case.prompt) <= self._longest:
+                    raise ValueError(f"a prompt of {len(case.prompt)} tokens: at most {self._longest} fit")
+                tokens = np.zeros(self._longest, np.int32)
+                tokens[: len(case.prompt)] = case.prompt
+                length, following = np.int32(len(case.prompt)), np.int32(case.tail[0])
+                read.append(_prefill(self._graph, self._stages, self._params, tokens, length, following))
+                tails[row, : len(case.tail)] = case.tail
+                weight[row, len(case.tail) - case.reply : len(case.tail)] = 1
+            k, v, scores, first = jax.tree.map(lambda *one: jnp.stack(one), *read)
+            start = jnp.array([len(case.prompt) for case in some], jnp.int32)
+            blocks.append(
+                StageReadings(k, v, scores, start, jnp.asarray(tails), jnp.asarray(weight, jnp.float32), first)
+            )
+        return blocks
+
+    def judge(self, schemes: Int[np.ndarray, "P N"], read: list[StageReadings], samples: int) -> Scores:
+        schemes = schemes.reshape(len(schemes), self._layers, 3)
+        found: list[list[np.ndarray]] = []
+        for begin in range(0, len(schemes), self._batch):
+            some = schemes[begin : begin + self._batch]
+            rows = np.concatenate([some, np.repeat(some[-1:], self._batch - len(some), axis=0)]).astype(np.int32)
+            out = [_judge(self._graph, self._stages, self._plan, self._params, block, rows) for block in read]
+            joined = [np.concatenate([np.asarray(x) for x in parts], axis=1) for parts in zip(*out, strict=True)]
+            found.append([x[: len(some), :samples] for x in joined])
+        return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def entropy(self, read: list[StageReadings]) -> Float[np.ndarray, "L"]:
+        """Zeros: nothing that searches these numbers asks for it."""
+        return np.zeros(self._layers)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prefill(
+    graph: nnx.GraphDef[Decoder],
+    stages: Stages,
+    params: Any,
+    tokens: Int[Array, "T"],
+    length: Int[Array, ""],
+    following: Int[Array, ""],
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...], Float[Array, "2"]]:
+    """One prompt through the model: K, V and scores by kernel of each layer, and what it says of the next token."""
+    decoder = nnx.merge(graph, params)
+    scale, places = decoder.config.query_scale, jnp.arange(len(tokens))
+    found: list[tuple[Array, Array, Array]] = []
+
+    def attend(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Float[Array, "T H D"]:
+        k, v = (source.transpose(1, 0, 2) for source in (k, v))
+        window = jnp.int32(stages.window)
+        queries = jnp.take(q, jnp.maximum(length - stages.window + jnp.arange(stages.window), 0), axis=0)
+        received = attention_received(queries, k, length, window, scale=scale)
+        pooled = jnp.stack([max_pool(received, kernel, length - window) for kernel in stages.kernels])
+        found.append((k, v, jnp.where(places < stages.sinks, jnp.inf, pooled)))
+        return prefill_attention(q, k, v, jnp.int32(0), scale=scale)
+
+    x = decoder.embed(tokens)
+    for layer in decoder.layers:
+        x = layer(x, places, attend)
+    logits = jax.nn.log_softmax(decoder.head(jnp.take(x, length - 1, axis=0)))
+    first = jnp.stack([logits[following], (jnp.argmax(logits) == following).astype(jnp.float32)])
+    k, v, scores = zip(*found, strict=True)
+    return k, v, scores, first
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _judge(
+    graph: nnx.GraphDef[Decoder],
+    stages: Stages,
+    plan: LayerPlan,
+    params: Any,
+    block: StageReadings,
+    schemes: Int[Array, "P L 3"],
+) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:
+    """Exact, share of right tokens, mean log-probability."""
+    decoder = nnx.merge(graph, params)
+    count, samples = len(schemes), len(block.start)
+    slots = count * samples
+    held = tuple(_view(stages, plan, block, layer, schemes[:, layer]) for layer in range(schemes.shape[1]))
+    tail, start = jnp.tile(block.tail, (count, 1)), jnp.tile(block.start, count)
+    active, scale = jnp.ones(slots, bool), decoder.config.query_scale
+
+    def step(caches: tuple[View, ...], index: Int[Array, ""]) -> tuple[tuple[View, ...], tuple[Array, Array]]:
+        position, x, new = start + index, decoder.embed(tail[:, index]), []
+        for layer, view in zip(decoder.layers, caches, strict=True):
+
+            def attend(q: Array, k: Array, v: Array, view: View = view) -> Array:
+                new.append(views.append(plan, view, q, k, v, position, active))
+                return views.attend(plan, new[-1], q, position, active, scale=scale, window=None)
+
+            x = layer(x, position, attend)
+        logits, target = jax.nn.log_softmax(decoder.head(x)), tail[:, index + 1]
+        said = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+        return tuple(new), (said, (jnp.argmax(logits, axis=1) == target).astype(jnp.float32))
+
+    _, (said, right) = jax.lax.scan(step, held, jnp.arange(tail.shape[1] - 1))
+    first = jnp.tile(block.first, (count, 1))
+    said = jnp.concatenate([first[:, :1], said.T], axis=1).reshape(count, samples, -1)
+    right = jnp.concatenate([first[:, 1:], right.T], axis=1).reshape(count, samples, -1)
+    total = jnp.sum(block.weight, axis=1)
+    exact = jnp.all((right > 0) | (block.weight == 0), axis=2).astype(jnp.float32)
+    return exact, jnp.sum(right * block.weight, axis=2) / total, jnp.sum(said * block.weight, axis=2) / total
+
+
+def _view(stages: Stages, plan: LayerPlan, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:
+    """One layer's view for every scheme and sample: slot `p * S + s`."""
+
+    def one(row: Int[Array, "3"], k: Array, v: Array, scores: Array, length: Array) -> View:
+        recent = jnp.int32(stages.window)
+        positions = retain(scores[row[2]], length, recent, keep=plan.keep, capacity=plan.capacity, budget=row[0])
+        return gather(Workspace(k, v), positions)
+
+    over_samples = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+    arguments = (block.k[layer], block.v[layer], block.scores[layer], block.start)
+    view = jax.vmap(over_samples, in_axes=(0, None, None, None, None))(rows, *arguments)
+    view = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), view)  # [P, S, 1, ...]
+    numbers = jnp.repeat(rows, len(block.start), axis=0)
+    terms = Terms(numbers[:, 0], numbers[:, 1], stages.dense(numbers[:, 0], numbers[:, 1]), 0 * numbers[:, 0])
+    bounds = summarize(view.k, view.positions >= 0, stages.page_size, BOUNDS)
+    return dataclasses.replace(view, bounds=bounds, terms=terms)
+
+
+def split(context: int, traffic: int, exponent: float, stages: Stages) -> tuple[int, int]:
+    """Tokens kept and tokens read of one layer whose steps read `traffic` tokens' worth, by RocketKV's exponent.
+
+    Stage 1 takes `(context / traffic) ** exponent` of the compression; the pages' summaries are paid for out of the
+    traffic, two pages for one token, and what is left is read exactly, at least two pages.
+
+    Raises:
+        ValueError: the traffic pays for no page.
+    """
+    page = stages.page_size
+    if traffic < 2 * page + 1:
+        raise ValueError(f"traffic={traffic} pays for fewer than two pages of {page} entries: raise it")
+    kept = math.floor(context / max(context / traffic, 1.0) ** exponent)
+    most = 2 * (traffic - 2 * page) * page  # entries whose summaries leave two pages to read
+    capacity = max(min(kept, most, context), stages.window + stages.sinks + stages.room)
+    summaries = math.ceil(math.ceil(capacity / page) / 2)
+    tokens = (traffic - summaries) // page * page
+    if tokens < 2 * page:
+        raise ValueError(
+            f"traffic={traffic} does not pay for the summaries of {capacity} entries and two pages: raise it, or lower "
+            f"room={stages.room}"
+        )
+    return capacity - stages.room, tokens

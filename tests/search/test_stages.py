@@ -1,0 +1,83 @@
+"""Judging RocketKV's numbers: the engine with a profile of them generates what the evaluation calls right."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kvjax import models
+from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
+from kvjax.engine import Engine, EngineConfig
+from kvjax.models import LayerConfig, RopeConfig
+from kvjax.search.samples import Case
+from kvjax.search.stages import StageArena, Stages, split
+from tests.engine import tiny
+from tests.engine.client import GREEDY, generate
+
+CONTEXT, ROOM = 640, 24
+CONFIG = dataclasses.replace(
+    tiny.CONFIG,
+    family="qwen3",
+    layers=(LayerConfig(RopeConfig(16, 1e4)),) * 2,
+    query_scale=0.25,
+    activation="silu",
+    post_norms=False,
+    norm_plus_one=False,
+    embed_scale=None,
+)
+STAGES = Stages(kernels=(1, 7), room=ROOM)
+# kept, read, number of the kernel; of each of the two layers
+SCHEMES = [((100, 24, 0), (60, 16, 1)), ((300, 64, 1), (40, 8, 0))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("staged"), CONFIG)
+    return path, models.load(path)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp_path):
+    path, decoder = model
+    layers = tuple(
+        LayerBudget.selecting(
+            kept + ROOM,
+            observation_window=STAGES.window,
+            pooling_kernel=STAGES.kernels[kernel],
+            stage2_tokens=read,
+            page_size=STAGES.page_size,
+            sinks=STAGES.sinks,
+        )
+        for kept, read, kernel in scheme
+    )
+    BudgetProfile(layers).save(tmp_path / "profile.json", ModelFingerprint.of(decoder.config))
+    config = EngineConfig(
+        max_model_len=CONTEXT, max_num_seqs=1, budgets=str(tmp_path / "profile.json"), room=ROOM, reselect=False
+    )
+    rng = np.random.default_rng(3)
+    cases = []
+    with Engine.from_pretrained(path, config) as engine:
+        for length, asked in ((30, 0), (200, 0), (600, 5)):
+            prompt = rng.integers(5, 250, length).tolist()
+            params = dataclasses.replace(GREEDY, max_tokens=10, select_after=length - asked if asked else None)
+            [completion] = generate(engine, [(prompt, params)])
+            tail = (*prompt[length - asked :], *completion.tokens)
+            cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
+    arena = StageArena(decoder, STAGES, 600, 16, batch=2)
+    other = tuple((kept, 8, kernel) for kept, _, kernel in scheme)
+    schemes = np.array([scheme, other]).reshape(2, -1)
+    scores = arena.judge(schemes, arena.read(cases), len(cases))
+    np.testing.assert_array_equal(scores.exact[0], 1)
+    assert scores.exact[1].min() == 0  # reading fewer tokens is told apart
+
+
+def test_a_split_stays_within_its_traffic():
+    for traffic in (16, 40, 100, 300):
+        for exponent in (0.0, 0.3, 0.7, 1.0):
+            kept, read = split(4096, traffic, exponent, dataclasses.replace(STAGES, room=8, window=4, sinks=0))
+            pages = -(-(kept + 8) // STAGES.page_size)
+            assert read + -(-pages // 2) <= traffic
+            assert read >= 2 * STAGES.page_size
+            assert kept >= 4
+    with pytest.raises(ValueError, match="pays for fewer than two pages"):
+        split(4096, 8, 0.5, STAGES)
