@@ -38,21 +38,24 @@ def test_a_round_is_from_its_first_question_to_its_last_answer():
     assert found["cached"] == 0.25
 
 
-@pytest.mark.slow  # five servers start
-def test_both_commands_find_what_is_there(tmp_path, capsys):
+def row(command, tmp_path) -> dict:
     output = tmp_path / "row.json"
+    assert command.main(["--quick", "--output", str(output)]) == 0
+    [row] = json.loads(output.read_text())["rows"]
+    return row
 
-    def row(command) -> dict:
-        assert command.main(["--quick", "--output", str(output)]) == 0
-        [row] = json.loads(output.read_text())["rows"]
-        return row
 
-    talk = row(multi_round_qa)
+@pytest.mark.slow  # two servers start
+def test_conversations_find_what_was_said_before(tmp_path):
+    talk = row(multi_round_qa, tmp_path)
     assert talk["same_answers"] == talk["answers"] == 4
     assert talk["without"]["sources"] == {"computed": 1.0}
-    found = talk["with"]["sources"]
-    assert 0 < found["host"] == talk["with"]["cached"] < 1
-    documents = row(rag)
+    assert 0 < talk["with"]["sources"]["host"] == talk["with"]["cached"] < 1
+
+
+@pytest.mark.slow  # three servers start
+def test_no_more_is_found_than_what_prompts_begin_with(tmp_path, capsys):
+    documents = row(rag, tmp_path)
     for arm in ("as ranked", "sorted"):
         assert 0 < documents[arm]["found"] <= documents[arm]["same_beginning"] <= documents[arm]["seen"] < 1
     assert documents["without"]["found"] == 0
