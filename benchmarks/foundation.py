@@ -49,13 +49,16 @@ def write_model(path: str, max_position: int = 5120) -> None:
 
 
 def write_tokenizer(path: str) -> None:
-    """The engine wants one; the prompts here are token ids already."""
-    from tokenizers import Tokenizer, models
+    """The engine wants one; the prompts here are token ids already. Others ask in words, and in conversations."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = {f"t{i}": i for i in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t2", unk_token="t0").save_pretrained(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t2", unk_token="t0")
+    made.chat_template = "{% for message in messages %}{{ message.content }} t2 {% endfor %}"
+    made.save_pretrained(path)
 
 
 def torch_arm(path: str) -> Arm:

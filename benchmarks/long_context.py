@@ -11,7 +11,6 @@ import argparse
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.first_token import free_port, ready
 from benchmarks.report import write_report
+from benchmarks.server import NAME, serving
 from kvjax.train.induction import Induction, write
 
 KEY, VALUE = 1, 2  # tokens that nothing else in the text is
@@ -39,7 +38,7 @@ def prompt(length: int, depth: float, vocabulary: int) -> list[int]:
 
 def ask(port: int, tokens: list[int], count: int) -> tuple[float, float, list[str]]:
     """Seconds to the first token, seconds from it to the last, and the tokens."""
-    body = {"model": "m", "prompt": tokens, "max_tokens": count, "temperature": 0, "stream": True, "ignore_eos": True}
+    body = {"model": NAME, "prompt": tokens, "max_tokens": count, "temperature": 0, "stream": True, "ignore_eos": True}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -66,19 +65,11 @@ def main() -> None:
     longest = -(-(args.length + NEW) // 512) * 512
     with tempfile.TemporaryDirectory() as folder:
         write(Induction(256, longest), pathlib.Path(folder))
-        port, log = free_port(), pathlib.Path(folder) / "log"
-        command = [sys.executable, "-m", "kvjax.serve", folder, "--served-model-name", "m", "--port", str(port)]
-        command += ["--token-budget", str(args.token_budget), "--max-num-seqs", "1", "--host-cache-size", "0"]
-        with log.open("w") as file, subprocess.Popen(command, stderr=file) as server:
-            try:
-                while not ready(port):
-                    assert server.poll() is None, log.read_text()
-                    time.sleep(0.1)
-                first, rest, said = ask(port, prompt(args.length, args.depth, 256), NEW)
-                peak = psutil.Process(server.pid).memory_info().rss
-            finally:
-                server.terminate()
-        lines = log.read_text().splitlines()
+        flags = ("--token-budget", str(args.token_budget), "--max-num-seqs", "1", "--host-cache-size", "0")
+        with serving(folder, pathlib.Path(folder) / "log", *flags) as server:
+            first, rest, said = ask(server.port, prompt(args.length, args.depth, 256), NEW)
+            peak = psutil.Process(server.pid).memory_info().rss
+        lines = server.log.read_text().splitlines()
     row: dict[str, Any] = {
         "tokens": args.length,
         "token_budget": args.token_budget,

@@ -11,7 +11,6 @@ written at once: the same command again goes on where it stopped, and prints the
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 
 import kvjax
 from benchmarks.methods_table import tables
-from benchmarks.report import write_report
+from benchmarks.report import former_rows, write_rows
 from kvjax.eval.arguments import COMPILE_CACHE
 from kvjax.eval.metrics import mean_interval
 from kvjax.eval.record import Record
@@ -38,7 +37,6 @@ ARMS = (
 TASKS = ("mini/niah_single_2", "mini/niah_multikey_1", "mini/niah_multikey_2", "mini/vt")
 TURNS = ("mini/turns_niah", "mini/turns_kv")
 MARGIN = 256  # tokens beyond a sample's length: answers in several turns may be longer than the right ones
-PACKAGES = ("jax", "jaxlib", "flax")
 
 
 @dataclass(frozen=True)
@@ -178,35 +176,7 @@ def known_rows(path: pathlib.Path, settings: Settings) -> dict[Cell, dict[str, A
     Raises:
         ValueError: the file is something else, or holds results of other settings.
     """
-    if not path.exists():
-        return {}
-    try:
-        rows = json.loads(path.read_text())["rows"]
-        found = {Cell(row["arm"], row["budget"], row["length"]): row for row in rows}
-        held = [row["settings"] for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no table of methods ({error!r}): choose another --output") from error
-    wanted = as_json(settings)
-    for other in held:
-        if changed := [name for name in wanted if other.get(name) != wanted[name]]:
-            name = changed[0]
-            raise ValueError(
-                f"{path} holds results of other settings: {name} was {other.get(name)!r} and now is {wanted[name]!r}. "
-                "Use the former ones to go on with it, or choose another --output"
-            )
-    return found
-
-
-def as_json(settings: Settings) -> dict[str, Any]:
-    return json.loads(json.dumps(vars(settings)))
-
-
-def save(path: pathlib.Path, settings: Settings, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes all rows at once: a process that is killed leaves the former file."""
-    part = path.with_suffix(".part")
-    command = f"python -m benchmarks.methods {' '.join(sys.argv[1:])}".strip()
-    write_report(part, command, [{**row, "settings": as_json(settings)} for row in rows], PACKAGES)
-    os.replace(part, path)
+    return {Cell(row["arm"], row["budget"], row["length"]): row for row in former_rows(path, vars(settings))}
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
@@ -261,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print(f"{len(wanted) - len(left)} of {len(wanted)} arms are in {given.output} already")
     for number, cell in enumerate(left, start=1):
         rows[cell] = row = measure(cell, settings, folder, given.concurrency)
-        save(given.output, settings, list(rows.values()))
+        write_rows(given.output, "benchmarks.methods", list(rows.values()), vars(settings))
         scores = [f"{name} {100 * mode['mean']:.1f}" for name, mode in row.get("modes", {}).items() if mode["scored"]]
         said = row["refused"] or f"{', '.join(scores)}  ({row['seconds']:.0f} s)"
         out.print(f"{number}/{len(left)}  {cell}: {said}", markup=False)

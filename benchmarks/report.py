@@ -5,13 +5,19 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+PACKAGES = ("kvjax", "jax", "jaxlib", "flax", "tensorstore", "numpy")
+
 
 def write_report(path: pathlib.Path, command: str, rows: Sequence[Mapping[str, Any]], packages: Sequence[str]) -> None:
-    """Writes `rows` as JSON with the date, the hardware and the versions of `packages`."""
+    """Writes `rows` as JSON with the date, the hardware and the versions of `packages`.
+
+    All at once: a process that is killed leaves the former file.
+    """
     import jax
 
     report = {
@@ -22,7 +28,39 @@ def write_report(path: pathlib.Path, command: str, rows: Sequence[Mapping[str, A
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def write_rows(path: pathlib.Path, module: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Writes what a command on the engine has measured so far, each row with the settings of the command."""
+    command = f"python -m {module} {' '.join(sys.argv[1:])}".strip()
+    write_report(path, command, [{**row, "settings": dict(settings)} for row in rows], PACKAGES)
+
+
+def former_rows(path: pathlib.Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a former run of the same command; none if there is no such file.
+
+    Raises:
+        ValueError: the file is something else, or holds results of other settings.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        held = [dict(row["settings"]) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no rows with settings ({error!r}): choose another --output") from error
+    wanted = json.loads(json.dumps(settings))
+    for other in held:
+        if changed := [name for name in wanted if other.get(name) != wanted[name]]:
+            name = changed[0]
+            raise ValueError(
+                f"{path} holds results of other settings: {name} was {other.get(name)!r} and now is {wanted[name]!r}. "
+                "Use the former ones to go on with it, or choose another --output"
+            )
+    return rows
 
 
 def _processor() -> str:

@@ -1,0 +1,102 @@
+"""From host memory into the workspaces: how fast the engine's way is, against a plain copy to the device.
+
+A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same pieces,
+whichever is faster. "Gathered" is the engine's part on the host alone: the chunks of a piece, cut out of their slabs
+and joined, layer by layer. On a CPU there is no bus: everything here is a copy in memory.
+"""
+
+import pathlib
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.store_engine import Plan, engine_on, in_turns, prefix_of, prompt, ttft
+from kvjax.engine.runner import Prefill, Runner
+from kvjax.store.config import StoreConfig
+
+
+def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
+    """Restoring a prompt's chunks into the workspaces against `device_put` of the same bytes, in turns."""
+    length = max(plan.lengths)
+    store = StoreConfig(host_cache_size=plan.host, prefetch_policy="wait_complete")
+    with engine_on(plan.model, length + 64, store) as engine:
+        tokens, runner, prefix = prompt(length, seed=3), engine._runner, prefix_of(engine)
+        assert runner is not None
+        ttft(engine, tokens)
+        prefill = begin(runner, np.asarray(tokens, np.int32))
+        fetch = prefill.fetch
+        assert fetch is not None
+        try:
+            groups = same_bytes(runner, prefill)
+            pieces = [
+                np.split(array, 2 * len(group) * prefill.reused)
+                for array, group in zip(groups, runner.groups, strict=True)
+            ]
+
+            def put_groups() -> None:
+                for array in groups:  # no more on the device at once than a group has
+                    jax.block_until_ready(jax.device_put(array))
+
+            def put_pieces() -> None:
+                for arrays in pieces:
+                    jax.block_until_ready(jax.device_put(arrays))
+
+            def gather() -> None:
+                for layer in range(len(runner.caches.plans)):
+                    for _ in prefix.pieces(fetch, layer, prefill.reused):
+                        pass
+
+            arms = {
+                "device_put groups": put_groups,
+                "device_put pieces": put_pieces,
+                "gathered": gather,
+                "restored": lambda: restore(runner, prefill),
+            }
+            rates = in_turns(arms, plan.rounds, sum(array.nbytes for array in groups))
+        finally:
+            prefill.close()
+    plain = max(rates["device_put groups"], rates["device_put pieces"])
+    share = rates["restored"] / plain
+    print(
+        f"device    {prefill.reused * prefill.size:,} tokens: device_put {plain:.2f} GB/s, restored "
+        f"{rates['restored']:.2f} GB/s: {share:.2f} of it; gathered on the host at {rates['gathered']:.2f} GB/s"
+    )
+    return {"tokens": prefill.reused * prefill.size, "gigabytes_per_second": rates, "share": share}
+
+
+def begin(runner: Runner, tokens: np.ndarray) -> Prefill:
+    """A prefill whose chunks are all in host memory, before its first step."""
+    there = threading.Event()
+    fetch = runner.fetch(tokens, None, "", there.set)
+    assert fetch is not None
+    if not fetch.done and not there.wait(60.0):
+        raise RuntimeError("the chunks did not come within 60 s")
+    return runner.begin(tokens, slot=0, fetch=fetch, keep=False)
+
+
+def restore(runner: Runner, prefill: Prefill) -> None:
+    """Fills the workspaces of every group from the chunks, as a prefill does when it comes to the group."""
+    for group in range(prefill.groups):
+        prefill.group = group
+        workspace = runner._workspace(len(prefill.tokens))[group % 2]
+        runner._restore(prefill, workspace)
+        jax.block_until_ready(workspace)
+
+
+def same_bytes(runner: Runner, prefill: Prefill) -> list[np.ndarray]:
+    """As many bytes as all groups restore, an array a group.
+
+    They, and the pieces of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
+    """
+    assert runner.prefix is not None
+    format = runner.prefix.store.format
+    layer = 2 * format.tensor_bytes * prefill.reused * runner.prefix._unit
+    random = np.random.default_rng(0)
+    arrays = []
+    for group in runner.groups:
+        raw = random.integers(0, 256, len(group) * layer + 128, np.uint8)
+        first = (-raw.ctypes.data) % 64 + 4
+        arrays.append(raw[first : first + len(group) * layer].view(np.float32))
+    return arrays

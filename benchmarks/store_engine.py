@@ -1,0 +1,95 @@
+"""What the parts of `benchmarks.store` have in common: their sizes, and an engine that is asked one thing at a time."""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from kvjax.engine import Engine, EngineConfig, SamplingParams
+from kvjax.engine.prefix import PrefixCache
+from kvjax.store.config import StoreConfig
+from kvjax.store.store import KVStore
+
+ONE = SamplingParams(max_tokens=1, ignore_eos=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much the parts do.
+
+    Attributes:
+        model: a folder.
+        lengths: of prompts, in tokens. `rounds`: repetitions, the median of which counts.
+        ratios: how much faster than computing a tier is.
+        host: bytes of host memory. `object`: bytes of an object on the disk, of which `objects` are read.
+        documents: so many are asked about. `chunks`: so many are in the folder that is opened.
+    """
+
+    model: str
+    lengths: tuple[int, ...]
+    rounds: int
+    ratios: tuple[float, ...] = (0.5, 1, 2, 5, 10, 50)
+    host: int = 3 << 30
+    object: int = 16 << 20
+    objects: int = 32
+    documents: int = 6
+    chunks: int = 10_000
+
+    def toy(self) -> "Plan":
+        """The same in seconds."""
+        return dataclasses.replace(
+            self, ratios=(1, 10), host=64 << 20, object=1 << 20, objects=8, documents=2, chunks=200
+        )
+
+
+@contextlib.contextmanager
+def engine_on(model: str, context: int, store: StoreConfig | None) -> Iterator[Engine]:
+    config = EngineConfig(max_model_len=context, max_num_seqs=1, store=store)
+    with Engine.from_pretrained(model, config) as engine:
+        yield engine
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(10, 30_000, length).tolist()
+
+
+def ttft(engine: Engine, tokens: list[int]) -> tuple[float, int]:
+    """Seconds to the first token, and how many tokens of the prompt were not computed. What is new is stored after."""
+    began = time.perf_counter()
+    [answer] = engine.generate([tokens], ONE, progress=False)
+    seconds = time.perf_counter() - began
+    if engine._prefix is not None:
+        engine._prefix.settle()
+        engine._prefix.store.wait(600.0)
+    return seconds, answer.cached_tokens
+
+
+def prefix_of(engine: Engine) -> PrefixCache:
+    assert engine._prefix is not None
+    return engine._prefix
+
+
+def store_of(engine: Engine) -> KVStore:
+    return prefix_of(engine).store
+
+
+def forget_host(engine: Engine) -> None:
+    """Only the tiers below hold anything now."""
+    store = store_of(engine)
+    with store.mutex:
+        for slab in store._host.ready():
+            store._host.discard(slab.key)
+
+
+def in_turns(arms: dict[str, Callable[[], None]], rounds: int, size: int) -> dict[str, float]:
+    """Gigabytes a second of each, the median of `rounds` after one that warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds + 1):
+        for name, arm in arms.items():
+            began = time.perf_counter()
+            arm()
+            rates[name].append(size / (time.perf_counter() - began) / 1e9)
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}

@@ -1,0 +1,49 @@
+"""`python -m benchmarks.store` at toy sizes: in slices, of which none is measured twice."""
+
+import json
+
+import pytest
+
+from benchmarks import store
+
+ASKED = ["--quick", "--lengths", "960", "--parts", "tiers", "device"]
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "store.json"
+
+
+def rows(output) -> dict[str, dict]:
+    return {row["part"]: row for row in json.loads(output.read_text())["rows"]}
+
+
+def test_parts_are_written_one_by_one_and_measured_once(output, monkeypatch, capsys):
+    def killed(plan, folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(store.PARTS, "device", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.main([*ASKED, "--output", str(output)])
+    assert set(first := rows(output)) == {"tiers"}
+    capsys.readouterr()
+    monkeypatch.setitem(store.PARTS, "tiers", killed)  # it is there already
+    assert store.main([*ASKED, "--output", str(output)]) == 0
+    assert f"tiers     is in {output} already" in (out := capsys.readouterr().out)
+    both = rows(output)
+    assert both["tiers"] == first["tiers"]
+    rates = both["device"]["gigabytes_per_second"]
+    assert both["device"]["tokens"] == 512  # a whole piece; the rest is none
+    assert all(rate > 0 for rate in rates.values())
+    plain = max(rates["device_put groups"], rates["device_put pieces"])
+    assert both["device"]["share"] == pytest.approx(rates["restored"] / plain)
+    assert f"{both['device']['share']:.2f} of it" in out
+
+
+def test_results_of_other_sizes_are_not_joined(output, capsys):
+    assert store.main(["--quick", "--parts", "tiers", "--output", str(output)]) == 0
+    before = output.read_text()
+    assert store.main(["--quick", "--rounds", "2", "--parts", "tiers", "--output", str(output)]) == 2
+    assert "rounds was 1 and now is 2" in capsys.readouterr().err
+    assert output.read_text() == before
