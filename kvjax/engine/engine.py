@@ -21,6 +21,7 @@ from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
 from kvjax.engine.prefix import PrefixCache
@@ -28,7 +29,6 @@ from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
     MAX_STOP_TOKENS,
     Completion,
-    ContextLengthExceededError,
     Delta,
     EngineDeadError,
     Finish,
@@ -242,7 +242,7 @@ class Engine:
         each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
         for prompt, its_params in zip(tokens, each, strict=True):
-            self._limit(prompt, its_params)
+            limit(self._caches, prompt, its_params)
         results: queue.SimpleQueue[tuple[int, Delta]] = queue.SimpleQueue()
         requests: list[ActiveRequest] = []
         received: list[list[Delta]] = [[] for _ in prompts]
@@ -330,41 +330,10 @@ class Engine:
             with self.reserve() as own, own.use():
                 yield
 
-    def _limit(self, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
-        """How many tokens the request may generate, if it is valid; and why these are fewer than it asks for."""
-        if not prompt:
-            raise ValueError("the prompt is empty: give at least one token")
-        if not (min(prompt) >= 0 and max(prompt) < self.vocab_size):
-            raise ValueError(
-                f"token ids must be in [0, {self.vocab_size}); the prompt has {min(prompt)} to {max(prompt)}"
-            )
-        outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < self.vocab_size]
-        if outside:
-            raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {self.vocab_size})")
-        room = self.max_model_len - len(prompt)
-        wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
-        if wanted > room:
-            raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
-        selected = min(params.select_after or len(prompt), len(prompt))
-        caches = self._caches.within(params.token_budget)
-        view = None if self.layout.reselect else caches.room(selected)
-        if view is None:
-            return wanted, None
-        left = view - (len(prompt) - selected)
-        if left < 0:
-            raise ValueError(
-                f"the prompt behind select_after={selected} is {-left} tokens longer than the views' room of {view}: "
-                f"select later, or start the engine with --room {len(prompt) - selected} or without --when-full stop"
-            )
-        if wanted <= left + 1:  # the last token never enters a view
-            return wanted, None
-        reason = f"the views' room of {view} tokens is used up: raise --room, or drop --when-full stop"
-        return left + 1, reason
-
     def _submit(
         self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str, cache_salt: str = ""
     ) -> ActiveRequest:
-        limit, limited_by = self._limit(prompt, params)
+        most, limited_by = limit(self._caches, prompt, params)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
@@ -376,7 +345,7 @@ class Engine:
             self.tokenizer,
             sink,
             endings=(*eos, *params.stop_token_ids),
-            limit=limit,
+            limit=most,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
