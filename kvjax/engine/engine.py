@@ -24,6 +24,8 @@ from kvjax.engine.config import EngineConfig, Layout
 from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
+from kvjax.engine.parked import Parked
+from kvjax.engine.parking import Parking
 from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
@@ -87,6 +89,8 @@ class Engine:
         self._counter = CompileCounter()
         self._seconds: dict[str, float] = {}
         self._prefix: PrefixCache | None = None
+        self._park, self._restored = config.park, 0
+        self._parking: Parking | None = None
         self._runner: Runner | None = None
         self._loop: EngineLoop | None = None
 
@@ -147,7 +151,9 @@ class Engine:
     def _start(self) -> None:
         with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
             self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
-        mesh = tensor_mesh(self._devices)
+            mesh = tensor_mesh(self._devices)
+            if self._park is not None:
+                self._parking = Parking.open(self._park, pathlib.Path(self._path), self._caches, mesh)
         with self._timed("weights"):
             model = models.load(
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
@@ -157,15 +163,22 @@ class Engine:
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
+        parked = Parked(self._runner)
+        if self._parking is not None:
+            with self._timed("parked"):
+                self._restored = parked.restore(self._parking)
         self._counter.start()
-        self._loop = EngineLoop(self._runner)
+        self._loop = EngineLoop(self._runner, parked)
         self._loop.start()
         self._phase = "ready"
+        if self._parking is not None:  # now, for an engine that ends before it is ready saves nothing
+            self._parking.consume()
 
     def startup_report(self) -> str:
         """What start-up did and what fits, as lines for a person. Only once the engine is ready."""
         assert self._runner is not None
-        return startup_report(self._runner, self._seconds, self._compiled)
+        restored = None if self._parking is None else self._restored
+        return startup_report(self._runner, self._seconds, self._compiled, restored)
 
     def reserve(self, count: int = 1) -> Reservation:
         """Holds places for `count` requests, before any work is spent on them.
@@ -281,6 +294,7 @@ class Engine:
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
+        Where the engine parks, the next one goes on with those of them that decode (`EngineConfig.park`).
         Blocks until all of them have been told, and what they computed is stored as far as the time allows.
         """
         self._admission.close()
@@ -288,8 +302,12 @@ class Engine:
             self._phase = "draining"
         deadline = time.monotonic() + timeout
         empty = self._admission.wait_empty(timeout)
-        if self._loop is not None and not (self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty):
-            self._loop.cancel_all()
+        if self._loop is not None:
+            done = self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty
+            if self._parking is not None:
+                self._parking.save(self._loop.park())
+            elif not done:
+                self._loop.cancel_all()
             self._loop.wait_idle(5.0)
         if self._prefix is not None:
             written = self._prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
