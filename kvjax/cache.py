@@ -6,6 +6,7 @@ keeps of a layer for decoding. Both are donated to every step and updated in pla
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,11 @@ class ArraySpec:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
+
+    @property
+    def row(self) -> "ArraySpec":
+        """What one slot has of an array with the slots in front."""
+        return dataclasses.replace(self, shape=self.shape[1:], axes=self.axes[1:])
 
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
@@ -135,6 +141,22 @@ class View:
 
 def _is_spec(leaf: object) -> bool:
     return isinstance(leaf, ArraySpec)
+
+
+def rows(specs: Any) -> Any:
+    """Specs of one slot for a pytree of specs of all slots."""
+    return jax.tree.map(lambda spec: spec.row, specs, is_leaf=_is_spec)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree of arrays or specs, each under its path: `views.3.k`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_spec)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def unnamed(leaves: Mapping[str, Any], like: Any) -> Any:
+    """The pytree whose `named` leaves these are; `like` has its structure. Raises KeyError if one is missing."""
+    return jax.tree.unflatten(jax.tree.structure(like, is_leaf=_is_spec), [leaves[name] for name in named(like)])
 
 
 def allocate(specs: Any, mesh: Mesh | None = None) -> Any:

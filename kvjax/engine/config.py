@@ -1,6 +1,7 @@
 """How an engine is laid out: frozen, validated once, derived values as properties."""
 
 import dataclasses
+from pathlib import Path
 
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
 from kvjax.store.config import StoreConfig
@@ -32,6 +33,7 @@ class EngineConfig:
         reselect: a view whose room is used up is selected anew; otherwise the output ends there.
         store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
             what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
+        park: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
     """
@@ -51,6 +53,7 @@ class EngineConfig:
     room: int = 128
     reselect: bool = True
     store: StoreConfig | None = None
+    park: Path | None = None
     group_layers: int | None = None
 
     def __post_init__(self) -> None:

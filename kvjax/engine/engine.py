@@ -21,14 +21,16 @@ from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
+from kvjax.engine.parked import Parked
+from kvjax.engine.parking import Parking
 from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
     MAX_STOP_TOKENS,
     Completion,
-    ContextLengthExceededError,
     Delta,
     EngineDeadError,
     Finish,
@@ -87,6 +89,8 @@ class Engine:
         self._counter = CompileCounter()
         self._seconds: dict[str, float] = {}
         self._prefix: PrefixCache | None = None
+        self._park, self._restored = config.park, 0
+        self._parking: Parking | None = None
         self._runner: Runner | None = None
         self._loop: EngineLoop | None = None
 
@@ -147,7 +151,9 @@ class Engine:
     def _start(self) -> None:
         with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
             self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
-        mesh = tensor_mesh(self._devices)
+            mesh = tensor_mesh(self._devices)
+            if self._park is not None:
+                self._parking = Parking.open(self._park, pathlib.Path(self._path), self._caches, mesh)
         with self._timed("weights"):
             model = models.load(
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
@@ -157,15 +163,22 @@ class Engine:
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
+        parked = Parked(self._runner)
+        if self._parking is not None:
+            with self._timed("parked"):
+                self._restored = parked.restore(self._parking)
         self._counter.start()
-        self._loop = EngineLoop(self._runner)
+        self._loop = EngineLoop(self._runner, parked)
         self._loop.start()
         self._phase = "ready"
+        if self._parking is not None:  # now, for an engine that ends before it is ready saves nothing
+            self._parking.consume()
 
     def startup_report(self) -> str:
         """What start-up did and what fits, as lines for a person. Only once the engine is ready."""
         assert self._runner is not None
-        return startup_report(self._runner, self._seconds, self._compiled)
+        restored = None if self._parking is None else self._restored
+        return startup_report(self._runner, self._seconds, self._compiled, restored)
 
     def reserve(self, count: int = 1) -> Reservation:
         """Holds places for `count` requests, before any work is spent on them.
@@ -242,7 +255,7 @@ class Engine:
         each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
         for prompt, its_params in zip(tokens, each, strict=True):
-            self._limit(prompt, its_params)
+            limit(self._caches, prompt, its_params)
         results: queue.SimpleQueue[tuple[int, Delta]] = queue.SimpleQueue()
         requests: list[ActiveRequest] = []
         received: list[list[Delta]] = [[] for _ in prompts]
@@ -281,6 +294,7 @@ class Engine:
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
+        Where the engine parks, the next one goes on with those of them that decode (`EngineConfig.park`).
         Blocks until all of them have been told, and what they computed is stored as far as the time allows.
         """
         self._admission.close()
@@ -288,8 +302,12 @@ class Engine:
             self._phase = "draining"
         deadline = time.monotonic() + timeout
         empty = self._admission.wait_empty(timeout)
-        if self._loop is not None and not (self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty):
-            self._loop.cancel_all()
+        if self._loop is not None:
+            done = self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty
+            if self._parking is not None:
+                self._parking.save(self._loop.park())
+            elif not done:
+                self._loop.cancel_all()
             self._loop.wait_idle(5.0)
         if self._prefix is not None:
             written = self._prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
@@ -330,41 +348,10 @@ class Engine:
             with self.reserve() as own, own.use():
                 yield
 
-    def _limit(self, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
-        """How many tokens the request may generate, if it is valid; and why these are fewer than it asks for."""
-        if not prompt:
-            raise ValueError("the prompt is empty: give at least one token")
-        if not (min(prompt) >= 0 and max(prompt) < self.vocab_size):
-            raise ValueError(
-                f"token ids must be in [0, {self.vocab_size}); the prompt has {min(prompt)} to {max(prompt)}"
-            )
-        outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < self.vocab_size]
-        if outside:
-            raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {self.vocab_size})")
-        room = self.max_model_len - len(prompt)
-        wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
-        if wanted > room:
-            raise ContextLengthExceededError(len(prompt), wanted, self.max_model_len)
-        selected = min(params.select_after or len(prompt), len(prompt))
-        caches = self._caches.within(params.token_budget)
-        view = None if self.layout.reselect else caches.room(selected)
-        if view is None:
-            return wanted, None
-        left = view - (len(prompt) - selected)
-        if left < 0:
-            raise ValueError(
-                f"the prompt behind select_after={selected} is {-left} tokens longer than the views' room of {view}: "
-                f"select later, or start the engine with --room {len(prompt) - selected} or without --when-full stop"
-            )
-        if wanted <= left + 1:  # the last token never enters a view
-            return wanted, None
-        reason = f"the views' room of {view} tokens is used up: raise --room, or drop --when-full stop"
-        return left + 1, reason
-
     def _submit(
         self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str, cache_salt: str = ""
     ) -> ActiveRequest:
-        limit, limited_by = self._limit(prompt, params)
+        most, limited_by = limit(self._caches, prompt, params)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
@@ -376,7 +363,7 @@ class Engine:
             self.tokenizer,
             sink,
             endings=(*eos, *params.stop_token_ids),
-            limit=limit,
+            limit=most,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,

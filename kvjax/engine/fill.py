@@ -31,6 +31,17 @@ class Fill:
         self._capacity[:, slot] = [plans[layer].capacity for layer in self._layers]
         self._used[:, slot] = np.minimum(self._keep[:, slot], length)
 
+    def resumed(self, slot: int, length: int, used: Sequence[int], plans: Sequence[LayerPlan]) -> None:
+        """A conversation that has stood still goes on here, after `length` tokens, with `used` entries in each view."""
+        self.installed(slot, length, plans)
+        self._used[:, slot] = [used[layer] for layer in self._layers]
+
+    def check_slot(self, slot: int, length: int, used: Sequence[int]) -> None:
+        """Raises AssertionError unless a slot stands where its arrays say."""
+        assert self.length[slot] == length, (slot, self.length[slot], length)
+        counted = self._used[:, slot].tolist()
+        assert counted == [used[layer] for layer in self._layers], (slot, counted, used)
+
     def full(self, alive: np.ndarray) -> Iterator[tuple[int, int]]:
         """Layer and slot of every full view, of the slots that are `alive` [B]."""
         for row, slot in np.argwhere((self._used >= self._capacity) & alive):

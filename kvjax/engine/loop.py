@@ -12,16 +12,21 @@ slot's state on the device is told by `alive` before anything else is written to
 
 import collections
 import dataclasses
+import functools
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from kvjax.engine.parked import Parked
+from kvjax.engine.parking import Saved
+from kvjax.engine.pending import Pending
 from kvjax.engine.request import Finish, TokenLogprob
 from kvjax.engine.runner import Prefill, Runner
-from kvjax.engine.sampling import Sample
+from kvjax.engine.sampling import Sample, token_logprobs
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
 from kvjax.engine.stats import EngineStats, SlotStats
@@ -30,32 +35,25 @@ from kvjax.store.keys import CHUNK
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pending:
-    """A dispatch whose result is not read yet, and whose each of its columns was then.
-
-    Attributes:
-        emitted: [N, B], of decode steps; None for a first token, whose sample is [1] instead of [N, B].
-    """
-
-    emitted: jax.Array | None
-    sample: Sample
-    holders: dict[int, ActiveRequest]
-
-
 class EngineLoop:
-    """Owns the runner. `submit`, `cancel`, `stats` and `stop` may be called from any thread.
+    """Owns the runner. `submit`, `cancel`, `park`, `stats` and `stop` may be called from any thread.
+
+    Args:
+        parked: conversations of an earlier engine, in the runner's slots.
 
     Attributes:
         failure: what ended the thread, if not `stop`. Every request has then got an error.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, parked: Parked | None = None) -> None:
         self._runner = runner
+        self._parked = Parked(runner) if parked is None else parked
+        self._parking = False  # asked for
+        self._saved: list[Saved] = []
         self._condition = threading.Condition()
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(runner.layout.slots)
         self._cancelled: list[ActiveRequest] = []
-        self._pending: collections.deque[_Pending] = collections.deque()
+        self._pending: collections.deque[Pending] = collections.deque()
         self._prefill: Prefill | None = None
         self._unit: tuple[int, float] | None = None  # a piece that alone is being computed, and since when
         self._scores: list[TokenLogprob] = []  # of the prompt being read, if they are asked for
@@ -71,7 +69,9 @@ class EngineLoop:
 
     def submit(self, request: ActiveRequest) -> None:
         params = request.params
-        if params.prompt_logprobs is None:  # which need the hidden state of every token
+        with self._condition:
+            parked = self._parked.find(request) is not None
+        if params.prompt_logprobs is None and not parked:  # which need the hidden state of every token
             request.fetch = self._runner.fetch(request.prompt, params.select_after, request.cache_salt, self._wake)
         with self._condition:
             refused = self.failure is not None or self._stopping
@@ -102,6 +102,17 @@ class EngineLoop:
         for request in everyone:
             self.cancel(request)
 
+    def park(self) -> list[Saved]:
+        """As `cancel_all`, but keeps the conversations that decode: returns these and what was parked before.
+
+        Blocks until everybody has been told. Nothing may be submitted afterwards.
+        """
+        with self._condition:
+            self._parking = True
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._ended or not self._parking)
+            return self._saved
+
     def stop(self) -> None:
         """Ends the thread; requests still there end with an error."""
         with self._condition:
@@ -115,7 +126,11 @@ class EngineLoop:
             scheduler, prefill = self._scheduler, self._prefill
             slots = tuple(self._slot_stats(slot, held, prefill) for slot, held in enumerate(scheduler.slots))
             return dataclasses.replace(
-                self._stats, slots=slots, waiting=len(scheduler.waiting), running=len(scheduler.running)
+                self._stats,
+                slots=slots,
+                waiting=len(scheduler.waiting),
+                running=len(scheduler.running),
+                parked=len(self._parked),
             )
 
     def check_integrity(self) -> None:
@@ -128,10 +143,12 @@ class EngineLoop:
             stats = self._stats
             assert stats.submitted == stats.finished + stats.cancelled + stats.failed, stats
             self._runner.check_integrity()
+            self._parked.check_integrity()
 
     def _slot_stats(self, slot: int, held: ActiveRequest | None, prefill: Prefill | None) -> SlotStats:
         if held is None:
-            return SlotStats("free")
+            tokens = self._parked.tokens(slot)
+            return SlotStats("free") if tokens is None else SlotStats("parked", tokens=tokens)
         if slot == self._scheduler.prefilling:
             done = 0.0 if prefill is None else prefill.progress
             return SlotStats("prefill", held.request_id, round(done * len(held.prompt)), done)
@@ -142,6 +159,9 @@ class EngineLoop:
             while self._wait_for_work():
                 began = time.monotonic()
                 self._cancel()
+                if self._parking:
+                    self._park()
+                self._resume()
                 self._admit()
                 worked = self._decode()
                 worked |= self._advance()
@@ -177,13 +197,13 @@ class EngineLoop:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._cancelled or self._pending) or not self._scheduler.idle
+        return bool(self._cancelled or self._pending or self._parking) or not self._scheduler.idle
 
     @property
     def _can_work(self) -> bool:
         scheduler = self._scheduler
         ready = any(not self._patience(request) for request in scheduler.waiting)
-        return bool(self._cancelled or self._pending or scheduler.running or ready)
+        return bool(self._cancelled or self._pending or self._parking or scheduler.running or ready)
 
     def _cancel(self) -> None:
         with self._condition:
@@ -192,6 +212,29 @@ class EngineLoop:
             if not request.finished:
                 self._leave(request)
                 self._end(request, Finish.CANCELLED)
+
+    def _park(self) -> None:
+        self._collect(keep=0)  # so that the host knows of every token that the slots have drawn
+        with self._condition:
+            everyone = [*self._scheduler.waiting, *self._scheduler.running]
+            self._parked.cut_off(self._scheduler.decoding)
+        self._saved = self._parked.take()
+        for request in everyone:
+            self._leave(request)
+            self._end(request, Finish.CANCELLED)
+        with self._condition:
+            self._parking = False
+            self._condition.notify_all()
+
+    def _resume(self) -> None:
+        """Requests for a parked conversation go on with it at once: its slot waits for nobody else."""
+        with self._condition:
+            claims = self._parked.claim(self._scheduler.waiting)
+            for slot, request, _ in claims:
+                self._scheduler.resume(request, slot)
+        for _, request, conversation in claims:
+            self._hand_over(request, functools.partial(conversation.tell, request))
+            self._count(prompt_tokens=len(request.prompt), cached_tokens=request.cached_tokens)
 
     def _leave(self, request: ActiveRequest) -> None:
         prefill = None
@@ -215,10 +258,13 @@ class EngineLoop:
 
     def _admit(self) -> None:
         with self._condition:
-            admitted = self._scheduler.admit(lambda request: not self._patience(request))
+            admitted = self._scheduler.admit(lambda request: not self._patience(request), self._parked.slots)
+            dropped = None if admitted is None else self._parked.drop(admitted[0])
         if admitted is None:
             return
         slot, request = admitted
+        if dropped is not None:
+            logger.info("a parked conversation of %d tokens makes way", dropped.position + 1)
         request.scheduled()
         params = request.params
         fetch, request.fetch = request.fetch, None
@@ -246,7 +292,7 @@ class EngineLoop:
         count = 1 if self._prefill is not None else self._runner.layout.decode_steps
         self._unit = None
         out = self._runner.decode(alive, count)
-        self._pending.append(_Pending(out.emitted, out.sample, holders))
+        self._pending.append(Pending(out.emitted, out.sample, holders))
         return True
 
     def _advance(self) -> bool:
@@ -281,7 +327,7 @@ class EngineLoop:
             self._end(request, Finish.LENGTH)
             return True
         drawn = self._runner.finish(prefill, request.params, request.endings, request.seed, request.limit)
-        self._pending.append(_Pending(None, drawn, {0: request}))
+        self._pending.append(Pending(None, drawn, {0: request}))
         with self._condition:
             self._scheduler.prefilled()
         return True
@@ -289,17 +335,14 @@ class EngineLoop:
     def _score(self, prefill: Prefill, request: ActiveRequest) -> None:
         """Reads the log-probabilities of the next piece of the prompt's own tokens."""
         scored = self._runner.score(prefill, len(self._scores) // prefill.size)
-        self._scores += _logprobs(jax.device_get(scored), request.params.prompt_logprobs or 0)
+        self._scores += token_logprobs(jax.device_get(scored), request.params.prompt_logprobs or 0)
 
     def _collect(self, keep: int) -> None:
         """Reads finished dispatches, all but the last `keep`, and hands their tokens out."""
         while len(self._pending) > keep:
             pending = self._pending.popleft()
-            sample = jax.device_get(pending.sample)
-            if pending.emitted is None:
-                emitted, sample = np.ones((1, 1), np.bool_), jax.tree.map(lambda x: x[None], sample)
-            else:
-                emitted = np.asarray(pending.emitted)
+            emitted, sample = pending.read()
+            if pending.emitted is not None:
                 self._count(decode_steps=int(emitted.any(axis=1).sum()))
             for column, request in pending.holders.items():
                 if not request.finished:
@@ -312,21 +355,28 @@ class EngineLoop:
             return
         wanted = request.params.logprobs
         before = request.generated
+        if self._hand_over(
+            request, lambda: request.accept(tokens, () if wanted is None else token_logprobs(rows, wanted))
+        ):
+            self._count(generated_tokens=request.generated - before)
+
+    def _hand_over(self, request: ActiveRequest, accept: Callable[[], None]) -> bool:
+        """Has a request take tokens; it leaves if it is done or cannot. Returns whether it could."""
         try:
-            request.accept(tokens, () if wanted is None else _logprobs(rows, wanted))
+            accept()
         except CallerGoneError:
             self._leave(request)
             self._end(request, Finish.CANCELLED)
-            return
+            return False
         except Exception:
             logger.exception("request %s failed", request.request_id)
             self._leave(request)
             self._end(request, Finish.ERROR, "the request failed while its text was being written")
-            return
-        self._count(generated_tokens=request.generated - before)
+            return False
         if request.finished:
             self._leave(request)
             self._count(finished=1)
+        return True
 
     def _end(self, request: ActiveRequest, finish: Finish, error: str | None = None) -> None:
         if request.fetch is not None:  # it has never begun
@@ -342,12 +392,3 @@ class EngineLoop:
         with self._condition:
             new = {name: getattr(self._stats, name) + value for name, value in more.items()}
             self._stats = dataclasses.replace(self._stats, **new)
-
-
-def _logprobs(rows: Sample, alternatives: int) -> list[TokenLogprob]:
-    tokens, logprobs = rows.token.tolist(), rows.logprob.tolist()
-    ids, values = rows.top_ids[:, :alternatives].tolist(), rows.top_logprobs[:, :alternatives].tolist()
-    return [
-        TokenLogprob(token, logprob, tuple(zip(top, best, strict=True)))
-        for token, logprob, top, best in zip(tokens, logprobs, ids, values, strict=True)
-    ]

@@ -11,8 +11,14 @@ from kvjax.store.keys import CHUNK
 from kvjax.store.sizes import show_size
 
 
-def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float]) -> str:
-    """Lines of text; bytes are over all devices, from the shapes of the arrays."""
+def startup_report(
+    runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float], restored: int | None = None
+) -> str:
+    """Lines of text; bytes are over all devices, from the shapes of the arrays.
+
+    Args:
+        restored: conversations of before that are back in slots; None where none are ever parked.
+    """
     layout, model = runner.layout, runner.caches.model
     devices = 1 if runner.mesh is None else runner.mesh.size
     device = jax.devices()[0]
@@ -27,6 +33,7 @@ def startup_report(runner: Runner, seconds: Mapping[str, float], compiled: Mappi
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
             f"store       {stored(runner)}",
+            *([] if restored is None else [f"parked      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",
             f"compiled    {shapes} (tokens of a prompt's bucket)",
             "memory",

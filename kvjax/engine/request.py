@@ -130,7 +130,8 @@ class Timing:
 
     Attributes:
         view_fraction: bytes of KV the device kept for the request over the bytes of its full KV.
-        prefix: prompt tokens by where their KV came from, `"computed"` or the name of a store's tier.
+        prefix: prompt tokens by where their KV came from: `"computed"`, the name of a store's tier, or `"parked"`.
+        resumed: tokens that were generated before this request: it went on with a conversation that was parked.
     """
 
     arrived: float
@@ -139,6 +140,7 @@ class Timing:
     finished: float
     view_fraction: float = 1.0
     prefix: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    resumed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,6 +116,11 @@ class Runner:
         self.prefix = prefix
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
+    @property
+    def fill(self) -> Fill:
+        """How full the slots' views are."""
+        return self._fill
+
     def _split(self, model: Decoder) -> None:
         """Takes the model apart: one part a layer, equal for layers of a kind, and one for what is around them."""
         kinds, leaves = [], []

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kvjax.cache import ArraySpec
-from kvjax.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
+from kvjax.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, SamplingParams, TokenLogprob
 
 MAX_ENDINGS = 2 * MAX_STOP_TOKENS  # a request's stop tokens and the model's own end-of-sequence tokens
 
@@ -142,6 +142,16 @@ def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array,
 
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - normalizer
     return Sample(token, chosen[:, 0], *jax.lax.cond(top, best, nothing))
+
+
+def token_logprobs(rows: Sample, alternatives: int) -> list[TokenLogprob]:
+    """Each row of a sample on the host, with its most likely `alternatives`."""
+    tokens, logprobs = rows.token.tolist(), rows.logprob.tolist()
+    ids, values = rows.top_ids[:, :alternatives].tolist(), rows.top_logprobs[:, :alternatives].tolist()
+    return [
+        TokenLogprob(token, logprob, tuple(zip(top, best, strict=True)))
+        for token, logprob, top, best in zip(tokens, logprobs, ids, values, strict=True)
+    ]
 
 
 def _adjust(logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"]) -> Float[Array, "B V"]:

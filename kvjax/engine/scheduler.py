@@ -7,7 +7,7 @@ while a long prompt is read.
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -46,15 +46,27 @@ class Scheduler[R]:
     def submit(self, request: R) -> None:
         self.waiting.append(request)
 
-    def admit(self, ready: Callable[[R], bool] = lambda request: True) -> tuple[int, R] | None:
-        """Gives the first request that is `ready` a slot and starts its prefill; None if there is none, or no slot."""
+    def admit(
+        self, ready: Callable[[R], bool] = lambda request: True, parked: Sequence[int] = ()
+    ) -> tuple[int, R] | None:
+        """Gives the first request that is `ready` a slot and starts its prefill; None if there is none, or no slot.
+
+        Of the free slots those that are `parked` are taken last, and in this order.
+        """
         request = next(filter(ready, self.waiting), None)
         if self.prefilling is not None or request is None or None not in self.slots:
             return None
+        free = [slot for slot, held in enumerate(self.slots) if held is None and slot not in parked]
         self.waiting.remove(request)
-        slot = self.slots.index(None)
+        slot = [*free, *parked][0]
         self.slots[slot], self.prefilling = request, slot
         return slot, request
+
+    def resume(self, request: R, slot: int) -> None:
+        """Gives a waiting request a free slot, in which it decodes at once."""
+        assert self.slots[slot] is None, "the slot is held"
+        self.waiting.remove(request)
+        self.slots[slot] = request
 
     def prefilled(self) -> None:
         """The prompt is done: its slot decodes from now on."""

@@ -32,6 +32,8 @@ class ActiveRequest:
         view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
         finished: the last delta is out; whatever the device still produces for it is ignored.
+        arrived: when it came, in seconds of `time.monotonic()`.
+        tokens, logprobs: what it has generated; `resumed` of these tokens before it came.
     """
 
     def __init__(
@@ -64,19 +66,26 @@ class ActiveRequest:
         self.found: dict[str, int] = {}
         self.cancelled = False
         self.finished = False
-        self.generated = 0
+        self.arrived = time.monotonic()
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.resumed = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
         self.kept: tuple[np.ndarray, ...] | None = None
         self._sink = sink
         self._detokenizer = Detokenizer(tokenizer, prompt[-CONTEXT:].tolist())
         self._stops = StopStrings(params.stop)
-        self._arrived = time.monotonic()
+        self._told = False
         self._scheduled: float | None = None
         self._first_token: float | None = None
 
     @property
     def cached_tokens(self) -> int:
         return sum(self.found.values())
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens)
 
     def scheduled(self) -> None:
         """The request has got its slot."""
@@ -87,7 +96,7 @@ class ActiveRequest:
         shown, used, finish, reason = "", 0, None, None
         for token in tokens:
             used += 1
-            self.generated += 1
+            self.tokens.append(token)
             if token in self.endings:
                 finish = Finish.STOP
                 reason = token if token in self.params.stop_token_ids else None
@@ -109,6 +118,7 @@ class ActiveRequest:
                 finish, reason = Finish.STOP, late
             elif finish is Finish.LENGTH:
                 reason = self.limited_by
+        self.logprobs += logprobs[:used]
         if self._first_token is None:
             self._first_token = time.monotonic()
         self._tell(shown, tuple(tokens[:used]), tuple(logprobs[:used]), finish, reason)
@@ -128,8 +138,8 @@ class ActiveRequest:
         error: str | None = None,
     ) -> None:
         self.finished = finish is not None
-        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        kept, self.kept = self.kept, None
+        prompt_logprobs, kept = (None, None) if self._told else (self.prompt_logprobs, self.kept)
+        self._told = True
         timing = self._timing() if self.finished else None
         self._sink(
             Delta(
@@ -152,10 +162,11 @@ class ActiveRequest:
         now = time.monotonic()
         prefix = {**self.found, "computed": len(self.prompt) - self.cached_tokens}
         return Timing(
-            arrived=self._arrived,
+            arrived=self.arrived,
             scheduled=self._scheduled,
             first_token=self._first_token or now,
             finished=now,
             view_fraction=self.view_fraction,
             prefix=prefix,
+            resumed=self.resumed,
         )

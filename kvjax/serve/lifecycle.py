@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -90,6 +91,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 room=config.room,
                 reselect=config.when_full == "reselect",
                 store=config.store,
+                park=None if config.park is None else pathlib.Path(config.park).expanduser(),
                 group_layers=config.group_layers,
             ),
             chat_template=config.chat_template,

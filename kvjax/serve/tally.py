@@ -64,12 +64,16 @@ def summary(streams: list[StreamTally]) -> str:
         f"generated {generated:,} tok" + (f", {reasons}" if reasons else ""),
     ]
     timings = [stream.timing for stream in streams if stream.timing]
+    resumed = sum(timing.resumed for timing in timings)
+    if resumed:
+        parts.append(f"resumed after {resumed:,} tokens")
     if timings and generated:
         first = min(timing.first_token for timing in timings)
         parts.append(f"TTFT {first - min(timing.arrived for timing in timings):.2f} s")
         seconds = max(timing.finished for timing in timings) - first
-        if generated > len(streams) and seconds > 0:
-            parts.append(f"{(generated - len(streams)) / seconds:.1f} tok/s")
+        first_ones = sum(max(timing.resumed, 1) for timing in timings)  # those that came all at once
+        if generated > first_ones and seconds > 0:
+            parts.append(f"{(generated - first_ones) / seconds:.1f} tok/s")
     if timings:
         parts.append(f"view {100 * max(timing.view_fraction for timing in timings):.3g}% of full KV")
     return " | ".join(parts)

@@ -1,0 +1,42 @@
+"""How many tokens a request may generate: what it asks for, the context, and the room of the views."""
+
+from collections.abc import Sequence
+
+from kvjax.engine.caches import Caches
+from kvjax.engine.request import ContextLengthExceededError, SamplingParams
+
+
+def limit(caches: Caches, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
+    """How many tokens the request may generate, if it is valid; and why these are fewer than it asks for.
+
+    Raises:
+        ContextLengthExceededError: prompt and `max_tokens` exceed the context.
+        ValueError: the prompt is empty, a token is none of the model's, or the token budget is not served.
+    """
+    layout, vocab_size = caches.layout, caches.model.vocab_size
+    if not prompt:
+        raise ValueError("the prompt is empty: give at least one token")
+    if not (min(prompt) >= 0 and max(prompt) < vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}); the prompt has {min(prompt)} to {max(prompt)}")
+    outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {vocab_size})")
+    room = layout.max_model_len - len(prompt)
+    wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
+    if wanted > room:
+        raise ContextLengthExceededError(len(prompt), wanted, layout.max_model_len)
+    selected = min(params.select_after or len(prompt), len(prompt))
+    caches = caches.within(params.token_budget)
+    view = None if layout.reselect else caches.room(selected)
+    if view is None:
+        return wanted, None
+    left = view - (len(prompt) - selected)
+    if left < 0:
+        raise ValueError(
+            f"the prompt behind select_after={selected} is {-left} tokens longer than the views' room of {view}: "
+            f"select later, or start the engine with --room {len(prompt) - selected} or without --when-full stop"
+        )
+    if wanted <= left + 1:  # the last token never enters a view
+        return wanted, None
+    reason = f"the views' room of {view} tokens is used up: raise --room, or drop --when-full stop"
+    return left + 1, reason

@@ -1,0 +1,120 @@
+"""Which slots hold a conversation that nobody hears: it goes on when it is asked for again, or makes way.
+
+SIGTERM    decoding requests are cut off:    their slots are parked, taken and saved
+a start    what was saved is put into slots
+a request  the same as before is told what there is, and its slot is woken
+another    that finds no free slot takes the one parked first
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+
+from kvjax.engine import slots
+from kvjax.engine.conversation import Conversation
+from kvjax.engine.parking import Parking, Saved
+from kvjax.engine.runner import Runner
+from kvjax.engine.sequence import ActiveRequest
+from kvjax.engine.slots import SlotArrays
+from kvjax.engine.steps import DecodeState
+
+logger = logging.getLogger(__name__)
+
+
+class Parked:
+    """The parked slots of one runner. The engine's lock guards it, and its thread alone calls what touches arrays."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.specs = SlotArrays(runner.caches.views, DecodeState.declare(runner.layout.slots, runner.vocab_size))
+        self._conversations: dict[int, Conversation] = {}
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    @property
+    def slots(self) -> list[int]:
+        """The oldest first."""
+        return list(self._conversations)
+
+    def tokens(self, slot: int) -> int | None:
+        """Tokens of a slot's conversation; None if the slot is not parked."""
+        conversation = self._conversations.get(slot)
+        return None if conversation is None else conversation.position + 1
+
+    def find(self, request: ActiveRequest) -> int | None:
+        """The slot whose conversation a request asks for; None if there is none."""
+        return next((slot for slot, each in self._conversations.items() if each.answers(request)), None)
+
+    def cut_off(self, decoding: Mapping[int, ActiveRequest]) -> None:
+        """Parks requests where they stand, by their slots: the youngest of all."""
+        for slot, request in sorted(decoding.items(), key=lambda item: item[1].arrived):
+            if not request.cancelled:
+                self._conversations[slot] = Conversation.of(request)
+
+    def claim(self, waiting: Iterable[ActiveRequest]) -> list[tuple[int, ActiveRequest, Conversation]]:
+        """Wakes the slots whose conversation one of these asks for: slot, request and conversation, no longer parked.
+
+        Their callers know nothing yet: see `Conversation.tell`.
+        """
+        claims, runner = [], self._runner
+        for request in waiting if self._conversations else ():
+            if (slot := self.find(request)) is not None:
+                runner.state = slots.wake(self.specs.state, runner.mesh, runner.state, np.int32(slot))
+                claims.append((slot, request, self._conversations.pop(slot)))
+        return claims
+
+    def drop(self, slot: int) -> Conversation | None:
+        """Forgets a slot's conversation, and returns it; None if it is not parked."""
+        return self._conversations.pop(slot, None)
+
+    def take(self) -> list[Saved]:
+        """Copies of all that is parked, on the host; a failure is logged. One slot at a time is twice on the device."""
+        taken = []
+        for slot, conversation in self._conversations.items():
+            try:
+                taken.append(Saved(slot, conversation, jax.device_get(self._take(slot))))
+            except Exception:
+                logger.exception("the conversation of slot %d could not be taken from the device", slot)
+        return taken
+
+    def restore(self, parking: Parking) -> int:
+        """Parks what an earlier engine has saved, and compiles all that it takes; returns how many conversations."""
+        self._warm_up()
+        for saved in parking.load():
+            self._put_back(saved)
+        return len(self)
+
+    def _put_back(self, saved: Saved) -> None:
+        """Parks one, in the slot it was in."""
+        self._put(saved.slot, saved.arrays)
+        plans = self._runner.caches.within(saved.conversation.params.token_budget).plans
+        self._runner.fill.resumed(saved.slot, int(saved.arrays.length), saved.arrays.used, plans)
+        self._conversations[saved.slot] = saved.conversation
+
+    def _warm_up(self) -> None:
+        """On slot 0, which stays as it is."""
+        row = self._take(0)
+        self._put(0, row)
+        self._runner.state = slots.wake(self.specs.state, self._runner.mesh, self._runner.state, np.int32(0))
+        self._put(0, row)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless every slot stands where its conversation does. Waits for the device."""
+        for slot, conversation in self._conversations.items():
+            arrays = jax.device_get(self._take(slot))
+            assert int(arrays.length) == conversation.position, (slot, arrays.length, conversation.position)
+            assert int(arrays.state.generated) == len(conversation.tokens), slot
+            assert int(arrays.state.token) == conversation.tokens[-1], slot
+            self._runner.fill.check_slot(slot, conversation.position, arrays.used)
+
+    def _take(self, slot: int) -> SlotArrays:
+        runner = self._runner
+        return slots.take(self.specs, runner.mesh, SlotArrays(runner.views, runner.state), np.int32(slot))
+
+    def _put(self, slot: int, row: SlotArrays) -> None:
+        runner = self._runner
+        new = slots.put(self.specs, runner.mesh, SlotArrays(runner.views, runner.state), row, np.int32(slot))
+        runner.views, runner.state = new.views, new.state

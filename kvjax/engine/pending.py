@@ -1,0 +1,29 @@
+"""A dispatch on its way through the device: whose results it will bring, and how they are read."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from kvjax.engine.sampling import Sample
+from kvjax.engine.sequence import ActiveRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A dispatch whose result is not read yet, and whose each of its columns was then.
+
+    Attributes:
+        emitted: [N, B], of decode steps; None for a first token, whose sample is [1] instead of [N, B].
+    """
+
+    emitted: jax.Array | None
+    sample: Sample
+    holders: dict[int, ActiveRequest]
+
+    def read(self) -> tuple[np.ndarray, Sample]:
+        """Waits for it; returns `emitted` and the sample, both [N, B], on the host."""
+        sample = jax.device_get(self.sample)
+        if self.emitted is None:
+            return np.ones((1, 1), np.bool_), jax.tree.map(lambda x: x[None], sample)
+        return np.asarray(self.emitted), sample
