@@ -110,6 +110,23 @@ def attend(
     )
 
 
+def entries(
+    view: View, slot: Int[Array, ""], start: Int[Array, ""], *, count: int, kv_heads: int
+) -> tuple[Float[Array, "N K D"], Float[Array, "N K D"], Bool[Array, "N"]]:
+    """K and V of `count` tokens from position `start` on, as a slot holds them, and whether it does, in all its heads.
+
+    For tokens that were appended: they lie one behind the other, so the last one's place tells that of each.
+    """
+    rows, capacity = view.k.shape[1:3]
+    positions = start + jnp.arange(count)
+    last = (view.used[slot] - 1) % capacity
+    index = (last - view.positions[slot, 0, last] + positions) % capacity
+    held = jnp.all(view.positions[slot, :, index] == positions[:, None], axis=1)
+    # gathered at once: the whole of a slot's view is never copied
+    k, v = (source[slot, :, index][:, :: rows // kv_heads] for source in (view.k, view.v))
+    return k, v, held
+
+
 def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
     """Cuts a slot back to what its terms keep, as its last queries choose: so an output may be longer than a view.
 

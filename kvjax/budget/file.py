@@ -1,6 +1,7 @@
 """Budget profiles as files: JSON that follows `schema.json`, written in one canonical form."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -76,6 +77,12 @@ def write(
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def digest(layers: Sequence[LayerBudget]) -> str:
+    """SHA-256 of the lines that `write` has for these budgets; as hexadecimal digits."""
+    text = canonical({"version": VERSION, "layers": [dataclasses.asdict(budget) for budget in layers]})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse(text: str | bytes, name: str) -> dict[str, Any]:

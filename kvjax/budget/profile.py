@@ -218,6 +218,11 @@ class BudgetProfile:
         file.write(path, self.layers, model, provenance)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the budgets, as hexadecimal digits; the same in every process."""
+        return file.digest(self.layers)
+
+    @property
     def tokens(self) -> int:
         """KV entries kept for each kv head of a sequence, over all layers."""
         return sum(budget.capacity for budget in self.layers)

@@ -117,6 +117,13 @@ class Caches:
             raise ValueError(f"token_budget={token_budget} needs other shapes than this engine's: leave it out")
         return Caches(self.model, layout, profile, plans, self.multi_turn)
 
+    @functools.cached_property
+    def decoding(self) -> str:
+        """All that decides, beside weights and tokens, what decode steps compute: their KV is stored under it."""
+        layout = self.layout
+        room = f"room {layout.room}, {'reselect' if layout.reselect else 'stop'}" if self.window else "no room"
+        return f"{layout.method}, budgets {self.profile.digest}, {room}"
+
     @property
     def groups(self) -> tuple[range, ...]:
         return self.profile.groups(self.model.layers, self.layout.group_layers)

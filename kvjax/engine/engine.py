@@ -368,6 +368,7 @@ class Engine:
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
             plans=caches.plans,
+            decoding=caches.decoding,
             view_fraction=caches.kept_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)

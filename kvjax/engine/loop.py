@@ -72,7 +72,9 @@ class EngineLoop:
         with self._condition:
             parked = self._parked.find(request) is not None
         if params.prompt_logprobs is None and not parked:  # which need the hidden state of every token
-            request.fetch = self._runner.fetch(request.prompt, params.select_after, request.cache_salt, self._wake)
+            request.fetch = self._runner.fetch(
+                request.prompt, params.select_after, request.cache_salt, self._wake, request.answer.decoding
+            )
         with self._condition:
             refused = self.failure is not None or self._stopping
             if not refused:
@@ -239,10 +241,13 @@ class EngineLoop:
     def _leave(self, request: ActiveRequest) -> None:
         prefill = None
         with self._condition:
-            if self._scheduler.remove(request) is not None and self._scheduler.prefilling is None:
+            slot = self._scheduler.remove(request)
+            if slot is not None and self._scheduler.prefilling is None:
                 prefill, self._prefill = self._prefill, None
         if prefill is not None:
             prefill.close()
+        if slot is not None:
+            self._runner.leave(slot)
 
     def _wake(self) -> None:
         with self._condition:
@@ -276,6 +281,7 @@ class EngineLoop:
             plans=request.plans,
             turn=params.turn,
             fetch=fetch,
+            answer=request.answer,
         )
         found = fetch.found if fetch is not None and self._prefill.reused else ()
         request.found = {tier: CHUNK * count for tier, count in collections.Counter(found).items()}

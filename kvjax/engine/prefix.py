@@ -6,6 +6,8 @@
 
 Pieces, not chunks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
 and a warm answer equals a cold one bit for bit.
+
+Where the store keeps generated tokens too, a prompt may go on behind its dense pieces with others (`answer.py`).
 """
 
 import logging
@@ -29,7 +31,9 @@ from kvjax.store.saving import Saving
 from kvjax.store.store import KVStore
 
 logger = logging.getLogger(__name__)
+Work = Callable[[], None]
 AHEAD = 32  # pieces of layers on their way to the host at once: each holds device memory until it is there
+OFFERS = 8  # and so do these, of generated tokens: a chunk in all layers each
 
 
 def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
@@ -58,9 +62,10 @@ class PrefixCache:
     """
 
     def __init__(self, store: KVStore, names: Namespace, piece: int, window: int) -> None:
-        self.store, self._namespace, self._piece, self._window = store, names, piece, window
+        self.store, self.piece, self._namespace, self._window = store, piece, names, window
         self._random = random.Random()
-        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(AHEAD)
+        self._work: queue.SimpleQueue[tuple[Work, threading.Semaphore] | None] = queue.SimpleQueue()
+        self._room, self._offers = threading.Semaphore(AHEAD), threading.Semaphore(OFFERS)
         self._thread = threading.Thread(target=self._run, name="kvjax-save", daemon=True)
         self._thread.start()
 
@@ -80,17 +85,34 @@ class PrefixCache:
 
     @property
     def _unit(self) -> int:
-        return self._piece // CHUNK
+        return self.piece // CHUNK
 
-    def names(self, tokens: np.ndarray, salt: str) -> list[ChunkName]:
-        """Of all chunks of a prompt's whole pieces."""
-        whole = len(tokens) // self._piece * self._piece
-        return ChunkName.chain(self._namespace.root(salt), tokens[:whole])
+    def names(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[ChunkName]:
+        """Of all chunks of a prompt's whole pieces.
 
-    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None]) -> Fetch:
-        """Starts to bring what is stored of a prompt nearer, but for its last tokens."""
-        most = (len(tokens) - max(self._window, 1)) // self._piece
-        return self.store.fetch(self.names(tokens, salt)[: max(most, 0) * self._unit], unit=self._unit, told=told)
+        Args:
+            decoding: says what decode steps do (`Caches.decoding`), which had part in chunk `fork` and what is behind.
+        """
+        whole, dense = len(tokens) // self.piece * self.piece, None if fork is None else fork * CHUNK
+        names = ChunkName.chain(self._namespace.root(salt), tokens[:whole][:dense])
+        if fork is None:
+            return names
+        return names + ChunkName.chain(self.parent(names, salt, decoding), tokens[dense:whole])
+
+    def parent(self, names: list[ChunkName], salt: str, decoding: str) -> bytes:
+        """What the chain of generated tokens begins with behind these dense chunks."""
+        return self._namespace.fork(names[-1].key if names else self._namespace.root(salt), decoding)
+
+    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None], decoding: str = "") -> Fetch:
+        """Starts to bring what is stored of a prompt nearer, but for its last tokens.
+
+        Dense chunks as far as they go, and only then those of generated tokens, if the store keeps them.
+        """
+        most = max((len(tokens) - max(self._window, 1)) // self.piece, 0)
+        tokens = tokens[: most * self.piece]
+        generated = self.store.config.store_generated
+        fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
+        return self.store.fetch(self.names(tokens, salt), unit=self._unit, told=told, fork=fork)
 
     def take(self, fetch: Fetch) -> int:
         """How many pieces of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
@@ -112,21 +134,40 @@ class PrefixCache:
             # always a copy: a device that shares the host's memory would read the slab after its lease has ended
             yield np.concatenate([k for k, _ in chunks], axis=1), np.concatenate([v for _, v in chunks], axis=1)
 
-    def save(self, tokens: np.ndarray, salt: str, first: int, check: Fetch | None = None) -> "PieceSaver":
+    def save(
+        self, tokens: np.ndarray, salt: str, first: int, fetch: Fetch | None = None, decoding: str = ""
+    ) -> "PieceSaver":
         """Begins to keep the whole pieces of a prompt from piece `first` on.
 
         Args:
-            check: KV of the first pieces that ought to be what is computed now. The saver's from now on.
+            fetch: what was found of it. Where nothing of that is used it is compared with what is computed now, as far
+                as that is dense prefill, and is the saver's from now on.
+            decoding: as for `names`.
         """
-        return PieceSaver(self, self.names(tokens, salt)[first * self._unit :], self._unit, check)
+        check = None if first else fetch
+        # behind pieces that decode steps had part in, the chain goes on from theirs
+        fork = fetch.fork if fetch is not None and first * self._unit > fetch.fork else None
+        names = self.names(tokens, salt, decoding, fork)
+        parent = self.parent(names, salt, decoding) if fork is None else names[-1].key
+        return PieceSaver(self, names[first * self._unit :], self._unit, parent, check)
 
-    def put(self, work: Callable[[], None]) -> None:
+    def put(self, work: Work) -> None:
         """Has the saving thread do something; waits while it is far behind."""
-        self._work.put(work)
+        self._room.acquire()
+        self._work.put((work, self._room))
+
+    def offer(self, begin: Callable[[], Work]) -> bool:
+        """Has the saving thread do what `begin` returns, or refuses while it is far behind: never waits."""
+        if not self._offers.acquire(blocking=False):
+            return False
+        self._work.put((begin(), self._offers))
+        return True
 
     def settle(self) -> None:
         """Waits until the saving thread has done all that it was given."""
-        self._work.join()
+        done = threading.Event()
+        self.put(done.set)
+        done.wait()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if something is left of a prompt; waits for what is still being saved."""
@@ -146,21 +187,28 @@ class PrefixCache:
         self.store.close()
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        while (given := self._work.get()) is not None:
+            work, room = given
             try:
                 work()
             except Exception:  # what is not saved is computed again
                 logger.exception("saving KV failed")
             finally:
-                self._work.task_done()
-        self._work.task_done()
+                del given, work  # and the arrays that came with it
+                room.release()
 
 
 class PieceSaver:
-    """New pieces of one prompt on their way to the host. The engine's thread calls; another one copies."""
+    """New pieces of one prompt on their way to the host. The engine's thread calls; another one copies.
 
-    def __init__(self, cache: PrefixCache, names: list[ChunkName], unit: int, check: Fetch | None = None) -> None:
-        self._cache, self._names, self._unit, self._check = cache, names, unit, check
+    Attributes:
+        parent: the key that generated tokens behind them go on from.
+    """
+
+    def __init__(
+        self, cache: PrefixCache, names: list[ChunkName], unit: int, parent: bytes, check: Fetch | None = None
+    ) -> None:
+        self._cache, self._names, self._unit, self.parent, self._check = cache, names, unit, parent, check
         self._saving: Saving | None = None
         self.pieces = len(names) // unit
         cache.put(self._begin)
@@ -188,7 +236,7 @@ class PieceSaver:
             rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
             if index in self._saving.wanted:
                 self._saving.fill(index, layer, keys[:, rows], values[:, rows])
-            if self._check is not None and index < self._check.loaded:
+            if self._check is not None and index < min(self._check.loaded, self._check.fork):
                 stored = self._cache.store.format.tensors(self._check.blob(index), layer)
                 same = all(
                     a.tobytes() == b.tobytes() for a, b in zip(stored, (keys[:, rows], values[:, rows]), strict=True)

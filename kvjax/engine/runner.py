@@ -18,6 +18,7 @@ from kvjax import cache
 from kvjax.attention.methods import LayerPlan
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
+from kvjax.engine.answer import Answer, Answers, AnswerSaver
 from kvjax.engine.caches import Caches
 from kvjax.engine.fill import Fill
 from kvjax.engine.prefix import PieceSaver, PrefixCache
@@ -44,7 +45,7 @@ class Prefill:
             of them.
         begin: position at which the last turn begins; 0 where the views are to be chosen by whatever comes last.
         reused: how many of the first pieces are not computed: their KV is among what `fetch` has brought.
-        saver: takes the KV of the others to the store.
+        saver: takes the KV of the others to the store; `answer` that of what follows.
         extended: tokens of the rest that are read; `last` is the hidden state [1, E] of the last of them.
     """
 
@@ -60,6 +61,7 @@ class Prefill:
     reused: int = 0
     fetch: Fetch | None = None
     saver: PieceSaver | None = None
+    answer: AnswerSaver | None = None
     group: int = 0
     piece: int = 0
     extended: int = 0
@@ -114,6 +116,7 @@ class Runner:
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
         self._fill = Fill(caches.plans, self.layout.slots)
         self.prefix = prefix
+        self._answers = Answers(prefix, caches)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
     @property
@@ -145,17 +148,19 @@ class Runner:
             self._workspaces = (tokens, pair)
         return self._workspaces[1]
 
-    def fetch(self, tokens: np.ndarray, select_after: int | None, salt: str, told: Callable[[], None]) -> Fetch | None:
+    def fetch(
+        self, tokens: np.ndarray, select_after: int | None, salt: str, told: Callable[[], None], decoding: str = ""
+    ) -> Fetch | None:
         """Starts to bring what is stored of a prompt's KV to host memory; for any thread.
 
         Args:
-            select_after, salt: as for `begin`.
+            select_after, salt: as for `begin`; `decoding` of its answer.
             told: called, from any thread, when nothing more will come.
         """
         tokens = self._selected(tokens, select_after)
         if self.prefix is None or len(tokens) <= self.layout.piece:
             return None
-        return self.prefix.fetch(tokens, salt, told)
+        return self.prefix.fetch(tokens, salt, told, decoding)
 
     def _selected(self, tokens: np.ndarray, select_after: int | None) -> np.ndarray:
         return tokens[:select_after] if select_after and self.caches.window else tokens
@@ -171,6 +176,7 @@ class Runner:
         turn: int | None = None,
         fetch: Fetch | None = None,
         keep: bool = True,
+        answer: Answer | None = None,
     ) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
 
@@ -184,6 +190,7 @@ class Runner:
             fetch: KV that takes the place of computing it; hidden states do not come with it. What it has not brought
                 by now is not waited for. It is the prefill's from now on.
             keep: whether the store gets what is computed.
+            answer: what will be generated, so that a store that keeps that as well can do so.
         """
         begin = max(len(tokens) - turn, 0) if turn and self.caches.multi_turn else 0
         tokens, rest = np.split(tokens, [len(self._selected(tokens, select_after))])
@@ -195,13 +202,12 @@ class Runner:
         size = min(self.layout.piece, bucket)
         plans = self.caches.plans if plans is None else plans
         prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin, fetch=fetch)
-        if self.prefix is not None and size == self.layout.piece:
-            check = None
-            if fetch is not None:
-                prefill.piece = prefill.reused = self.prefix.take(fetch)
-                if not prefill.reused and keep:
-                    prefill.fetch, check = None, fetch
-            prefill.saver = self.prefix.save(tokens, salt, prefill.reused, check) if keep else None
+        if self.prefix is not None and fetch is not None:
+            prefill.piece = prefill.reused = self.prefix.take(fetch)
+        if self.prefix is not None and keep and (size == self.layout.piece or self._answers.cache):
+            prefill.saver = self.prefix.save(tokens, salt, prefill.reused, fetch, answer.decoding if answer else "")
+            prefill.answer = self._answers.begin(prefill.saver.parent, prefill.prompt, prefill.length, answer)
+            prefill.fetch = fetch if prefill.reused else None
         return prefill
 
     def advance(self, prefill: Prefill) -> None:
@@ -213,9 +219,8 @@ class Runner:
             self._extend(prefill)
             return
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
-        size = prefill.size
+        size, group = prefill.size, self.groups[prefill.group]
         start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
-        group = self.groups[prefill.group]
         if prefill.fetch is not None:
             prefill.fetch.renew()
         if prefill.piece == prefill.reused:
@@ -262,13 +267,14 @@ class Runner:
             start = np.int32((prefill.reused + piece) * prefill.size)
             for place, layer in enumerate(self.groups[prefill.group]):
                 saver.put(piece, layer, *steps.cut(prefill.size, workspace[place], start))
+        self._answers.tail(prefill.answer, prefill.slot, self.groups[prefill.group], workspace, prefill.size)
         if prefill.group == prefill.groups - 1:
             saver.seal()
 
     def _extend(self, prefill: Prefill) -> None:
         tokens = prefill.rest[prefill.extended :][:EXTENSION]
         alone = np.arange(self.layout.slots) == prefill.slot
-        self._make_room(alone)
+        self._make_room(alone, len(tokens))
         count = self._fill.advance(alone, len(tokens))
         prefill.last, self.views = steps.extend(
             self._trunk, self._kinds, self.caches.plans, self._trunk_leaves, self._layer_leaves, self.views,
@@ -291,9 +297,7 @@ class Runner:
         """
         prompt = prefill.prompt
         row = SamplerState.of(params, prompt, endings, seed, self.vocab_size)
-        last = prefill.last
-        if last is None:
-            last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1))
+        last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1)) if prefill.last is None else prefill.last
         drawn, self.state = steps.first_token(
             self._trunk, self._trunk_leaves, self.state, last,
             np.int32(prefill.slot), np.int32(len(prompt)), np.int32(limit), row,
@@ -302,20 +306,18 @@ class Runner:
 
     def score(self, prefill: Prefill, piece: int) -> Sample:
         """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * size + i + 1`."""
-        size = prefill.size
-        start = piece * size
+        size, start = prefill.size, piece * prefill.size
         targets = np.zeros(size, np.int32)
         following = prefill.tokens[start + 1 : start + 1 + size]
         targets[: len(following)] = following
-        x = steps.rows(size, prefill.hidden, np.int32(start))
-        return steps.score(self._trunk, self._trunk_leaves, x, targets)
+        return steps.score(self._trunk, self._trunk_leaves, steps.rows(size, prefill.hidden, np.int32(start)), targets)
 
     def decode(self, alive: np.ndarray, count: int) -> steps.Steps:
         """Dispatches up to `count` decode steps; slots that are not `alive` [B] stop for good.
 
         Fewer where a view would be full before: it is selected anew at a moment that only its own sequence decides.
         """
-        self._make_room(alive)
+        self._make_room(alive, count)
         count = self._fill.advance(alive, count)
         out, self.views, self.state = steps.decode(
             self._trunk, self._kinds, self.caches.plans, self.layout.decode_steps, self._trunk_leaves,
@@ -323,10 +325,16 @@ class Runner:
         )  # fmt: skip
         return out
 
-    def _make_room(self, alive: np.ndarray) -> None:
+    def leave(self, slot: int) -> None:
+        """Whoever held the slot has ended, whichever way."""
+        self._answers.leave(self.views, slot, self._fill.length[slot])
+
+    def _make_room(self, alive: np.ndarray, count: int) -> None:
+        self._answers.keep_up(self.views, self._fill.length, count)
         if not self.layout.reselect:
             return  # a request ends by itself when its room is used up
         for layer, slot in self._fill.full(alive):
+            self._answers.gather(self.views, slot, self._fill.length[slot])
             self._reselect(layer, slot)
             self._fill.reselected(layer, slot)
 
@@ -361,6 +369,7 @@ class Runner:
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)
         jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
+        self._answers.warm_up(self.views)
         seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
         if self.caches.window:
             began = time.monotonic()
@@ -386,6 +395,7 @@ class Runner:
         """
         if self.prefix is not None:
             self.prefix.check_integrity()
+        self._answers.check_integrity()
         if self.layout.reselect:
             self._fill.check_integrity()
         for view in self.views:

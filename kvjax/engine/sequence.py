@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvjax.attention.methods import LayerPlan
+from kvjax.engine.answer import Answer
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ class ActiveRequest:
         fetch: what the store brings of the prompt's KV, computed for an earlier one of the same `cache_salt`.
         found: tokens of the prompt whose KV was not computed again, by the tier that had it.
         plans: what each layer keeps and reads, where the request has a token budget of its own.
+        answer: what it has generated, for the store.
         view_fraction: bytes of KV that the device keeps of the prompt, over those of its full KV.
         cancelled: set by the caller's thread; the engine takes the request out soon after.
         finished: the last delta is out; whatever the device still produces for it is ignored.
@@ -51,6 +53,7 @@ class ActiveRequest:
         plans: Sequence[LayerPlan] | None = None,
         view_fraction: float = 1.0,
         cache_salt: str = "",
+        decoding: str = "",
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -62,6 +65,7 @@ class ActiveRequest:
         self.plans = plans
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
+        self.answer = Answer(decoding, limit)
         self.fetch: Fetch | None = None
         self.found: dict[str, int] = {}
         self.cancelled = False
@@ -111,6 +115,7 @@ class ActiveRequest:
                     finish = Finish.LENGTH
             if finish is not None:
                 break
+        self.answer.tokens += tokens[:used]
         if finish is not None and not isinstance(reason, str):
             text, late = self._stops.push(self._detokenizer.flush())
             shown += text if late else text + self._stops.flush()

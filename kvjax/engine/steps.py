@@ -183,6 +183,14 @@ def reselect(kind: LayerKind, plan: LayerPlan, view: View, slot: Int[Array, ""],
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gather(
+    count: int, kv_heads: int, caches: tuple[View, ...], slot: Int[Array, ""], start: Int[Array, ""]
+) -> tuple[tuple[Float[Array, "N K D"], Float[Array, "N K D"], Bool[Array, "N"]], ...]:
+    """K and V of `count` generated tokens from position `start` on in each layer, and which of them a slot holds."""
+    return tuple(views.entries(view, slot, start, count=count, kv_heads=kv_heads) for view in caches)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def rows(count: int, hidden: Float[Array, "T E"], start: Int[Array, ""]) -> Float[Array, "N E"]:
     """`count` rows of the hidden states from `start` on."""

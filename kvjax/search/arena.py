@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,6 +34,7 @@ class Arena(abc.ABC):
         """Of each layer's attention to the prompts, in nats; one for every layer of the model."""
 
 
+@runtime_checkable
 class Population(Protocol):
     """What `TokenArena` needs of an evaluator: the local one, or one that has others judge."""
 

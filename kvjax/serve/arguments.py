@@ -77,6 +77,9 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("prefetch_policy", str, "|".join(PREFETCH), "how long a request waits for stored KV"),
         Option("write_policy", str, "|".join(WRITE), "when KV goes to the disk and the remote tier"),
         Option("eviction_policy", str, "|".join(POLICIES), "which KV leaves a full tier first"),
+        Option(
+            "store_generated", yes_no, "yes|no", "keep answers too; turns behind them may differ from computed ones"
+        ),
         Option("canary", float, "SHARE", "share of found KV that is computed all the same and compared"),
     ),
     "server": (

@@ -25,7 +25,8 @@ class ServeConfig:
     park: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
     method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
-        eviction_policy, canary: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in bytes.
+        eviction_policy, canary, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
+        bytes.
     when_full: what happens to an output longer than the room of a compressed view.
     """
 
@@ -62,6 +63,7 @@ class ServeConfig:
     write_policy: str = "write_through"
     eviction_policy: str = "lru"
     canary: float = 0.0
+    store_generated: bool = False
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
@@ -117,6 +119,7 @@ class ServeConfig:
             write_policy=self.write_policy,
             eviction_policy=self.eviction_policy,
             canary=self.canary,
+            store_generated=self.store_generated,
         )
 
     def _check_method(self) -> None:

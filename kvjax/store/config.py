@@ -28,6 +28,8 @@ class StoreConfig:
         promotion: whether a chunk that came from below stays in the host tier after its use.
         eviction_policy: which chunk leaves a full tier first.
         canary: share of the hits that are computed all the same and compared, bit by bit.
+        store_generated: whether the KV of generated tokens is kept as well, and found by prompts that go on from there.
+            It is what decode steps computed, so an answer may be another one than after computing the whole prompt.
 
     Raises:
         ValueError: settings that are none, or do not go together; says which.
@@ -47,6 +49,7 @@ class StoreConfig:
     promotion: str = "retain"
     eviction_policy: str = "lru"
     canary: float = 0.0
+    store_generated: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -66,7 +69,7 @@ class StoreConfig:
             raise ValueError(f"remote_deadline={self.remote_deadline} and selective_hits must be positive")
         if (self.disk_cache is None) != (self.disk_cache_size == 0):
             raise ValueError("a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)")
-        if not self.host_cache_size and (self.disk_cache or self.remote_cache):
+        if not self.host_cache_size and (self.disk_cache or self.remote_cache or self.store_generated):
             raise ValueError("chunks of every tier pass through host memory: give --host-cache-size as well")
 
     def patience(self, tokens: int) -> float:

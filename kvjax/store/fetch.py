@@ -29,13 +29,14 @@ class Fetch:
 
     Attributes:
         names: of all whole chunks of the prompt that may be used.
+        fork: how many of them are of the chain that was asked for first; behind it another one goes on.
         started: when it began, by `time.monotonic`.
         done: whether nothing more will come.
     """
 
     def __init__(self, store: KVStore, names: Sequence[ChunkName], unit: int, told: Callable[[], None]) -> None:
         """`KVStore.fetch` makes it. `unit`: chunks of a piece; `told` is called, from any thread, once it is done."""
-        self.names, self.started, self.done = names, time.monotonic(), False
+        self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
         self._store, self.unit, self._told = store, unit, told
         self.slabs: list[Slab | None] = [None] * len(names)
         self.tiers: list[str] = []  # where each chunk was found
@@ -99,6 +100,20 @@ class Fetch:
 
     # What follows is the store's side, under its mutex.
 
+    @property
+    def held(self) -> int:
+        """Chunks from the first on that are in host memory, without a gap."""
+        return next((index for index, slab in enumerate(self.slabs) if slab is None), len(self.slabs))
+
+    def turn(self, fork: int, names: Sequence[ChunkName]) -> bool:
+        """The first chain ends after `fork` chunks: other names stand behind. Not any more for a fetch that is done."""
+        if self.done:
+            return False
+        for index in range(fork, len(self.slabs)):
+            self._let_go(index)
+        self.names, self.fork = [*self.names[:fork], *names], fork
+        return True
+
     def place(self, index: int, slab: Slab, tier: str) -> None:
         """A chunk has come, with a lease for this fetch."""
         if self.closed or index >= self.limit:
@@ -124,8 +139,7 @@ class Fetch:
             self._told()
 
     def _whole(self) -> int:
-        count = next((index for index, slab in enumerate(self.slabs) if slab is None), len(self.slabs))
-        return min(count, self.limit) // self.unit * self.unit
+        return min(self.held, self.limit) // self.unit * self.unit
 
     def _replan(self) -> None:
         """After each piece: how long did it take, and is the rest still worth it?"""

@@ -4,6 +4,12 @@
 
 A key says all tokens from the first on, so chunks are shared by prefix and by nothing else. SHA-256 over explicit
 bytes: no process, no hash seed and no machine has keys of its own.
+
+Where decode steps have computed KV, the chain leaves that of dense prefill, and everything behind is computed from it:
+
+    key(i) = SHA256(fork(key(i - 1)) || tokens of chunk i)        fork(key) = SHA256(key || root with the profile)
+
+at the first such chunk only. Whoever does not know the profile never finds one, and no dense chunk is hidden by it.
 """
 
 import dataclasses
@@ -28,7 +34,7 @@ class Namespace:
         dtype: of K and V.
         shape: layers, kv heads and head dim.
         adapter: of fine-tuned weights on top; "" for none.
-        profile: digest of the budget profile for KV computed under sparse decode; "" for that of dense prefill.
+        profile: digest of the method and budget profile of KV that decode steps computed; "" for that of dense prefill.
     """
 
     weights: str
@@ -48,6 +54,13 @@ class Namespace:
             for part in (name.encode(), value.encode("utf-8", "surrogatepass")):
                 digest.update(len(part).to_bytes(4, "little") + part)  # no two lists of fields are the same bytes
         return digest.digest()
+
+    def fork(self, key: bytes, profile: str) -> bytes:
+        """The key that stands for `key` before the first chunk in which a decode step of this `profile` had part.
+
+        The tenant's salt is in `key` already.
+        """
+        return hashlib.sha256(key + dataclasses.replace(self, profile=profile).root()).digest()
 
 
 @dataclasses.dataclass(frozen=True)

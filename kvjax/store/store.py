@@ -20,15 +20,16 @@ from kvjax.store.eviction import POLICIES
 from kvjax.store.fetch import Fetch, slowest
 from kvjax.store.host import HostTier, Slab
 from kvjax.store.keys import ChunkName
+from kvjax.store.locate import HOST, locate
 from kvjax.store.planner import Planner
 from kvjax.store.saving import Saving
 from kvjax.store.stats import Counters, TierStats
 from kvjax.store.tier import Tier, TierError
 
 logger = logging.getLogger(__name__)
+Fork = Callable[[int], Sequence[ChunkName]]
 LOADERS, WRITERS = 4, 2  # threads
 ROOM_WAIT = 5.0
-HOST = "host"
 
 
 class KVStore:
@@ -61,30 +62,35 @@ class KVStore:
         """Chunks that the host tier holds at most."""
         return self._host.capacity
 
-    def fetch(self, names: Sequence[ChunkName], *, unit: int, told: Callable[[], None] = lambda: None) -> Fetch:
+    def fetch(
+        self,
+        names: Sequence[ChunkName],
+        *,
+        unit: int,
+        told: Callable[[], None] = lambda: None,
+        fork: Fork | None = None,
+    ) -> Fetch:
         """Starts to bring a chain of chunks to host memory, as far as it is there and worth it.
 
         Args:
             unit: chunks of a piece; the chain is cut to whole pieces.
             told: called, from any thread, when nothing more will come.
+            fork: where the chain ends after so many chunks, the names to look for behind, as many as are missing.
         """
-        names = names[: len(names) // unit * unit]
-        fetch = Fetch(self, names, unit, told)
+        fetch = Fetch(self, names[: len(names) // unit * unit], unit, told)
         with self.mutex:
             self._fetches.add(fetch)
-            for index in reversed(range(len(names))):  # the last one first: the beginning shall leave last
-                slab = self._host.find(names[index].hex)
-                if slab is not None:
-                    self._host.use(slab)
-                    slab.leases += 1
-                    fetch.slabs[index] = slab
-                    self._consider(slab)
-            if None not in fetch.slabs or not self.below:
-                fetch.tiers = [HOST] * len(names)
-                fetch.limit = next((i for i, slab in enumerate(fetch.slabs) if slab is None), len(names))
-                fetch.settle()
-                return fetch
-        self._loaders.submit(self._locate, fetch)
+            held = self._lease(fetch, 0)
+            fetch.tiers = [HOST] * held
+        if held < len(fetch.names) and self.below:
+            self._loaders.submit(self._locate, fetch, fork)
+            return fetch
+        if held < len(fetch.names) and fork is not None:
+            self._turn(fetch, held // unit * unit, fork)
+        with self.mutex:
+            fetch.tiers = [HOST] * len(fetch.names)
+            fetch.limit = fetch.held
+            fetch.settle()
         return fetch
 
     def save(self, names: Sequence[ChunkName]) -> Saving:
@@ -188,12 +194,33 @@ class KVStore:
             self._counters.add(HOST, "written")
             self._consider(slab)
 
+    def _lease(self, fetch: Fetch, first: int) -> int:
+        """Leases what the host tier has of the chunks from `first` on; returns how many a fetch holds without a gap."""
+        for index in reversed(range(first, len(fetch.names))):  # the last one first: the beginning shall leave last
+            slab = self._host.find(fetch.names[index].hex)
+            if slab is not None:
+                self._host.use(slab)
+                slab.leases += 1
+                fetch.slabs[index] = slab
+                self._consider(slab)
+        return fetch.held
+
+    def _turn(self, fetch: Fetch, end: int, fork: Fork) -> None:
+        """The chain of a fetch ends after `end` chunks; it goes on with another one."""
+        names = fork(end)[: len(fetch.names) - end]
+        with self.mutex:
+            if fetch.turn(end, names):
+                self._lease(fetch, end)
+
     # Loading: worker threads.
 
-    def _locate(self, fetch: Fetch) -> None:
+    def _locate(self, fetch: Fetch, fork: Fork | None) -> None:
         """Where is the chain, how much of it is worth loading? Then each missing chunk is loaded."""
         try:
-            tiers = self._find(fetch)
+            tiers = self._find(fetch, 0)
+            if len(tiers) < len(fetch.names) and fork is not None:
+                self._turn(fetch, len(tiers), fork)
+                tiers += self._find(fetch, len(tiers))
         except Exception:
             logger.exception("looking for stored chunks failed")
             tiers = []
@@ -210,32 +237,12 @@ class KVStore:
                     self._loaders.submit(self._load, fetch.names[index])
             fetch.settle()
 
-    def _find(self, fetch: Fetch) -> list[str]:
-        """The tier of each chunk from the first on, for as many whole pieces as are somewhere."""
-        tiers: list[str] = []
+    def _find(self, fetch: Fetch, first: int) -> list[str]:
+        """The tier of each chunk from `first` on, for as many whole pieces as are somewhere."""
         with self.mutex:
-            here = [slab is not None for slab in fetch.slabs]
-        while len(tiers) < len(here) and not fetch.closed:
-            if here[len(tiers)]:
-                tiers.append(HOST)
-                continue
-            rest = fetch.names[len(tiers) :]
-            tier = next((tier for tier in self.below if self._contains(tier, rest[0])), None)
-            if tier is None:
-                break
-            tiers += [tier.name] * self._extent(tier, rest)
+            names, here = fetch.names[first:], [slab is not None for slab in fetch.slabs[first:]]
+        tiers = locate(names, here, self.below, self._contains, lambda: fetch.closed)
         return tiers[: len(tiers) // fetch.unit * fetch.unit]
-
-    def _extent(self, tier: Tier, names: Sequence[ChunkName]) -> int:
-        """How many chunks from the first on a tier holds, which it does hold: few questions, though each takes long."""
-        low, step = 1, 1
-        while low < len(names) and self._contains(tier, names[min(low + step, len(names)) - 1]):
-            low, step = min(low + step, len(names)), 2 * step
-        high = min(low + step, len(names))  # the answer is in [low, high)
-        while low < high - 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._contains(tier, names[middle - 1]) else (low, middle)
-        return low
 
     def _contains(self, tier: Tier, name: ChunkName) -> bool:
         try:

@@ -1,12 +1,14 @@
 """The store as a user meets it: servers that are stopped, killed, started anew or share a folder; broken remotes."""
 
 import contextlib
+import functools
 import re
 import socket
 import threading
 import time
 
 import httpx
+import openai
 import pytest
 
 from tests.end_to_end.server_process import ServerProcess
@@ -74,6 +76,22 @@ def test_caches_are_back_after_a_stop_and_after_a_kill(tmp_path):
         url = process.ready()
         assert ask(url) == (cold, found)
         assert metric(url, "store_errors_total") == 0
+        assert process.terminate() == 0
+
+
+def test_with_the_flag_a_next_turn_finds_the_answer(tmp_path):
+    """Prompts are token ids and one token alone is said, so that nothing is tokenised anew."""
+    said, prompt = 300, [400 + index % 97 for index in range(900)]
+    with server(tmp_path, "log", "--store-generated", "yes") as process:
+        url = process.ready()
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            create = functools.partial(client.completions.create, model="kvjax-small", temperature=0)
+            first = create(prompt=prompt, max_tokens=140, logit_bias={str(said): 100})
+            wait_until(lambda: metric(url, "store_written_chunks_total", 'tier="host"') == 4)
+            again = create(prompt=[*prompt, *[said] * 140, *[500] * 60], max_tokens=1)
+        found = [each.usage.prompt_tokens_details.cached_tokens for each in (first, again)]
+        assert found == [0, 1024]
+        assert "host 1,024 + computed 76" in process.log
         assert process.terminate() == 0
 
 

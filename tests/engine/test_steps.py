@@ -99,6 +99,35 @@ def test_what_a_view_holds_is_what_dense_attention_sees(capacity, window):
         np.testing.assert_allclose(got[:1], want, atol=1e-5)
 
 
+@pytest.mark.parametrize(("capacity", "rows"), [(7, KV_HEADS), (40, KV_HEADS), (40, 3 * KV_HEADS)])
+def test_appended_tokens_are_taken_from_a_view_as_they_are_and_others_are_not_proven(capacity, rows):
+    """A ring that has turned, and views of a choice, some of them with rows for each query head."""
+    slot, length, total, start, count = 1, 6, 21, 12, 12
+    random = np.random.default_rng(capacity + rows)
+    shape = (SLOTS, rows, capacity, DIM)
+    view = View(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape[:3], -1), jnp.zeros(SLOTS, jnp.int32))
+    kept = (
+        random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :4] if capacity == 40 else np.zeros((rows, 0))
+    )
+    kept = np.sort(kept, axis=1).astype(np.int32)  # each row has chosen for itself
+    entries = kept.shape[1]
+    view = View(view.k, view.v, view.positions.at[slot, :, :entries].set(kept), view.used.at[slot].set(entries))
+    k, v = random.normal(0, 1, (2, total, SLOTS, KV_HEADS, DIM)).astype(np.float32)
+    active = np.arange(SLOTS) == slot
+    for position in range(length, total):
+        view = append(view, k[position], v[position], np.full(SLOTS, position, np.int32), active)
+    take = functools.partial(views.entries, count=count, kv_heads=KV_HEADS)
+    keys, values, held = jax.jit(take)(view, np.int32(slot), np.int32(start))
+    first = max(total - capacity, length)
+    assert held.tolist() == [first <= position < total for position in range(start, start + count)]
+    for index, position in enumerate(range(start, start + count)):
+        if held[index]:
+            np.testing.assert_array_equal(keys[index], k[position, slot])
+            np.testing.assert_array_equal(values[index], v[position, slot])
+    _, _, early = jax.jit(take)(view, np.int32(slot), np.int32(0))
+    assert not early[:length].any(), "of the prompt a view holds what it has chosen, each row something else"
+
+
 def test_idle_slots_keep_every_bit():
     """One of them may be receiving a prompt: not even a NaN may be changed there."""
     view = filled_view(5)
@@ -206,3 +235,13 @@ def test_install_copies_no_view(window):
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache.nbytes(view)
     assert memory.temp_size_in_bytes < 0.7 * cache.nbytes(workspace)
+
+
+def test_taking_tokens_from_views_copies_none_of_them():
+    specs = tuple(
+        View.declare(slots=4, kv_heads=2, capacity=capacity, head_dim=64, dtype=jnp.float32)
+        for capacity in (CONTEXT, 1024)
+    )
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    memory = steps.gather.lower(PIECE, 2, shapes(specs), number, number).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.01 * cache.nbytes(specs)

@@ -144,5 +144,34 @@ def test_every_scheme_is_scored_as_it_is_alone(model):
     together = its.bench.judge("search", schemes)
     for row, scheme in enumerate(schemes):
         alone = Evaluator(model, batch=1)
-        blocks = alone.place(its.bench._reader.read(its.bench.sets.search, 96, 2))
+        blocks = alone.place(its.bench.arena._reader.read(its.bench.sets.search, 96, 2))
         np.testing.assert_array_equal(alone(scheme[None], blocks, 16).exact[0], together.exact[row])
+
+
+def test_budgets_of_each_head(model):
+    """Four numbers where there were two; what serves them keeps the most of a layer's heads."""
+    config = dataclasses.replace(CONFIG, search="heads", warm_start="uniform", expand=(20,))
+    result = search(config, model=model, sets=sets(24), progress=False)
+    assert result.chosen.scheme is not None
+    assert len(result.chosen.scheme) == 4
+    assert sum(result.chosen.scheme) == 160
+    assert max(result.chosen.scheme[:2]) <= WINDOW + 6
+    for budget, row in zip(result.profile.layers, np.reshape(result.chosen.scheme, (2, 2)).tolist(), strict=True):
+        if budget.head_tokens is not None:
+            assert budget.head_tokens == tuple(row)
+        assert budget.capacity == min(max(row) + config.room, MODEL.max_position)
+    assert sum(result.expanded[20]) == 80
+
+
+def test_the_numbers_of_rocketkv(model):
+    """Layer 1 must keep, and layer 0 need not: at equal traffic evolution finds more than RocketKV's own split."""
+    config = dataclasses.replace(
+        CONFIG, search="rocketkv", token_budget=24, room=8, evaluations=60, group_layers=8, warm_start="uniform"
+    )
+    result = search(config, model=model, sets=sets(16), progress=False)
+    even = next(outcome for outcome in result.outcomes if outcome.name == "uniform")
+    assert result.chosen.selection.mean >= even.selection.mean
+    assert {outcome.name for outcome in result.outcomes} == {FULL, "evolution", "uniform"}
+    for budget in result.profile.layers:
+        assert budget.stage2_tokens is not None
+        assert budget.page_size == 4
