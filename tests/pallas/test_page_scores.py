@@ -60,8 +60,6 @@ class TestTpu(PageScores):
     implementation = "tpu"
 
     def unserved(self, case: Case) -> str | None:
-        if case.summary:
-            return "copy it whole"
         return "head_dim=64" if case.dim == 64 else None
 
 
