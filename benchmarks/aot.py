@@ -163,7 +163,19 @@ def programs() -> dict[str, Program]:
         "page scores, float8 summary": scores(16, jnp.float8_e4m3fn),
         **{f"selected attention, pages of {page}": selected(page) for page in (4, 8, 16)},
         "decode attention": Program(dense, full),
+        **steps(),
     }
+
+
+def steps() -> dict[str, Program]:
+    """Whole decode steps: compressed views of 8 conversations, and one full cache."""
+    from benchmarks.aot_decode import caches, decode_step
+
+    made = {
+        "decode step, rocketkv 1024": decode_step(caches(SLOTS, token_budget=READ)),
+        "decode step, full cache": decode_step(caches(1)),
+    }
+    return {name: Program(make, cache, donated=(2, 3)) for name, (make, cache) in made.items()}
 
 
 def control() -> dict[str, Program]:
