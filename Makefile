@@ -22,7 +22,7 @@ endif
 .SHELLFLAGS := -ec
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help serve test nightly lint format bench train-device constraints
+.PHONY: help serve test test-aot nightly lint format bench train-device constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ nightly: $(NIGHTLY)/installed ## Run every test: slow ones, third-party clients,
 	phase "tests" $(NIGHTLY)/bin/python -m pytest --durations=50 --ignore=tests/distributed $(ARGS) || failed=$$?
 	phase "tests, 8 dev." $(NIGHTLY)/bin/python -m pytest --durations=5 tests/distributed || failed=$$?
 	exit $$failed
+
+test-aot: $(NIGHTLY)/installed ## Compile every kernel for TPUs and an H200 that are not here; print what each takes
+	@$(NIGHTLY)/bin/python -m pytest -m aot -s $(ARGS)
 
 lint: .venv/installed-dev ## Check style, format and types
 	@. scripts/phase.sh

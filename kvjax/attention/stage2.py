@@ -94,6 +94,16 @@ class Stage2(abc.ABC):
         """The units that each row reads, at most `self.tokens` entries, and of each slot at most `tokens`."""
         scores = self.score(q, k, bounds, filled, scale=scale)
         eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
+        return self.best(scores, eligible, entries, tokens)
+
+    def best(
+        self,
+        scores: Float[Array, "B R U"],
+        eligible: Bool[Array, "B R U"],
+        entries: Int[Array, "B"],
+        tokens: Int[Array, "B"] | None = None,
+    ) -> Selection:
+        """The units that each row reads by their scores, of those that hold an entry."""
         if self.newest:
             newest = (entries - 1) // self.unit
             scores = jnp.where(jnp.arange(scores.shape[2]) == newest[:, None, None], jnp.inf, scores)

@@ -22,6 +22,8 @@ from kvjax.cache import ArraySpec, Terms, View, Workspace, constrain
 from kvjax.engine.sampling import Sample, SamplerState, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
+from kvjax.pallas.attend import attend as read
+from kvjax.pallas.dispatch import REFERENCE
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at a time
 
@@ -52,12 +54,21 @@ class Part[M: nnx.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """All that the compiled body of a layer depends on."""
+    """All that the compiled body of a layer depends on.
+
+    Attributes:
+        kernels: the implementation of what a decode step reads a view with, see `pallas.dispatch`.
+    """
 
     part: Part[Layer]
     window: int | None
     scale: float
     mesh: Mesh | None
+    kernels: str | None = REFERENCE
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None and self.kernels != REFERENCE:
+            raise NotImplementedError(f"kernels={self.kernels!r}: kernels are not split over devices yet")
 
 
 _Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
@@ -351,7 +362,7 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        return views.attend(plan, view, q, position, active, scale=kind.scale, window=kind.window)
+        return read(plan, view, q, position, active, scale=kind.scale, window=kind.window, implementation=kind.kernels)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view

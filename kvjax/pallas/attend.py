@@ -1,0 +1,68 @@
+"""How a decode step reads a view with kernels: `attention.views.attend` for every device, with the operations chosen.
+
+Appending to a view and installing one stay XLA's: they write a few rows in place.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kvjax.attention import views
+from kvjax.attention.methods import LayerPlan
+from kvjax.attention.stage2 import HybridPages
+from kvjax.cache import View
+from kvjax.pallas.decode_attention import decode_attention
+from kvjax.pallas.dispatch import REFERENCE
+from kvjax.pallas.page_scores import page_scores
+from kvjax.pallas.selected_attention import selected_attention
+
+
+def attend(
+    plan: LayerPlan,
+    view: View,
+    q: Float[Array, "B H D"],
+    position: Int[Array, "B"],
+    active: Bool[Array, "B"],
+    *,
+    scale: float,
+    window: int | None,
+    implementation: str | None = REFERENCE,
+) -> Float[Array, "B H D"]:
+    """Attends one token a slot to what its view holds, or to what stage 2 selects of that.
+
+    Args:
+        implementation: of every operation, see `dispatch`. None takes the reference for layers without kernels.
+
+    Raises:
+        NotImplementedError: one is asked for by name, and the layer or an operation of it is not served.
+    """
+    reason = _unserved(plan, window)
+    if reason is not None and implementation not in (None, REFERENCE):
+        raise NotImplementedError(reason)
+    if reason is not None or implementation == REFERENCE:
+        return views.attend(plan, view, q, position, active, scale=scale, window=window)
+    entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
+    if plan.stage2 is None:
+        return decode_attention(q, view.k, view.v, entries, scale=scale, implementation=implementation)
+    stage2, page = plan.stage2, plan.stage2.unit
+    grouped = q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2])
+    scores = page_scores(grouped, view.bounds, entries, page_size=page, scale=scale, implementation=implementation)
+    eligible = jnp.broadcast_to(jnp.arange(scores.shape[2]) * page < entries[:, None, None], scores.shape)
+    tokens, dense = (None, stage2.dense) if view.terms is None else (view.terms.tokens, view.terms.dense)
+    chosen = stage2.best(scores, eligible, entries, tokens)
+    out = selected_attention(
+        grouped, view.k, view.v, entries, chosen, page_size=page, scale=scale, implementation=implementation
+    ).reshape(q.shape)
+    if stage2.dense == 0:
+        return out
+    few = entries <= dense  # a slot that is not dense has no entries there, and costs nothing
+    whole = decode_attention(q, view.k, view.v, jnp.where(few, entries, 0), scale=scale, implementation=implementation)
+    return jnp.where(few[:, None, None], whole, out)
+
+
+def _unserved(plan: LayerPlan, window: int | None) -> str | None:
+    """Why no kernel serves a layer; None where some do."""
+    if plan.stage2 is not None and type(plan.stage2) is not HybridPages:
+        return f"{type(plan.stage2).__name__} scores in jax.numpy alone: kernels score the pages of HybridPages"
+    if plan.stage2 is None and window is not None:
+        return f"a sliding window of {window}: its ring has no order, and kernels read a view's first entries"
+    return None

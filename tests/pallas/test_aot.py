@@ -1,0 +1,54 @@
+"""Every kernel compiles for devices that are not here, without spills and without a copy of the cache.
+
+`make test-aot` runs this with `-s`, so that what each takes is printed.
+"""
+
+import functools
+
+import pytest
+
+from benchmarks import aot
+
+LARGEST_SHARE = 0.02  # of the cache: temporaries beyond it are a copy that nobody asked for
+MOST_SPILLED = 0  # bytes
+
+NOT_SERVED = {("h200", "selected attention, pages of 4"): "page_size=4"}
+
+
+@functools.cache
+def reports(target: str) -> dict[str, aot.Report]:
+    found = {report.program: report for report in aot.measure(target)}
+    print("", *found.values(), sep="\n")
+    return found
+
+
+@pytest.mark.aot
+@pytest.mark.slow  # a target takes most of a minute
+@pytest.mark.parametrize("program", sorted(aot.programs()))
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_compiles_without_spills_or_hidden_copies(target, program):
+    report = reports(target)[program]
+    if (target, program) in NOT_SERVED:
+        assert report.refused is not None
+        assert NOT_SERVED[target, program] in report.refused
+        return
+    assert report.refused is None
+    assert report.kernels, "no kernel is in what was compiled"
+    assert report.share <= LARGEST_SHARE, f"{report}: over {LARGEST_SHARE:.0%} of the cache"
+    assert (report.spilled or 0) <= MOST_SPILLED, str(report)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", ["v6e", "h200"])
+def test_a_copied_cache_is_seen(target):
+    [report] = aot.measure(target, list(aot.control()))
+    print(f"\n{report}")
+    assert report.share > LARGEST_SHARE
+
+
+def test_what_ptxas_says_is_read():
+    text = "0 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\nptxas info : Used 104 registers, used 2\n"
+    assert aot.read_ptxas(text) == (104, 20)
+    assert aot.read_ptxas(text + text.replace("104", "31")) == (104, 40)
+    with pytest.raises(ValueError, match="nothing of registers"):
+        aot.read_ptxas("")
