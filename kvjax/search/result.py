@@ -111,12 +111,12 @@ class SearchResult:
         """Where the profile comes from, as it is written into its file."""
         return {
             "made_by": "python -m kvjax.search",
-            "config": _plain(self.config),
+            "config": plain(self.config),
             "weights": self.weights,
             "tokens_kept_of_a_prompt": list(self.chosen.scheme or ()),
             "mean": float(np.mean(self.chosen.scheme or (0,))),
             "chosen": self.chosen.name,
-            "outcomes": [_plain(outcome) for outcome in self.outcomes],
+            "outcomes": [plain(outcome) for outcome in self.outcomes],
             "versions": self.versions,
         }
 
@@ -131,7 +131,7 @@ class SearchResult:
 
     def to_json(self) -> str:
         """Everything, to draw and compare later; `from_json` reads it."""
-        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        fields = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return json.dumps(fields, indent=1)
 
     @classmethod
@@ -183,16 +183,16 @@ def _generation(fields: dict[str, Any]) -> Generation:
     return Generation(**arrays, spread=spread, seconds=fields["seconds"])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,88 @@
+"""Where an allocator stands, on disk by Orbax: its state and what was judged. Resumed, it ends in the same bits."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kvjax.search.allocator import State
+from kvjax.search.generation import Generation
+
+_FIELDS = ("schemes", "score", "log_probability", "fitness")
+
+
+class Checkpoint:
+    """The newest state of one allocator's run, in a folder of its own.
+
+    Args:
+        identity: what must be equal for a saved state to be of this search: JSON values.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._folder, self._identity = folder.absolute(), identity
+
+    def save(self, state: State, history: Sequence[Generation]) -> None:
+        """Replaces what was saved before; a process that is killed meanwhile leaves the old one."""
+        arrays: dict[str, Any] = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))}
+        for name in _FIELDS if history else ():
+            arrays[name] = np.concatenate([getattr(generation, name) for generation in history])
+        arrays["sizes"] = np.array([len(generation.schemes) for generation in history], np.int64)
+        arrays["spread"] = np.array([generation.spread for generation in history], np.float64)
+        arrays["seconds"] = np.array([generation.seconds for generation in history], np.float64)
+        with self._manager() as manager:
+            step = len(history)
+            if step in manager.all_steps():
+                return
+            state_args = ocp.args.StandardSave({name: array for name, array in arrays.items() if array.size})
+            manager.save(step, args=ocp.args.Composite(state=state_args, identity=ocp.args.JsonSave(self._identity)))
+            manager.wait_until_finished()
+
+    def restore(self, like: State) -> tuple[State, list[Generation]] | None:
+        """The saved state and history; None if nothing is saved.
+
+        Args:
+            like: a state of the same structure, whose arrays may have other shapes.
+
+        Raises:
+            ValueError: another search is saved there; says in what it differs.
+        """
+        if not self._folder.exists():
+            return None
+        with self._manager() as manager:
+            newest = manager.latest_step()
+            if newest is None:
+                return None
+            found = manager.restore(
+                newest,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(), identity=ocp.args.JsonRestore()),
+            )
+        theirs = found["identity"]
+        differing = [key for key in {**theirs, **self._identity} if theirs.get(key) != self._identity.get(key)]
+        if differing:
+            raise ValueError(
+                f"{self._folder} holds another search, it differs in {', '.join(sorted(differing))}: "
+                "begin afresh (--fresh), or give another folder of runs"
+            )
+        arrays = found["state"]
+        leaves, structure = jax.tree.flatten(like)
+        state = jax.tree.unflatten(structure, [arrays[str(place)] for place in range(len(leaves))])
+        history: list[Generation] = []
+        begin = 0
+        for size, spread, seconds in zip(
+            *(arrays.get(name, ()) for name in ("sizes", "spread", "seconds")), strict=True
+        ):
+            parts = {name: np.asarray(arrays[name][begin : begin + size]) for name in _FIELDS}
+            history.append(Generation(**parts, spread=float(spread), seconds=float(seconds)))
+            begin += size
+        return state, history
+
+    def remove(self) -> None:
+        """Forgets what was saved."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True))
