@@ -60,7 +60,7 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     each = _bytes_of_token(first) / KIB
-    top = axes.secondary_xaxis("top", functions=(lambda x: x * each, lambda x: x / each))
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, each), lambda x: np.divide(x, each)))
     top.set_xticks([tick * each for tick in ticks], [f"{tick * each:,.0f}" for tick in ticks])
     top.minorticks_off()
     top.set_xlabel("KV kept of a prompt (KiB in bfloat16)")

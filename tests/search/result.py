@@ -1,6 +1,7 @@
 """A small search without a model: samples that need so many tokens of each layer, the middle layers most."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,12 @@ class Needs:
 
     def score(self, schemes: np.ndarray) -> SetScore:
         scores = self(schemes)
-        return SetScore(*mean_interval(scores.exact[0]), float(scores.log_probability.mean()), len(self.tokens))
+        return SetScore(
+            *mean_interval(scores.exact[0].tolist()), float(scores.log_probability.mean()), len(self.tokens)
+        )
 
 
+@functools.cache
 def search_result(
     token_budget: int = 64, *, layers: int = 8, sliding: bool = False, allocator: Allocator | None = None
 ) -> SearchResult:
