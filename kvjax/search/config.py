@@ -32,7 +32,8 @@ class SearchConfig:
         window, kernel, sinks: of stage 1: the last tokens, whose queries choose and which stay; the width of
             max-pooling; the first tokens, which stay too.
         room: entries that served views keep free for generated tokens.
-        warm_start: a profile whose proportions the search begins with.
+        warm_start: what evolution begins with: 'greedy', whose evaluations then count as its own, 'uniform', or the
+            file of a profile, whose proportions it takes.
         expand: other token budgets, to which the found scheme is scaled without another search.
         batch: schemes judged at a time.
         runs: folder of checkpoints; None keeps none.
@@ -58,7 +59,7 @@ class SearchConfig:
     sinks: int = 4
     room: int = 128
     seed: int = 0
-    warm_start: Path | None = None
+    warm_start: str = "greedy"
     expand: tuple[int, ...] = ()
     batch: int = 10
     runs: Path | None = None
@@ -93,7 +94,7 @@ def read_config(path: Path) -> SearchConfig:
 def from_fields(fields: dict[str, Any]) -> SearchConfig:
     """A config of plain values, as YAML and JSON have them."""
     fields = dict(fields)
-    for name in ("model", "warm_start", "runs", "output"):
+    for name in ("model", "runs", "output"):
         if fields.get(name) is not None:
             fields[name] = Path(fields[name])
     for name in ("tasks", "compare", "expand"):

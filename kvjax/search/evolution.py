@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kvjax.search.allocator import Allocator, Problem, State
 
+LEAST_SHARE = 0.02  # of the mean, where a search of logarithms may begin
 Mode = Literal["project", "paper"]
 
 
@@ -26,7 +27,7 @@ class Evolution(Allocator):
 
     Attributes:
         evaluations: schemes judged for each group of layers.
-        sigma: of the first generation; 0.3 in the paper, of k/c. Logarithms start wider.
+        sigma: of the first generation; None is the paper's 0.3, of k/c, and 0.5 for logarithms that begin at uniform.
         population: schemes a generation; None is the paper's 4 + floor(3 ln n).
         start: where each layer's search begins, as a share of the mean, the floor not counted; None is 1.
     """
@@ -46,12 +47,11 @@ class Evolution(Allocator):
             )
 
     def begin(self, problem: Problem, seed: int) -> State:
-        start = self.start or (1.0,) * problem.space.layers
-        if len(start) != problem.space.layers or min(start) < 0:
-            raise ValueError(f"start={start}: give {problem.space.layers} shares, none negative")
-        point = np.asarray(start, np.float32)
-        point = np.log(np.maximum(point, 0.02)) if self.mode == "project" else point
-        state: State = {"key": jax.random.key_data(jax.random.key(seed)), "best": point, "fitness": np.float64(-np.inf)}
+        state: State = {
+            "key": jax.random.key_data(jax.random.key(seed)),
+            "best": self._first(problem),
+            "fitness": np.float64(-np.inf),
+        }
         return self._enter(problem, state, 0)
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
@@ -86,13 +86,21 @@ class Evolution(Allocator):
         return state
 
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
-        """The mean, which a noisy objective has not chosen for its luck."""
+        """The mean, which a noisy objective has not chosen for its luck, and where the search began."""
         group, point = problem.space.groups[int(state["group"])], np.array(state["best"])
         point[group.start : group.stop] = state["es"].mean
-        return np.array([self._scheme(problem, point)])
+        return np.array([self._scheme(problem, point), self._scheme(problem, self._first(problem))])
 
     def spread(self, state: State) -> float:
         return float(state["es"].std)
+
+    def _first(self, problem: Problem) -> Float[np.ndarray, "L"]:
+        """The point at which the search begins."""
+        start = self.start or (1.0,) * problem.space.layers
+        if len(start) != problem.space.layers or min(start) < 0:
+            raise ValueError(f"start={start}: give {problem.space.layers} shares, none negative")
+        point = np.asarray(start, np.float32)
+        return np.log(np.maximum(point, LEAST_SHARE)) if self.mode == "project" else point
 
     def _enter(self, problem: Problem, state: State, group: int) -> State:
         """Begins a group with a fresh strategy; the groups before it stay at their best."""
@@ -120,7 +128,8 @@ class Evolution(Allocator):
         return self.population or 4 + math.floor(3 * math.log(dims))
 
     def _params(self, es: Any) -> Any:
-        return es.default_params.replace(std_init=self.sigma or (0.5 if self.mode == "project" else 0.3))
+        wide = self.mode == "project" and self.start is None
+        return es.default_params.replace(std_init=self.sigma or (0.5 if wide else 0.3))
 
 
 @cache

@@ -107,7 +107,7 @@ class Greedy(Allocator):
             for layer in range(space.layers):
                 schemes[layer * len(grid) : (layer + 1) * len(grid), layer] = grid
         elif state["round"] == 1:
-            schemes = np.array([self._knapsack(problem, np.asarray(state["curves"])[:, : len(grid)])])
+            schemes = self.proposals(problem, state)
         else:
             schemes = np.zeros((0, space.layers), np.int64)
         return schemes, state | {"round": state["round"] + 1}
@@ -120,6 +120,10 @@ class Greedy(Allocator):
         curves, grid = np.zeros((problem.space.layers, self.sizes)), self.grid(problem)
         curves[:, : len(grid)] = fitness.reshape(problem.space.layers, len(grid))
         return state | {"curves": curves}
+
+    def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
+        curves = np.asarray(state["curves"])[:, : len(self.grid(problem))]
+        return np.array([self._knapsack(problem, curves)])
 
     def _knapsack(self, problem: Problem, curves: Float[np.ndarray, "L N"]) -> Scheme:
         """The sizes of the largest summed utility, which is linear between the measured points."""

@@ -139,7 +139,7 @@ def _prefill(
             recent = stage1.window
             queries = jnp.take(q, jnp.maximum(length - recent + jnp.arange(recent), 0), axis=0)
             scores = stage1.score(queries, k, length, jnp.int32(recent), scale=config.query_scale)
-            entropies.append(_entropy(scores, places < length - recent))
+            entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
             if window is None:
                 ranked = jnp.where(places >= length - recent, jnp.inf, scores)
                 kept = min(ceiling, len(tokens))
@@ -159,8 +159,8 @@ def _prefill(
     return tuple(layers), first, jnp.stack(entropies)
 
 
-def _entropy(scores: Float[Array, "K T"], seen: Array) -> Float[Array, ""]:
-    """Of stage 1's scores as a distribution over the tokens before the window; flat ones call for a large budget."""
-    mass = jnp.where(seen, jnp.maximum(scores, 0), 0)
+def _entropy(scores: Float[Array, "K T"]) -> Float[Array, ""]:
+    """Of stage 1's scores as a distribution over tokens, in nats; flat ones call for a large budget."""
+    mass = jnp.where(jnp.isfinite(scores), jnp.maximum(scores, 0), 0)  # a sink's score is infinite
     shares = mass / jnp.maximum(jnp.sum(mass, axis=1, keepdims=True), 1e-30)
-    return jnp.mean(jnp.sum(jnp.where(shares > 0, -shares * jnp.log(jnp.maximum(shares, 1e-30)), 0), axis=1))
+    return jnp.mean(-jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-30)), axis=1))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,7 +61,7 @@ class Search:
         self._weights = files_digest(files) if all(file.exists() for file in files) else ""
         self.runs: dict[str, AllocatorRun] = {}
         if fresh and config.runs is not None:
-            for name in (config.allocator, *config.compare):
+            for name in (config.allocator, "greedy", *(anchor.name for anchor in ANCHORS), *config.compare):
                 Checkpoint(config.runs / name, {}).remove()
         self.run = self._begin(config.allocator)
 
@@ -80,7 +81,8 @@ class Search:
             return Greedy()
         if name == "random":
             return RandomSearch(config.evaluations * len(self.space.groups))
-        return Evolution(config.mode, config.evaluations, start=self._start())
+        start, spent = self._start(), self._warm_up_evaluations
+        return Evolution(config.mode, max(config.evaluations - spent // len(self.space.groups), 1), start=start)
 
     def result(self, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
         """Finishes what is compared, chooses on the selection set, and tests.
@@ -89,16 +91,14 @@ class Search:
             progress: told what is being done.
         """
         for name in (self.config.allocator, *(anchor.name for anchor in ANCHORS), *self.config.compare):
-            run = self.runs.get(name) or self._begin(name)
             progress(f"running {name}")
-            with self._saved(run) as save:
-                for _ in run:
-                    save(False)
+            self._finished(name)
         progress("choosing on the selection set, testing")
         uniform = self.bench.scores("test", self.space.uniform)
         outcomes = {FULL: self._outcome(FULL, None, uniform)}
         for name, run in self.runs.items():
-            outcomes[name] = self._outcome(name, self._best(run), uniform, run)
+            extra = self._warm_up_evaluations if name == "evolution" else 0
+            outcomes[name] = self._outcome(name, self._best(run), uniform, run, extra)
         own, even = outcomes[self.config.allocator].selection, outcomes["uniform"].selection
         wins = (own.mean, own.log_probability) >= (even.mean, even.log_probability)
         chosen = outcomes[self.config.allocator if wins else "uniform"]
@@ -121,6 +121,19 @@ class Search:
         judge = functools.partial(self.bench.judge, "search")
         run = AllocatorRun(self.allocator(name), self.bench.problem, self.bench.objective, judge, self.config.seed)
         self.runs[name] = run
+        return run
+
+    @property
+    def _warm_up_evaluations(self) -> int:
+        """What evolution owes to the allocator that it begins with."""
+        warmed = self.config.allocator == "evolution" and self.config.warm_start == "greedy"
+        return self.runs["greedy"].evaluations if warmed else 0
+
+    def _finished(self, name: str) -> AllocatorRun:
+        run = self.runs.get(name) or self._begin(name)
+        with self._saved(run) as save:
+            for _ in run:
+                save(False)
         return run
 
     @contextlib.contextmanager
@@ -159,7 +172,12 @@ class Search:
         return tuple(int(kept) for kept in finalists[int(np.argmax(fitness))])
 
     def _outcome(
-        self, name: str, scheme: Scheme | None, uniform: Float[np.ndarray, "2 S"], run: AllocatorRun | None = None
+        self,
+        name: str,
+        scheme: Scheme | None,
+        uniform: Float[np.ndarray, "2 S"],
+        run: AllocatorRun | None = None,
+        extra: int = 0,
     ) -> Outcome:
         sets: dict[str, SetScore] = {}
         gain = (0.0, 0.0, 0.0)
@@ -170,15 +188,20 @@ class Search:
                 middle, low, high = mean_interval(((scores[0] - uniform[0] + 1) / 2).tolist())
                 gain = (2 * middle - 1, 2 * low - 1, 2 * high - 1)
         history = [] if run is None else run.history
-        spent = sum(generation.seconds for generation in history)
-        return Outcome(name, scheme, **sets, gain=gain, evaluations=run.evaluations if run else 0, seconds=spent)
+        evaluations = extra + sum(len(generation.schemes) for generation in history)
+        spent = math.fsum(generation.seconds for generation in history)
+        return Outcome(name, scheme, **sets, gain=gain, evaluations=evaluations, seconds=spent)
 
     def _start(self) -> tuple[float, ...] | None:
-        """Shares of a saved profile beyond the floor, of mean 1."""
-        if self.config.warm_start is None:
+        """Shares beyond the floor, of mean 1, that evolution begins with; None for equal ones."""
+        begin = self.config.warm_start
+        if begin == "uniform":
             return None
-        profile = BudgetProfile.load(self.config.warm_start, ModelFingerprint.of(self.bench.model.config))
-        kept = np.array([profile.layers[layer].capacity - self.config.room for layer in self.bench.evaluator.layers])
+        if begin == "greedy":
+            kept = np.array(self._finished("greedy").finalists(1)[0])
+        else:
+            layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config)).layers
+            kept = np.array([layers[layer].capacity for layer in self.bench.evaluator.layers]) - self.config.room
         beyond = np.maximum(kept - self.space.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
 

@@ -63,10 +63,13 @@ class Space:
         """The scheme that shares what lies beyond the floors in proportion to weights: exactly the total.
 
         Water-filling: what a layer cannot take above its ceiling goes to the others, in the same proportions. Then
-        largest remainder makes whole numbers. Weights that are not positive and finite count as none, and if all
-        are none, as equal.
+        largest remainder makes whole numbers. Where all weights are 0 they count as equal.
+
+        Raises:
+            ValueError: a weight is negative, infinite or not a number.
         """
-        weights = np.where(np.isfinite(weights) & (weights > 0), weights, 0.0).astype(np.float64)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(f"weights {weights}: give finite numbers, none negative")
         room, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.layers * self.floor)
         shares = [Fraction(0)] * self.layers
         open_layers = list(range(self.layers))
@@ -85,7 +88,7 @@ class Space:
             open_layers = [layer for layer in open_layers if layer not in filled]
         return tuple(self.floor + share for share in largest_remainder(shares))
 
-    def completed(self, scheme: Float[np.ndarray, "L"]) -> Scheme:
+    def completed(self, scheme: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Scheme:
         """Any numbers scaled to the exact total: what a search without a hard constraint has found, or at another c.
 
         The paper rounds up, and overshoots; here the sum is exact. "Search once, expand": a scheme found at one mean

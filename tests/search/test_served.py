@@ -1,0 +1,81 @@
+"""What was searched is what is served: the engine with a profile says what the masked evaluation says."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from kvjax import models
+from kvjax.attention.stage1 import Observation
+from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
+from kvjax.engine import Engine, EngineConfig
+from kvjax.search.evaluation import Evaluator
+from kvjax.search.reading import Reader
+from kvjax.search.samples import Case
+from tests.engine import tiny
+from tests.engine.client import GREEDY, generate
+
+WINDOW, KERNEL, SINKS, ROOM = 8, 7, 4, 24
+WINDOWS, CONTEXT = [100, None, None], 640
+SCHEMES = [(12, 12), (20, 90), (560, 33)]
+
+
+def profile(scheme) -> BudgetProfile:
+    like = LayerBudget.selecting(64, observation_window=WINDOW, pooling_kernel=KERNEL, sinks=SINKS)
+    capacities = [kept + ROOM for kept in scheme]
+    return BudgetProfile.from_group_budgets(WINDOWS, CONTEXT, capacities, like, group_layers=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("searched"))
+    return path, models.load(path)
+
+
+@pytest.fixture(scope="module", params=SCHEMES, ids=str)
+def served(request, model, tmp_path_factory):
+    """The scheme, and the engine that serves it."""
+    path, decoder = model
+    file = tmp_path_factory.mktemp("profile") / "profile.json"
+    profile(request.param).save(file, ModelFingerprint.of(decoder.config))
+    config = EngineConfig(
+        max_model_len=CONTEXT, max_num_seqs=2, budgets=str(file), method="rocketkv-stage1", room=ROOM, reselect=False
+    )
+    with Engine.from_pretrained(path, config) as engine:
+        yield request.param, engine
+
+
+@pytest.mark.parametrize("asked", [0, 5], ids=["question in the prompt", "question behind it"])
+def test_the_engine_generates_what_the_evaluation_calls_right(model, served, asked):
+    _, decoder = model
+    scheme, engine = served
+    rng = np.random.default_rng(3)
+    cases = []
+    for length in (40, 200, 557):
+        prompt = rng.integers(5, 250, length).tolist()
+        params = dataclasses.replace(GREEDY, max_tokens=12, select_after=length - asked if asked else None)
+        [completion] = generate(engine, [(prompt, params)])
+        tail = (*prompt[length - asked :], *completion.tokens)
+        cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
+    evaluator = Evaluator(decoder, batch=4, devices=jax.devices()[:1])
+    blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(cases, 560))
+    scores = evaluator(np.array([scheme]), blocks, len(cases))
+    np.testing.assert_array_equal(scores.exact, 1)
+    wrong = [dataclasses.replace(case, tail=(*case.tail[:-1], case.tail[-1] ^ 1)) for case in cases]
+    blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(wrong, 560))
+    np.testing.assert_array_equal(evaluator(np.array([scheme]), blocks, len(cases)).exact, 0)
+
+
+def test_memory_falls_as_the_profile_says(model, served):
+    """Bytes of K and V on the device, counted from the arrays that are there."""
+    _, decoder = model
+    scheme, engine = served
+    held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
+    entries = 100 + sum(min(kept + ROOM, CONTEXT) for kept in scheme)
+    config = decoder.config
+    assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
+    if scheme == (12, 12):
+        full = 2 * (100 + 2 * CONTEXT) * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
+        assert math.ceil(full / held) == 9  # 1,380 entries, and 172
