@@ -1,0 +1,112 @@
+"""A small search without a model: samples that need so many tokens of each layer, the middle layers most."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from kvjax.budget import ModelFingerprint
+from kvjax.eval.metrics import mean_interval
+from kvjax.search.allocator import Allocator, Fixed, Problem
+from kvjax.search.config import SearchConfig
+from kvjax.search.evaluation import Scores
+from kvjax.search.evolution import Evolution
+from kvjax.search.generation import AllocatorRun
+from kvjax.search.heuristics import ANCHORS, Greedy
+from kvjax.search.objective import Objective
+from kvjax.search.result import FULL, Outcome, SearchResult, SetScore
+from kvjax.search.space import Scheme
+
+CEILING = 480
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Needs:
+    """Samples, each right where enough of its needs are met."""
+
+    tokens: np.ndarray  # [samples, layers]
+
+    @classmethod
+    def draw(cls, samples: int, layers: int, seed: int) -> "Needs":
+        middle = np.exp(-(((np.arange(layers) - 0.4 * layers) / (0.2 * layers)) ** 2))
+        return cls((8 + 150 * middle) * np.random.default_rng(seed).lognormal(0, 0.6, (samples, layers)))
+
+    def __call__(self, schemes: np.ndarray) -> Scores:
+        met = np.minimum(1.0, schemes[:, None] / self.tokens).mean(axis=-1).astype(np.float32)
+        return Scores((met > 0.9).astype(np.float32), met, np.log(met))
+
+    def score(self, schemes: np.ndarray) -> SetScore:
+        scores = self(schemes)
+        return SetScore(
+            *mean_interval(scores.exact[0].tolist()), float(scores.log_probability.mean()), len(self.tokens)
+        )
+
+
+@functools.cache
+def search_result(
+    token_budget: int = 64, *, layers: int = 8, sliding: bool = False, allocator: Allocator | None = None
+) -> SearchResult:
+    """What a search over such samples finds, compared with the anchors; every second layer slides, if asked for."""
+    allocator = allocator or Evolution(evaluations=120)
+    name = "greedy" if isinstance(allocator, Greedy) else "evolution"
+    config = SearchConfig(
+        model=Path("models/kvjax_small"),
+        tasks=("mini/niah_single_2", "mini/vt"),
+        token_budget=token_budget,
+        allocator=name,
+        evaluations=120,
+        samples=32,
+        selection=64,
+        test=128,
+        expand=(2 * token_budget,),
+    )
+    windows = (None, 16) * layers if sliding else (None,) * layers
+    sets = [Needs.draw(count, layers, seed) for seed, count in enumerate((32, 64, 128))]
+    empty = SearchResult(
+        config=config,
+        model=ModelFingerprint("qwen3", len(windows), 2, 32),
+        weights="sha256:0123",
+        windows=windows,
+        ceiling=CEILING,
+        context=4096,
+        chosen=_outcome(FULL, None, layers, token_budget, sets),
+        outcomes=(),
+        expanded={},
+        history=(),
+        versions={"jax": "0.11.2"},
+    )
+    problem = Problem(empty.space, np.linspace(1.0, 3.0, layers))
+    run = AllocatorRun(allocator, problem, Objective(), sets[0], seed=0)
+    for _ in run:
+        pass
+    found = _outcome(name, _tuple(run.finalists(1)[0]), layers, token_budget, sets, run.evaluations)
+    anchors = [_outcome(rule.name, _scheme(rule, problem), layers, token_budget, sets) for rule in ANCHORS]
+    chosen = max(found, anchors[0], key=lambda outcome: outcome.selection.mean)
+    return dataclasses.replace(
+        empty,
+        chosen=chosen,
+        outcomes=(empty.chosen, *anchors, found),
+        expanded={2 * token_budget: tuple(2 * kept for kept in chosen.scheme or ())},
+        history=tuple(run.history),
+    )
+
+
+def _scheme(rule: Fixed, problem: Problem) -> Scheme:
+    return _tuple(np.array(rule.scheme(problem)))
+
+
+def _tuple(scheme: np.ndarray) -> Scheme:
+    return tuple(int(kept) for kept in scheme)
+
+
+def _outcome(
+    name: str, scheme: Scheme | None, layers: int, mean: int, sets: list[Needs], evaluations: int = 1
+) -> Outcome:
+    kept = np.array([scheme or (CEILING,) * layers])
+    uniform = np.full((1, layers), mean)
+    apart = (sets[2](kept).exact - sets[2](uniform).exact)[0]
+    spread = 1.96 * float(apart.std()) / len(apart) ** 0.5
+    gain = float(apart.mean())
+    scores = (needs.score(kept) for needs in sets)
+    return Outcome(name, scheme, *scores, (gain, gain - spread, gain + spread), evaluations, 0.05 * evaluations)
