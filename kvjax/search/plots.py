@@ -24,18 +24,19 @@ def budgets(result: SearchResult) -> Picture:
 
     The dark foot of a bar is what every layer keeps anyway, the window and the sinks. Layers that slide are absent.
     """
-    space, chosen = result.space, np.array(result.chosen.scheme or result.space.uniform)
+    chosen, floor = np.array(result.tokens), result.config.window + result.config.sinks
     layers = [index for index, window in enumerate(result.windows) if window is None]
     places = np.arange(len(layers))
     picture = Picture(min(max(6.5, 2.5 + 0.28 * len(layers)), 14), 3.8)
     axes = picture.subplots()
     axes.bar(places, chosen, 0.72, color=BODY, label=f"chosen: {result.chosen.name}")
-    axes.bar(places, np.minimum(chosen, space.floor), 0.72, color=BASE, label="window and sinks")
+    axes.bar(places, np.minimum(chosen, floor), 0.72, color=BASE, label="window and sinks")
     for name, dashes in (("uniform", "--"), ("pyramid", ":")):
         for outcome in result.outcomes:
             if outcome.name == name and outcome.scheme is not None:
                 marker = MARKERS[name]
-                axes.plot(places, outcome.scheme, marker=marker, linestyle=dashes, color=INK, markersize=4, label=name)
+                kept = result.tokens_of(outcome.scheme)
+                axes.plot(places, kept, marker=marker, linestyle=dashes, color=INK, markersize=4, label=name)
     _thin(axes, places, layers)
     axes.set(xlabel="layer", ylabel="tokens kept of a prompt", xlim=(-0.7, len(layers) - 0.3))
     axes.set_ylim(0, None)
@@ -53,8 +54,8 @@ def convergence(result: SearchResult) -> Picture:
     picture = Picture(8.5, 4.2)
     axes = picture.subplots()
     scores = np.concatenate([generation.score for generation in result.history] or [np.zeros(0)])
-    costs = np.concatenate([generation.schemes.sum(axis=1) for generation in result.history] or [np.zeros(0)])
-    number, fair = 1 + np.arange(len(scores)), costs <= result.space.total
+    fair = np.concatenate([result.affordable(each.schemes) for each in result.history] or [np.zeros(0, bool)])
+    number = 1 + np.arange(len(scores))
     axes.plot(number[fair], 100 * scores[fair], "o", color=BODY, markersize=4, alpha=0.75, label="a scheme")
     if not fair.all():
         axes.plot(
@@ -102,9 +103,10 @@ def generations(result: SearchResult) -> Picture:
     if not count:
         axes.text(0.5, 0.5, "nothing was judged", ha="center", va="center", transform=axes.transAxes)
         return picture
-    means = np.array([generation.schemes.mean(axis=0) for generation in result.history]).T
+    kept = [np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes]) for each in result.history]
+    means = np.array([each.mean(axis=0) for each in kept]).T
     # greedy measures layers while all others keep everything: such generations do not set the scale
-    fair = means.mean(axis=0) <= 2 * result.space.mean
+    fair = means.mean(axis=0) <= 2 * np.mean(result.tokens_of(result.uniform))
     most = float(means[:, fair].max()) if fair.any() else None
     extent = (0.5, count + 0.5, -0.5, len(layers) - 0.5)
     shown = axes.imshow(  # light is much: the map's luminance rises all the way

@@ -29,8 +29,9 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     points: list[tuple[float, float]] = []
     others = 0
     for name in dict.fromkeys(o.name for r in results for o in r.outcomes if o.scheme is not None):
-        found = [o for r in results for o in r.outcomes if o.name == name and o.scheme is not None]
-        means = np.array([np.mean(o.scheme or ()) for o in found])
+        its = [(r, o) for r in results for o in r.outcomes if o.name == name and o.scheme is not None]
+        found = [o for _, o in its]
+        means = np.array([r.cost_of(o.scheme or ()) for r, o in its])
         points += [(float(mean), 100 * o.test.mean) for mean, o in zip(means, found, strict=True)]
         own = name == first.config.allocator
         others += not own
@@ -113,7 +114,7 @@ def _draw_cell(axes: Axes, column: int, row: int, outcome: Outcome, share: float
 
 def _bytes_of_token(result: SearchResult) -> int:
     """Bytes that one more token in every layer takes, K and V of all kv heads, two bytes a number."""
-    return 2 * 2 * result.space.layers * result.model.kv_heads * result.model.head_dim
+    return 2 * 2 * len(result.tokens) * result.model.kv_heads * result.model.head_dim
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.search.config import SearchConfig, from_fields
@@ -101,6 +102,16 @@ class SearchResult:
         rows = np.array(scheme).reshape(layers, -1)
         kept = rows[:, 0] if self.config.search == "rocketkv" else np.rint(rows.mean(axis=1))
         return tuple(int(each) for each in kept)
+
+    def cost_of(self, scheme: Scheme) -> float:
+        """Tokens a layer on average: kept of a prompt or, where RocketKV's numbers are searched, what a step reads."""
+        return float(self.config.token_budget if self.config.search == "rocketkv" else np.mean(scheme))
+
+    def affordable(self, schemes: Int[np.ndarray, "P N"]) -> Bool[np.ndarray, "P"]:
+        """Which schemes cost no more than the budget; the numbers of RocketKV always do."""
+        if self.config.search == "rocketkv":
+            return np.ones(len(schemes), bool)
+        return schemes.sum(axis=1) <= self.config.token_budget * schemes.shape[1]
 
     @property
     def profile(self) -> BudgetProfile:

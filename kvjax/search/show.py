@@ -26,7 +26,7 @@ def html(result: SearchResult) -> str:
     heads = "".join(f'<th style="{CELL}">{head}</th>' for head in HEAD)
     return (
         '<div style="font-family:sans-serif;line-height:1.5">'
-        f"<p><b>{escape(chosen.name)}</b>: {escape(setting(result))} by each of {result.space.layers} layers on "
+        f"<p><b>{escape(chosen.name)}</b>: {escape(setting(result))} by each of {len(result.tokens)} layers on "
         f"average.<br><b>{mean}%</b> {measured(result)} ({interval}) on {chosen.test.samples} samples kept for this "
         f"test{_full(result)}. {escape(gain(result))}<br>{escape(gap(chosen))}</p>"
         f"{svg(result)}"
@@ -40,11 +40,12 @@ def html(result: SearchResult) -> str:
 
 def svg(result: SearchResult) -> str:
     """A bar a layer, a line at the mean, in the colour of the text around it; hover for the numbers."""
-    kept = np.array(result.chosen.scheme or result.space.uniform)
+    kept = np.array(result.tokens)
     layers = [index for index, window in enumerate(result.windows) if window is None]
     broad = len(kept) <= BROADEST
     bar, step, every = (26, 32, 1) if broad else (10, 12, 4)
-    most, floor, end = max(1, int(kept.max())), result.space.floor, step * len(kept)
+    most, end = max(1, int(kept.max())), step * len(kept)
+    floor = result.config.window + result.config.sinks
     lines = {HEIGHT + 16: "layer"} | ({HEIGHT + 31: "tokens"} if broad else {})
     parts = []
     for place, (layer, tokens) in enumerate(zip(layers, kept.tolist(), strict=True)):

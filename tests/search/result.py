@@ -16,7 +16,7 @@ from kvjax.search.generation import AllocatorRun
 from kvjax.search.heuristics import ANCHORS, Greedy
 from kvjax.search.objective import Objective
 from kvjax.search.result import FULL, Outcome, SearchResult, SetScore
-from kvjax.search.space import Scheme
+from kvjax.search.space import Scheme, Space
 
 CEILING = 480
 
@@ -68,7 +68,7 @@ def search_result(
         model=ModelFingerprint("qwen3", len(windows), 2, 32),
         weights="sha256:0123",
         windows=windows,
-        ceiling=CEILING,
+        longest=CEILING,
         context=4096,
         chosen=_outcome(FULL, None, layers, token_budget, sets),
         outcomes=(),
@@ -76,7 +76,8 @@ def search_result(
         history=(),
         versions={"jax": "0.11.2"},
     )
-    problem = Problem(empty.space, np.linspace(1.0, 3.0, layers))
+    space = Space(layers, token_budget, config.window + config.sinks, CEILING)
+    problem = Problem(space, np.linspace(1.0, 3.0, layers))
     run = AllocatorRun(allocator, problem, Objective(), sets[0], seed=0)
     for _ in run:
         pass
