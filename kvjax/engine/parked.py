@@ -28,7 +28,7 @@ class Parked:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self.specs = SlotArrays(runner.caches.views, DecodeState.declare(runner.layout.slots, runner.vocab_size))
+        self._specs = SlotArrays(runner.caches.views, DecodeState.declare(runner.layout.slots, runner.vocab_size))
         self._conversations: dict[int, Conversation] = {}
 
     def __len__(self) -> int:
@@ -59,10 +59,10 @@ class Parked:
 
         Their callers know nothing yet: see `Conversation.tell`.
         """
-        claims, runner = [], self._runner
+        claims = []
         for request in waiting if self._conversations else ():
             if (slot := self.find(request)) is not None:
-                runner.state = slots.wake(self.specs.state, runner.mesh, runner.state, np.int32(slot))
+                self._wake(slot)
                 claims.append((slot, request, self._conversations.pop(slot)))
         return claims
 
@@ -98,7 +98,7 @@ class Parked:
         """On slot 0, which stays as it is."""
         row = self._take(0)
         self._put(0, row)
-        self._runner.state = slots.wake(self.specs.state, self._runner.mesh, self._runner.state, np.int32(0))
+        self._wake(0)
         self._put(0, row)
 
     def check_integrity(self) -> None:
@@ -112,9 +112,14 @@ class Parked:
 
     def _take(self, slot: int) -> SlotArrays:
         runner = self._runner
-        return slots.take(self.specs, runner.mesh, SlotArrays(runner.views, runner.state), np.int32(slot))
+        return slots.take(self._specs, runner.mesh, SlotArrays(runner.views, runner.state), np.int32(slot))
 
     def _put(self, slot: int, row: SlotArrays) -> None:
         runner = self._runner
-        new = slots.put(self.specs, runner.mesh, SlotArrays(runner.views, runner.state), row, np.int32(slot))
+        arrays = SlotArrays(runner.views, runner.state)
+        new = slots.put(slots.shardings(arrays, runner.mesh), arrays, row, np.int32(slot))
         runner.views, runner.state = new.views, new.state
+
+    def _wake(self, slot: int) -> None:
+        runner = self._runner
+        runner.state = slots.wake(slots.shardings(runner.state, runner.mesh), runner.state, np.int32(slot))

@@ -1,7 +1,7 @@
 """One slot's part of every array: taken out and put back, so that a conversation can leave the device and return.
 
 Compiled like the steps, and donated like them: the arrays of the other slots are not touched. Static are the arrays'
-own specs, of one declaration with their allocation.
+own specs, of one declaration with their allocation, or the shardings that they have.
 """
 
 import dataclasses
@@ -47,16 +47,21 @@ def take(specs: SlotArrays, mesh: Mesh | None, arrays: SlotArrays, slot: Int[Arr
     return cache.constrain(row, cache.rows(specs), mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def put(specs: SlotArrays, mesh: Mesh | None, arrays: SlotArrays, row: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def put(shardings: SlotArrays | None, arrays: SlotArrays, row: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
     """The arrays with one slot's part replaced. The slot does not decode before `wake`."""
     row = dataclasses.replace(row, state=dataclasses.replace(row.state, active=row.state.active & False))
     new = jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, slot, 0), arrays, row)
-    return cache.constrain(new, specs, mesh)
+    return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def wake(specs: DecodeState, mesh: Mesh | None, state: DecodeState, slot: Int[Array, ""]) -> DecodeState:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def wake(shardings: DecodeState | None, state: DecodeState, slot: Int[Array, ""]) -> DecodeState:
     """Sets a slot decoding from where it stands."""
     new = dataclasses.replace(state, active=state.active.at[slot].set(True))
-    return cache.constrain(new, specs, mesh)
+    return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings)
+
+
+def shardings[T](arrays: T, mesh: Mesh | None) -> T | None:
+    """How arrays lie on a mesh now, to be kept so: steps are compiled for it, and choose some of it themselves."""
+    return None if mesh is None else jax.tree.map(lambda array: array.sharding, arrays)

@@ -74,3 +74,23 @@ def test_nobody_is_lost_whatever_happens(slots, events):
         decoding = {*scheduler.decoding.values()}
         assert len(scheduler.running) - len(decoding) == (scheduler.prefilling is not None)
     assert order == sorted(order)
+
+
+def test_parked_slots_are_taken_last_and_in_their_order():
+    scheduler = Scheduler[str](3)
+    for request in "abcd":
+        scheduler.submit(request)
+    taken = []
+    for _ in range(2):
+        slot, _ = scheduler.admit(parked=[slot for slot in (2, 0) if slot not in taken])
+        scheduler.prefilled()
+        taken.append(slot)
+    assert taken == [1, 2]
+    scheduler.resume("d", 0)
+    assert scheduler.slots == ["d", "a", "b"]
+    assert list(scheduler.waiting) == ["c"]
+    assert scheduler.decoding == {0: "d", 1: "a", 2: "b"}
+    assert scheduler.admit(parked=[]) is None
+    with pytest.raises(AssertionError, match="held"):
+        scheduler.resume("c", 0)
+    scheduler.check_integrity()
