@@ -7,7 +7,7 @@ Everything that comes from or goes to the device passes through here. The store'
 import contextlib
 import dataclasses
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -92,6 +92,12 @@ class HostTier:
         """A chunk was found: it leaves later."""
         slab.hits += 1
         self._policy.use(slab.key)
+
+    def touch(self, chain: Sequence[Slab | None]) -> None:
+        """What goes on from this chain was used: the chain leaves later than that, and its beginning last."""
+        for slab in reversed(chain):
+            if slab is not None:
+                self._policy.use(slab.key)
 
     def take(self, key: str) -> Slab | None:
         """A slab to write a new chunk to, leased to its writer; None if it is being written, or all are leased."""

@@ -211,6 +211,7 @@ class KVStore:
         with self.mutex:
             if fetch.turn(end, names):
                 self._lease(fetch, end)
+                self._host.touch(fetch.slabs[:end])
 
     # Loading: worker threads.
 

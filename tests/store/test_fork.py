@@ -149,3 +149,18 @@ def test_a_gap_ends_the_second_chain_too(behind):
     chain = forked(dense, 1, chunks=4)
     behind.hold([*chain[:1], *chain[2:]])
     assert behind.found(dense, lambda end: chain) == (2, 1)
+
+
+def test_of_a_conversation_the_generated_end_leaves_before_the_dense_beginning():
+    store, dense = store_of(chunks=6), names_of(4)
+    generated = forked(dense, 2)
+    save(store, [*dense[:2], *generated])
+    with store.fetch(dense, unit=1, fork=lambda end: forked(dense, end)) as fetch:
+        assert fetch.loaded == 4
+    there = [*dense[:2], *generated]
+    for seed, left in ((1, 4), (2, 4), (3, 3), (4, 2), (5, 1)):
+        save(store, names_of(1, seed=seed))
+        held = [name for name in there if store._host.holds(name.hex)]
+        assert held == there[:left]
+    store.check_integrity()
+    store.close()
