@@ -47,14 +47,15 @@ def update(
     Args:
         positions: of each entry, negative where it holds no key.
     """
-    slots, _, capacity, _ = k.shape
+    slots, heads, capacity, _ = k.shape
     page = written // page_size
     entries = page[:, None] * page_size + jnp.arange(page_size)
     inside = jnp.minimum(entries, capacity - 1)  # of the last page, where it is a partial one
-    each = jnp.arange(slots)[:, None]
-    keys = k[each, :, inside].transpose(0, 2, 1, 3)  # [B, K, S, D]
-    held = ((positions[each, :, inside] >= 0) & (entries < capacity)[..., None]).transpose(0, 2, 1)
-    new = summarize(keys, held, page_size, bounds.dtype)[:, :, 0]
+    # row by row: XLA would want what is read or written together side by side on a TPU, and copy the view to that order
+    slot, head = jnp.arange(slots)[:, None, None], jnp.arange(heads)[:, None]
+    rows = (slot, head, inside[:, None])
+    held = (positions[rows] >= 0) & (entries < capacity)[:, None]
+    new = summarize(k[rows], held, page_size, bounds.dtype)[:, :, 0]
     # an idle slot's page lies outside, and what is written there is dropped
-    at = (jnp.arange(slots), slice(None), jnp.where(active, page, bounds.shape[2]))
+    at = (slot, head, jnp.where(active, page, bounds.shape[2])[:, None, None], jnp.arange(2))
     return bounds.at[at].set(new, mode="drop", unique_indices=True)

@@ -66,8 +66,9 @@ def append(
     """Adds one entry to each active slot. Other slots are left untouched: one may be receiving a new prompt."""
     slots, heads, capacity, _ = view.k.shape
     index = view.used % capacity
-    # an idle slot's index lies outside, and what is written there is dropped
-    at = (jnp.arange(slots), slice(None), jnp.where(active, index, capacity))
+    # an idle slot's index lies outside, and what is written there is dropped; each head has its own row, or XLA would
+    # want the heads of an entry side by side on a TPU, and copy the views from and to that order at every step
+    at = (jnp.arange(slots)[:, None], jnp.arange(heads), jnp.where(active, index, capacity)[:, None])
 
     def write(target: Array, value: Array) -> Array:
         value = jnp.repeat(value, heads // value.shape[1], axis=1) if value.ndim == 3 else value
