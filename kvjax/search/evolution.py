@@ -78,7 +78,9 @@ class Evolution(Allocator):
         # where all are equal there is nothing to learn, least of all that steps should be smaller
         if np.ptp(fitness) > 0:
             key = jax.random.wrap_key_data(jnp.asarray(state["key"]))
-            inner, _ = es.tell(key, state["asked"], -jnp.asarray(fitness, jnp.float32), inner, self._params(es))
+            # how far behind the best, for float32 would make ties of large numbers that differ by little
+            behind = jnp.asarray(np.max(fitness) - fitness, jnp.float32)
+            inner, _ = es.tell(key, state["asked"], behind, inner, self._params(es))
         state = state | {"es": inner, "judged": state["judged"] + len(schemes)}
         winner = int(np.argmax(fitness))
         if fitness[winner] > state["fitness"]:

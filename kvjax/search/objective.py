@@ -36,8 +36,8 @@ class Objective:
     def __call__(self, schemes: Int[np.ndarray, "P L"], scores: Scores) -> Float[np.ndarray, "P"]:
         score = self.score(scores).mean(axis=1, dtype=np.float64)
         if self.paper:
-            saved = np.array([cache_score(tuple(scheme), self.mean) for scheme in schemes])
+            saved = np.array([cache_score(tuple(scheme.tolist()), self.mean) for scheme in schemes])
             return score * (1 + self.weight * saved)
         # less than the least difference of two shares of right replies, so that it decides between equals only
-        answers = np.exp(scores.log_probability.mean(axis=1, dtype=np.float64))
+        answers = 1 / (1 - scores.log_probability.mean(axis=1, dtype=np.float64))  # exp would make 0 of -100 and -200
         return score + answers / (2 * scores.exact.shape[1] if self.measure == "exact" else 1000)

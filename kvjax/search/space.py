@@ -134,7 +134,7 @@ def grouped(count: int, most: int) -> tuple[range, ...]:
     return tuple(range(first, min(first + most, count)) for first in range(0, count, most))
 
 
-def cache_score(scheme: Scheme, mean: float) -> float:
+def cache_score(scheme: Scheme, mean: int | float) -> float:
     """The paper's CacheScore: 1 at its target mean c, falling five times as fast above it as below.
 
     `max(0, 1 - (k - c)/c)` for a mean k above c, else `1 - 0.2 (1 - k/c)`.

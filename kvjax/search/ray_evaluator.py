@@ -1,0 +1,207 @@
+"""Judges schemes in other processes, on this machine or many: Ray actors that each hold the model.
+
+    caller                                     actors, each with an `Evaluator` of its own
+    place ---- readings, once ---> object store ---- pulled at first use, then kept ---> devices
+    call  ---- an even share of the schemes, in order ---------------------------------> judged
+          <--- scores, joined in that order --------------------------------------------
+
+Prompts are read by the caller alone and shipped as arrays: that takes the time of a copy where reading them takes that
+of a prefill, and all actors judge on the same bits.
+"""
+
+import dataclasses
+import importlib
+import itertools
+import os
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from kvjax import models
+from kvjax.search.evaluation import Evaluator, Scores
+from kvjax.search.reading import Readings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shipped:
+    """Readings in Ray's object store. They are dropped everywhere when the last of this is.
+
+    Attributes:
+        key: by which actors know what they have pulled.
+        reference: Ray's.
+        entropy: of the readings.
+    """
+
+    key: int
+    reference: Any
+    entropy: Float[np.ndarray, "S L"]
+
+
+class RayEvaluator:
+    """`Evaluator` with a population split over Ray actors. Needs the extra `ray`.
+
+    Scores are those of `Evaluator` with the same batch to the bit, on devices of the same kind: the same compiled
+    function judges, and a scheme's numbers do not depend on those beside it. With another batch they round otherwise.
+
+    An actor that dies is replaced, and its share judged again; not so if that one dies too. Connects to the cluster
+    that RAY_ADDRESS names, or starts a local one, unless this process is connected already. Not for several threads.
+
+    Args:
+        folder: of the model, under this path on every machine.
+        actors: how many.
+        batch: schemes that an actor judges at a time; fewer are padded, so best a population's share of an actor.
+        dtype: of the model.
+        options: of every actor, as Ray has them: `{"num_gpus": 1}`. A CPU core each by default.
+        patience: seconds within which actors must have loaded the model.
+
+    Attributes:
+        layers: those of the model with a budget.
+        evaluations: schemes judged so far, each time on a whole set.
+
+    Raises:
+        ImportError: Ray is not installed.
+        RuntimeError: an actor cannot load the model.
+        TimeoutError: the cluster has no place for the actors.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        actors: int = 2,
+        batch: int = 16,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        options: Mapping[str, Any] | None = None,
+        patience: int | float = 600,
+    ) -> None:
+        if min(actors, batch) < 1:
+            raise ValueError(f"actors={actors} and batch={batch} must be at least 1")
+        try:
+            self._ray = importlib.import_module("ray")
+        except ImportError as error:
+            raise ImportError("no Ray: install kvjax with its extra `ray`, or judge with Evaluator") from error
+        self._options = {"num_cpus": 1} | dict(options or {})
+        self._arguments = os.path.abspath(folder), np.dtype(dtype).name, batch
+        self._patience = patience
+        self._dead = self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError
+        self._keys = itertools.count()
+        self._alive: weakref.WeakValueDictionary[int, Shipped] = weakref.WeakValueDictionary()
+        self.evaluations = 0
+        self._actors: list[Any] = []
+        self._owner = not self._ray.is_initialized()
+        if self._owner:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, but Ray forks to exec
+                self._ray.init()
+        try:
+            self._actors += [self._start() for _ in range(actors)]
+            self.layers = self._loaded(self._actors)
+        except BaseException:
+            self.close()
+            raise
+
+    def place(self, readings: Readings) -> list[Shipped]:
+        """Readings where every actor can get them."""
+        arrays = jax.tree.map(np.asarray, readings)
+        shipped = Shipped(next(self._keys), self._ray.put(arrays), arrays.entropy)
+        self._alive[shipped.key] = shipped
+        return [shipped]
+
+    def __call__(
+        self, schemes: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Shipped], samples: int
+    ) -> Scores:
+        """Scores of every scheme on the first `samples` samples of blocks, as `Evaluator` gives them.
+
+        Raises:
+            RuntimeError: an actor died, and so did the one that took its place.
+        """
+        if schemes.ndim not in (2, 3) or schemes.shape[1] != len(self.layers):
+            raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {len(self.layers)} layers")
+        if not self._actors:
+            raise RuntimeError("this evaluator was closed: make another")
+        self.evaluations += len(schemes)
+        needed = [(block.key, block.reference) for block in blocks]  # in a list Ray passes references on as such
+        rest = needed, list(self._alive), samples
+        shares = [share for share in np.array_split(schemes, len(self._actors)) if len(share)]
+        pending = [actor.judge.remote(share, *rest) for actor, share in zip(self._actors, shares, strict=False)]
+        found: list[Scores] = []
+        for number, (share, judged) in enumerate(zip(shares, pending, strict=True)):
+            try:
+                found.append(self._ray.get(judged))
+            except self._dead:
+                found.append(self._again(number, share, rest))
+        return Scores(
+            *(np.concatenate([getattr(part, field.name) for part in found]) for field in dataclasses.fields(Scores))
+        )
+
+    def close(self) -> None:
+        """Ends the actors, and Ray if this has started it."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+        if self._owner:
+            self._ray.shutdown()
+
+    def __enter__(self) -> "RayEvaluator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> Any:
+        return self._ray.remote(_Worker).options(**self._options).remote(*self._arguments)
+
+    def _loaded(self, actors: list[Any]) -> list[int]:
+        """Waits until actors have the model: its layers with a budget."""
+        try:
+            return self._ray.get([actor.layers.remote() for actor in actors], timeout=self._patience)[0]
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(
+                f"{len(actors)} actors with {self._options} did not load {self._arguments[0]} within {self._patience} "
+                f"s; the cluster has {self._ray.cluster_resources()}: ask for fewer or smaller ones, or wait longer"
+            ) from error
+        except self._dead as error:
+            raise RuntimeError(
+                f"an actor could not load {self._arguments[0]}, see above: every machine of the cluster needs that "
+                "folder, kvjax, and memory for the model"
+            ) from error
+
+    def _again(self, number: int, share: np.ndarray, rest: tuple[Any, ...]) -> Scores:
+        """A share of schemes judged by a new actor in the place of one that died."""
+        self._ray.kill(self._actors[number])  # it may be out of reach only
+        self._actors[number] = self._start()
+        self._loaded([self._actors[number]])
+        try:
+            return self._ray.get(self._actors[number].judge.remote(share, *rest))
+        except self._dead as error:
+            raise RuntimeError(
+                f"an actor died while it judged {len(share)} schemes, and so did the one that took its place. Most "
+                f"often that is memory: judge fewer at a time than batch={self._arguments[2]}, start fewer actors on "
+                "a machine, or give them more (options); `ray logs` has their last words"
+            ) from error
+
+
+class _Worker:
+    """What runs in an actor."""
+
+    def __init__(self, folder: str, dtype: str, batch: int) -> None:
+        self._evaluator = Evaluator(models.load(folder, dtype=jnp.dtype(dtype)), batch=batch)
+        self._placed: dict[int, list[Readings]] = {}
+
+    def layers(self) -> list[int]:
+        return self._evaluator.layers
+
+    def judge(self, schemes: np.ndarray, needed: list[tuple[int, Any]], alive: list[int], samples: int) -> Scores:
+        """Scores of schemes; what is not alive any more is dropped."""
+        self._placed = {key: blocks for key, blocks in self._placed.items() if key in alive}
+        for key, reference in needed:
+            if key not in self._placed:
+                self._placed[key] = self._evaluator.place(importlib.import_module("ray").get(reference))
+        blocks = [block for key, _ in needed for block in self._placed[key]]
+        return self._evaluator(schemes, blocks, samples)
