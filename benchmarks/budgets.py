@@ -22,7 +22,7 @@ from kvjax.engine import Engine, EngineConfig, SamplingParams
 from kvjax.search.config import SearchConfig
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
-from kvjax.search.show import table
+from kvjax.search.show import outcomes, table
 
 TASKS: dict[str, dict[str, Any]] = {
     "needles": {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2")},
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         for budget in args.token_budgets:
             for mode in ("project", "paper"):
                 results.append(found(settings(args, task, budget, mode)))
-                Console().print(table(results[-1:]))
+                Console().print(outcomes(results[-1]))
     measured = speed(settings(args, args.tasks[0], args.token_budgets[-1], "project"))
     Console().print(table(results))
     for name, value in measured.items():

@@ -106,6 +106,15 @@ def test_a_profile_for_another_model_is_refused(path, model, differing):
     assert f"this model is {model}: they differ in {differing};" in str(caught.value)
 
 
+def test_a_profile_for_some_weights_is_refused_for_others_and_read_where_nobody_knows_them(path):
+    mine, other = (dataclasses.replace(MODEL, weights=digit * 64) for digit in "ab")
+    PROFILE.save(path, mine)
+    assert BudgetProfile.made_for(path) == mine
+    assert BudgetProfile.load(path, mine) == BudgetProfile.load(path, MODEL) == PROFILE
+    with pytest.raises(ValueError, match=r"weights aaaaaaaaaaaa; .*weights bbbbbbbbbbbb: they differ in weights;"):
+        BudgetProfile.load(path, other)
+
+
 def test_the_fingerprint_of_a_configuration():
     config = models.read_config(ROOT / "models" / "kvjax_small")
     fingerprint = ModelFingerprint.of(config)
@@ -153,7 +162,7 @@ BAD_DOCUMENTS = [
     (changed(("model/family", 3)), "model.family is 3, must be string"),
     (changed(("model/head_dim", 0)), "model.head_dim is 0, must be at least 1"),
     (changed(("model/kv_heads", GONE)), "model.kv_heads is missing"),
-    (changed(("model/depth", 3)), r"model.depth is unknown \(known: family, layers, kv_heads, head_dim\)"),
+    (changed(("model/depth", 3)), r"model.depth is unknown \(known: family, layers, kv_heads, head_dim, weights\)"),
     (changed(("provenance", [])), r"provenance is \[\], must be object"),
     (changed(("comment", "mine")), "comment is unknown"),
     (changed(("layers", [])), "layers is empty"),
@@ -256,7 +265,9 @@ def test_the_schema_names_the_fields_of_the_dataclasses():
     assert list(layer["properties"]) == fields
     assert layer["required"] == fields[:-2]  # the last two came later
     model = schema()["properties"]["model"]
-    assert list(model["properties"]) == model["required"] == [f.name for f in dataclasses.fields(ModelFingerprint)]
+    fields = [field.name for field in dataclasses.fields(ModelFingerprint)]
+    assert list(model["properties"]) == fields
+    assert model["required"] == fields[:-1]  # and so did this
     assert schema()["$id"] == schema()["properties"]["$schema"]["const"]
 
 

@@ -17,6 +17,16 @@ VERSION = 1
 _SHOWN_FAULTS = 5
 
 
+def made_for(path: str | os.PathLike[str]) -> ModelFingerprint:
+    """The model that the profile in a file names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no profile.
+    """
+    return ModelFingerprint(**parse(Path(path).read_bytes(), str(path))["model"])
+
+
 def read(path: str | os.PathLike[str], model: ModelFingerprint) -> tuple[LayerBudget, ...]:
     """The budgets in a file, once it is known to be a profile for that model.
 
@@ -25,11 +35,15 @@ def read(path: str | os.PathLike[str], model: ModelFingerprint) -> tuple[LayerBu
         ValueError: it is no profile, or one for another model; names the fields at fault.
     """
     document = parse(Path(path).read_bytes(), str(path))
-    made_for = document["model"]
-    differing = [name for name, value in made_for.items() if value != getattr(model, name)]
+    made_for = ModelFingerprint(**document["model"])
+    differing = [
+        name
+        for name, value in dataclasses.asdict(made_for).items()
+        if value != getattr(model, name) and not (name == "weights" and None in (value, model.weights))
+    ]
     if differing:
         raise ValueError(
-            f"{path} is for {ModelFingerprint(**made_for)}; this model is {model}: they differ in "
+            f"{path} is for {made_for}; this model is {model}: they differ in "
             f"{', '.join(differing)}; use a profile made for this model"
         )
     layers = []
@@ -61,7 +75,7 @@ def write(
     document: dict[str, Any] = {
         "$schema": schema()["$id"],
         "version": VERSION,
-        "model": dataclasses.asdict(model),
+        "model": {name: value for name, value in dataclasses.asdict(model).items() if value is not None},
         "layers": [_fields(budget) for budget in layers],
     }
     if provenance is not None:

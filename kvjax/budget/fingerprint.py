@@ -20,11 +20,12 @@ class HasShape(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFingerprint:
-    """What two models must share for a profile of one to mean something for the other. Weights are not looked at.
+    """What two models must share for a profile of one to mean something for the other.
 
     Attributes:
         family: as the configuration of the checkpoint names it (`model_type`).
         layers, kv_heads, head_dim: sizes.
+        weights: digest of the checkpoint, where a profile is for these weights alone (a search's is), else None.
 
     Raises:
         ValueError: a size below 1, or no family.
@@ -34,6 +35,7 @@ class ModelFingerprint:
     layers: int
     kv_heads: int
     head_dim: int
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not self.family:
@@ -43,9 +45,12 @@ class ModelFingerprint:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1: take it from the model's config")
 
     @classmethod
-    def of(cls, config: HasShape) -> "ModelFingerprint":
+    def of(cls, config: HasShape, weights: str | None = None) -> "ModelFingerprint":
         """The fingerprint of a model's configuration."""
-        return cls(config.family, config.num_layers, config.num_kv_heads, config.head_dim)
+        return cls(config.family, config.num_layers, config.num_kv_heads, config.head_dim, weights)
 
     def __str__(self) -> str:
-        return f"{self.family} with {self.layers} layers, {self.kv_heads} kv heads and heads of {self.head_dim}"
+        weights = f", weights {self.weights[:12]}" if self.weights else ""
+        return (
+            f"{self.family} with {self.layers} layers, {self.kv_heads} kv heads and heads of {self.head_dim}{weights}"
+        )

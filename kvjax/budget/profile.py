@@ -202,6 +202,16 @@ class BudgetProfile:
         """
         return cls(file.read(path, model))
 
+    @staticmethod
+    def made_for(path: str | os.PathLike[str]) -> ModelFingerprint:
+        """The model that the profile in a file names.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no profile.
+        """
+        return file.made_for(path)
+
     def save(
         self, path: str | os.PathLike[str], model: ModelFingerprint, provenance: Mapping[str, Any] | None = None
     ) -> None:

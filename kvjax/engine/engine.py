@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax import models
+from kvjax.budget import BudgetProfile, ModelFingerprint
 from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
@@ -43,6 +44,7 @@ from kvjax.engine.sequence import ActiveRequest, CallerGoneError, Sink
 from kvjax.engine.stats import EngineStats
 from kvjax.engine.tokenizer import Tokenizer
 from kvjax.models.sharding import tensor_mesh
+from kvjax.store.digest import weights_digest
 from kvjax.store.stats import TierStats
 
 logger = logging.getLogger(__name__)
@@ -148,6 +150,13 @@ class Engine:
                 f"--max-model-len from {self.max_model_len} ({str(error).splitlines()[0]})"
             ) from error
 
+    def _check_budgets(self) -> None:
+        """Refuses a profile that was found for other weights."""
+        budgets = self.layout.budgets
+        if budgets is not None and BudgetProfile.made_for(budgets).weights is not None:
+            weights = weights_digest(pathlib.Path(self._path))
+            BudgetProfile.load(budgets, ModelFingerprint.of(self.model_config, weights))
+
     def _start(self) -> None:
         with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
             self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
@@ -155,6 +164,7 @@ class Engine:
             if self._park is not None:
                 self._parking = Parking.open(self._park, pathlib.Path(self._path), self._caches, mesh)
         with self._timed("weights"):
+            self._check_budgets()
             model = models.load(
                 self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
             )

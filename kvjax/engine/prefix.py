@@ -11,7 +11,6 @@ Where the store keeps generated tokens too, a prompt may go on behind its dense 
 """
 
 import logging
-import os
 import queue
 import random
 import threading
@@ -23,7 +22,7 @@ import numpy as np
 
 from kvjax.engine.caches import Caches
 from kvjax.store.chunk import ChunkFormat
-from kvjax.store.digest import files_digest
+from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.fetch import Fetch
 from kvjax.store.keys import CHUNK, ChunkName, Namespace
 from kvjax.store.opening import open_store
@@ -43,10 +42,9 @@ def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
         path: the folder of the checkpoint, every tensor of which is read, unless its digest is known already.
     """
     device, model, layout = jax.devices()[0], caches.model, caches.layout
-    known = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvjax" / "digests.json"
     return Namespace(
-        weights=files_digest([path / "config.json", *path.glob("*.safetensors")], known),
-        tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known),
+        weights=weights_digest(path),
+        tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),
         rope=repr([layer.rope for layer in model.layers]),
         numerics=f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, piece {layout.piece}",
         dtype=layout.kv_dtype,

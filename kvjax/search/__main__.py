@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
     from kvjax.search.run import search
-    from kvjax.search.show import table
+    from kvjax.search.show import outcomes
 
     try:
         result = search(config, fresh=args.fresh)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, KeyError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    Console().print(table([result]))
+    Console().print(outcomes(result))
     if config.output is not None:
         print(f"wrote {config.output}: python -m kvjax.serve --model {config.model} --budgets {config.output}")
 

@@ -16,6 +16,7 @@ from kvjax.search.arena import Arena, TokenArena
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator, Scores
 from kvjax.search.objective import Objective
+from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader
 from kvjax.search.samples import SampleSets, SetName, draw_sets
 from kvjax.search.space import Scheme, Space
@@ -54,6 +55,7 @@ class Bench:
         longest = self.longest = max(len(case.prompt) for case in sets.all)
         tail = max(len(case.tail) for case in sets.all)
         self._read: dict[SetName, Any] = {}
+        self._ray: RayEvaluator | None = None
         if config.search == "rocketkv":
             stages = Stages(config.window, config.sinks, room=config.room)
             self.arena: Arena = StageArena(self.model, stages, longest, tail, batch=config.batch)
@@ -63,7 +65,9 @@ class Bench:
         else:
             heads = self.model.config.num_kv_heads if config.search == "heads" else 1
             reader = Reader(self.model, Observation(config.window, config.kernel, config.sinks), longest)
-            self.arena = TokenArena(reader, Evaluator(self.model, batch=config.batch), longest, tail, heads)
+            self._ray = _actors(config, model) if config.actors else None
+            evaluator = self._ray or Evaluator(self.model, batch=config.batch)
+            self.arena = TokenArena(reader, evaluator, longest, tail, heads)
             floor = config.window + config.sinks
             space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
         self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])
@@ -78,11 +82,22 @@ class Bench:
         scores = self.judge(name, np.array([row], np.int64))
         return np.stack([self.objective.score(scores)[0], scores.log_probability[0]]).astype(np.float64)
 
+    def close(self) -> None:
+        """Ends the Ray actors, where there are any."""
+        if self._ray is not None:
+            self._ray.close()
+
     def _blocks(self, name: SetName) -> Any:
         """The readings of one set, made when they are first needed."""
         if name not in self._read:
             self._read[name] = self.arena.read(getattr(self.sets, name))
         return self._read[name]
+
+
+def _actors(config: SearchConfig, model: Decoder | None) -> RayEvaluator:
+    if model is not None:
+        raise ValueError(f"actors={config.actors} load the model from {config.model} themselves: pass no model")
+    return RayEvaluator(config.model, actors=config.actors, batch=config.batch)
 
 
 def _tokenizer(config: SearchConfig) -> Callable[[str], list[int]]:

@@ -39,6 +39,7 @@ class SearchConfig:
             file of a profile, whose proportions it takes.
         expand: other token budgets, to which the found scheme is scaled without another search.
         batch: schemes judged at a time.
+        actors: Ray actors that judge, each with a share of the schemes (extra `ray`); 0 judges in this process.
         runs: folder of checkpoints; None keeps none.
         output: the profile's file; None writes none.
     """
@@ -66,6 +67,7 @@ class SearchConfig:
     warm_start: str = "greedy"
     expand: tuple[int, ...] = ()
     batch: int = 10
+    actors: int = 0
     runs: Path | None = None
     output: Path | None = None
 
@@ -78,6 +80,10 @@ class SearchConfig:
         if self.search == "rocketkv" and (self.mode == "paper" or self.allocator not in ("evolution", "random")):
             raise ValueError(
                 "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project', or by random"
+            )
+        if self.actors < 0 or (self.actors and self.search == "rocketkv"):
+            raise ValueError(
+                f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is judged in this process"
             )
         floor = self.window + self.sinks
         if self.token_budget < floor:

@@ -103,7 +103,7 @@ def generations(result: SearchResult) -> Picture:
     if not count:
         axes.text(0.5, 0.5, "nothing was judged", ha="center", va="center", transform=axes.transAxes)
         return picture
-    kept = [np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes]) for each in result.history]
+    kept = [np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes.tolist()]) for each in result.history]
     means = np.array([each.mean(axis=0) for each in kept]).T
     # greedy measures layers while all others keep everything: such generations do not set the scale
     fair = means.mean(axis=0) <= 2 * np.mean(result.tokens_of(result.uniform))

@@ -130,7 +130,7 @@ def _check_alike(results: Sequence[SearchResult]) -> None:
     if not results:
         raise ValueError("no results: give those of one search at least")
     kinds: dict[str, Callable[[SearchResult], Any]] = {
-        "weights": lambda r: r.weights,
+        "weights": lambda r: r.model.weights,
         "tasks": lambda r: r.config.tasks,
         "length": lambda r: r.config.length,
         "aware": lambda r: r.config.aware,

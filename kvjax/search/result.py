@@ -63,7 +63,6 @@ class SearchResult:
     """The result of `search`; in a notebook it shows itself.
 
     Attributes:
-        weights: digest of the model's tensors: the profile is for these.
         windows: the sliding window of each layer of the model, None where a layer has a budget.
         longest: tokens of the longest prompt, which no layer's number exceeds.
         context: tokens of the model's context, for which the profile is made.
@@ -76,7 +75,6 @@ class SearchResult:
 
     config: SearchConfig
     model: ModelFingerprint
-    weights: str
     windows: tuple[int | None, ...]
     longest: int
     context: int
@@ -150,7 +148,6 @@ class SearchResult:
         return {
             "made_by": "python -m kvjax.search",
             "config": plain(self.config),
-            "weights": self.weights,
             "tokens_kept_of_a_prompt": list(self.tokens),
             "mean": float(np.mean(self.tokens)),
             "chosen": self.chosen.name,

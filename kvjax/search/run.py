@@ -26,7 +26,7 @@ from kvjax.search.heuristics import ANCHORS, Greedy, RandomSearch
 from kvjax.search.result import FULL, Outcome, SearchResult, SetScore, plain
 from kvjax.search.samples import SampleSets, SetName
 from kvjax.search.space import Scheme, Space
-from kvjax.store.digest import files_digest
+from kvjax.store.digest import weights_digest
 
 FINALISTS = 8  # schemes of an allocator that are compared on the selection set
 SAVE_EVERY = 5.0  # seconds between two checkpoints
@@ -57,8 +57,7 @@ class Search:
         self.config = config
         self.bench = Bench(config, model, encode, sets)
         self.space = self.bench.problem.space
-        files = [config.model / "config.json", *config.model.glob("*.safetensors")]
-        self._weights = files_digest(files) if all(file.exists() for file in files) else ""
+        self._weights = weights_digest(config.model) if (config.model / "config.json").exists() else None
         self.runs: dict[str, AllocatorRun] = {}
         if fresh and config.runs is not None:
             for name in (config.allocator, "greedy", *(anchor.name for anchor in ANCHORS), *config.compare):
@@ -70,6 +69,12 @@ class Search:
             for generation in self.run:
                 save(False)
                 yield generation
+
+    def __enter__(self) -> "Search":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bench.close()
 
     def allocator(self, name: str) -> Allocator:
         """The allocator of that name, with the config's settings."""
@@ -105,8 +110,7 @@ class Search:
         kept = np.array(chosen.scheme)
         return SearchResult(
             config=self.config,
-            model=ModelFingerprint.of(self.bench.model.config),
-            weights=self._weights,
+            model=ModelFingerprint.of(self.bench.model.config, self._weights),
             windows=self.bench.windows,
             longest=self.bench.longest,
             context=self.bench.model.config.max_position,
@@ -160,7 +164,7 @@ class Search:
 
     def _identity(self) -> dict[str, Any]:
         """What decides every number of a run."""
-        left_out = ("model", "runs", "output", "compare", "expand", "room", "selection", "test")
+        left_out = ("model", "runs", "output", "actors", "compare", "expand", "room", "selection", "test")
         fields = {name: value for name, value in plain(self.config).items() if name not in left_out}
         return fields | {"weights": self._weights, "versions": _versions()}
 
@@ -208,7 +212,7 @@ class Search:
         if begin == "greedy":
             kept = np.array(self._finished("greedy").finalists(1)[0])
         else:
-            layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config)).layers
+            layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config, self._weights)).layers
             kept = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.room
         beyond = np.maximum(kept - self.bench.problem.tokens.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
@@ -231,9 +235,10 @@ def search(
         model, encode, sets, fresh: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
-    with tqdm(total=None, unit="scheme", disable=not progress) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=None, unit="scheme", disable=not progress))
         bar.set_description("reading prompts")
-        its = Search(config, model=model, encode=encode, sets=sets, fresh=fresh)
+        its = stack.enter_context(Search(config, model=model, encode=encode, sets=sets, fresh=fresh))
         bar.set_description(f"{config.allocator}, {config.token_budget} tokens a layer")
         if config.allocator in ("evolution", "random"):
             bar.reset(total=config.evaluations * len(its.space.groups))

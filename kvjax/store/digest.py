@@ -35,6 +35,20 @@ def files_digest(files: Iterable[Path], cache: Path | None = None) -> str:
     return whole.hexdigest()
 
 
+def weights_digest(folder: Path) -> str:
+    """What tells the weights in a folder from all others: the digest of its configuration and tensors.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return files_digest([folder / "config.json", *folder.glob("*.safetensors")], known_digests())
+
+
+def known_digests() -> Path:
+    """Where digests are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvjax" / "digests.json"
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -65,8 +65,7 @@ def search_result(
     sets = [Needs.draw(count, layers, seed) for seed, count in enumerate((32, 64, 128))]
     empty = SearchResult(
         config=config,
-        model=ModelFingerprint("qwen3", len(windows), 2, 32),
-        weights="sha256:0123",
+        model=ModelFingerprint("qwen3", len(windows), 2, 32, "0123"),
         windows=windows,
         longest=CEILING,
         context=4096,

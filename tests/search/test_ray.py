@@ -1,5 +1,6 @@
 """Schemes judged in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray takes seconds to start."""
 
+import dataclasses
 import gc
 import importlib.util
 import os
@@ -17,10 +18,12 @@ import pytest
 
 from kvjax import models
 from kvjax.attention.stage1 import Observation
+from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import BLOCK, Evaluator, Scores
 from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader, Readings
-from kvjax.search.samples import Case
+from kvjax.search.run import search
+from kvjax.search.samples import Case, SampleSets
 from kvjax.train.induction import Induction, write
 
 WORDS, LENGTH, SAMPLES = 64, 100, 11  # the last block of samples is filled up
@@ -203,6 +206,23 @@ def test_actors_drop_what_the_caller_has_dropped(far, readings):
     del first
     far(schemes(2), second, SAMPLES)
     assert not any(gone in keys for keys in held())
+
+
+def test_a_search_with_actors_finds_what_one_without_finds(cluster, folder):
+    sets = SampleSets(tuple(cases(0)), tuple(cases(1)), tuple(cases(2)))
+    config = SearchConfig(
+        model=folder, tasks=("copying",), token_budget=40, length=LENGTH, window=4, sinks=2, evaluations=40, batch=4
+    )
+    alone = search(config, sets=sets, progress=False)
+    shared = search(dataclasses.replace(config, actors=2), sets=sets, progress=False)
+    assert shared.chosen.scheme == alone.chosen.scheme
+    assert [outcome.test for outcome in shared.outcomes] == [outcome.test for outcome in alone.outcomes]
+
+
+def test_actors_read_the_model_themselves(folder):
+    config = SearchConfig(model=folder, tasks=("copying",), token_budget=40, length=LENGTH, actors=2)
+    with pytest.raises(ValueError, match=r"actors=2 load the model from .*: pass no model"):
+        search(config, model=models.load(folder), sets=SampleSets(*[tuple(cases(seed)) for seed in range(3)]))
 
 
 def test_schemes_of_another_model_are_refused(far, readings):

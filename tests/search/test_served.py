@@ -87,3 +87,12 @@ def test_memory_falls_as_the_profile_says(model, served):
     if scheme == (12, 12):
         full = 2 * (100 + 2 * CONTEXT) * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
         assert math.ceil(full / held) == 9  # 1,380 entries, and 172
+
+
+def test_a_profile_found_for_other_weights_is_refused(model, tmp_path):
+    path, decoder = model
+    file = tmp_path / "profile.json"
+    profile(SCHEMES[0]).save(file, ModelFingerprint.of(decoder.config, "a" * 64))
+    config = EngineConfig(max_model_len=CONTEXT, budgets=str(file), method="rocketkv-stage1", room=ROOM)
+    with pytest.raises(ValueError, match=r"they differ in weights; use a profile made for this model"):
+        Engine.from_pretrained(path, config).start()
