@@ -120,17 +120,17 @@ class PrefixCache:
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit
 
-    def pieces(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """K and V [K, piece, D] of the first `count` pieces of one layer, in memory of their own.
+    def pieces(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
+        """K and V [K, CHUNK, D] of the chunks of the first `count` pieces of one layer, in the memory of the store.
+
+        A device that shares the host's memory may read them there, so the fetch must stay open until it has.
 
         Raises:
             LeaseExpiredError: the fetch does not hold them any more.
         """
         format = self.store.format
         for piece in range(count):
-            chunks = [format.tensors(fetch.blob(piece * self._unit + chunk), layer) for chunk in range(self._unit)]
-            # always a copy: a device that shares the host's memory would read the slab after its lease has ended
-            yield np.concatenate([k for k, _ in chunks], axis=1), np.concatenate([v for _, v in chunks], axis=1)
+            yield tuple(format.tensors(fetch.blob(piece * self._unit + chunk), layer) for chunk in range(self._unit))
 
     def save(
         self, tokens: np.ndarray, salt: str, first: int, fetch: Fetch | None = None, decoding: str = ""

@@ -26,6 +26,7 @@ from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
 from kvjax.store.fetch import Fetch
+from kvjax.store.keys import CHUNK
 
 logger = logging.getLogger(__name__)
 EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
@@ -47,6 +48,7 @@ class Prefill:
         reused: how many of the first pieces are not computed: their KV is among what `fetch` has brought.
         saver: takes the KV of the others to the store; `answer` that of what follows.
         extended: tokens of the rest that are read; `last` is the hidden state [1, E] of the last of them.
+        restored: by layer, what is there once its last reused piece is.
     """
 
     tokens: np.ndarray
@@ -65,6 +67,7 @@ class Prefill:
     group: int = 0
     piece: int = 0
     extended: int = 0
+    restored: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
     last: jax.Array | None = None
 
     @property
@@ -86,10 +89,14 @@ class Prefill:
         return (self.group * units + max(self.piece - self.reused, 0)) / (self.groups * units)
 
     def close(self) -> None:
-        """Lets go of everything that the store holds for it. May be called twice, and before it is done."""
+        """Lets go of everything that the store holds for it. May be called twice, and before it is done.
+
+        Waits until the device has read what it was given of the store's memory.
+        """
         if self.saver is not None:
             self.saver.give_up()
         if self.fetch is not None:
+            jax.block_until_ready(self.restored)
             self.fetch.close()
 
 
@@ -254,9 +261,9 @@ class Runner:
         assert self.prefix is not None
         assert prefill.fetch is not None
         for place, layer in enumerate(self.groups[prefill.group]):
-            for index, (k, v) in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
+            for index, chunks in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
                 start = np.int32(index * prefill.size)
-                workspace[place] = steps.restore(self.mesh, workspace[place], k, v, start)
+                workspace[place], prefill.restored[layer] = steps.restore(self.mesh, workspace[place], chunks, start)
 
     def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Gives a finished group's new pieces to the store; after the last group later prompts will find them."""
@@ -364,7 +371,9 @@ class Runner:
             if self.prefix is not None and prefill.size == self.layout.piece:
                 workspace = self._workspace(bucket)[0]
                 k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
-                workspace[0] = steps.restore(self.mesh, workspace[0], np.asarray(k), np.asarray(v), np.int32(0))
+                parts = [np.split(np.asarray(each), prefill.size // CHUNK, axis=1) for each in (k, v)]
+                chunks = tuple(zip(*parts, strict=True))
+                workspace[0], _ = steps.restore(self.mesh, workspace[0], chunks, np.int32(0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)

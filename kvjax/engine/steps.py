@@ -159,17 +159,20 @@ def cut(piece: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[
 def restore(
     mesh: Mesh | None,
     workspace: Workspace,
-    k: Float[Array, "K P D"],
-    v: Float[Array, "K P D"],
+    chunks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
     start: Int[Array, ""],
-) -> Workspace:
-    """Puts the K and V of a piece, as `cut` gave them, back to their place."""
-    new = dataclasses.replace(
-        workspace,
-        k=jax.lax.dynamic_update_slice_in_dim(workspace.k, k, start, axis=1),
-        v=jax.lax.dynamic_update_slice_in_dim(workspace.v, v, start, axis=1),
-    )
-    return constrain(new, _workspace_specs(workspace), mesh)
+) -> tuple[Workspace, Float[Array, ""]]:
+    """Puts the K and V of a piece, as `cut` gave them and in equal parts, back to their place.
+
+    The second result tells when: it is there once no chunk is read any more.
+    """
+    k, v = workspace.k, workspace.v
+    for part, (its_k, its_v) in enumerate(chunks):
+        at = start + part * its_k.shape[1]
+        k = jax.lax.dynamic_update_slice_in_dim(k, its_k, at, axis=1)
+        v = jax.lax.dynamic_update_slice_in_dim(v, its_v, at, axis=1)
+    new = constrain(dataclasses.replace(workspace, k=k, v=v), _workspace_specs(workspace), mesh)
+    return new, new.k[0, 0, 0] + new.v[0, 0, 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)

@@ -87,7 +87,7 @@ def test_bad_settings_are_said_at_once(config, capsys, changes, message):
     [
         (["tasks=[mini/nothing]"], "no task 'mini/nothing'"),
         (["model=/nowhere"], "/nowhere"),
-        (["length=16", "token_budget=14"], "length"),
+        (["length=16", "token_budget=14"], "do not fit"),
     ],
 )
 def test_what_cannot_be_searched_ends_with_a_sentence(config, capsys, changes, message):
