@@ -66,5 +66,5 @@ def _unserved(plan: LayerPlan, window: int | None) -> str | None:
     if plan.stage2 is None and window is not None:
         return f"a sliding window of {window}: its ring has no order, and kernels read a view's first entries"
     if plan.head_keep:
-        return "views with another number of entries for each kv head have gaps, and kernels read a view's first entries"
+        return "views of unlike kv heads have gaps, and kernels read a view's first entries"
     return None
