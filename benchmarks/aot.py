@@ -122,6 +122,7 @@ def programs() -> dict[str, Program]:
 
     from kvjax.attention.selection import Selection
     from kvjax.pallas.decode_attention import decode_attention
+    from kvjax.pallas.observation_scores import observation_scores
     from kvjax.pallas.page_scores import page_scores
     from kvjax.pallas.selected_attention import selected_attention
 
@@ -158,7 +159,19 @@ def programs() -> dict[str, Program]:
     def dense(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return functools.partial(decode_attention, scale=scale, implementation=name), (flat, kv, kv, entries)
 
+    # not those of each query head: before they are pooled they alone are 3% of a workspace, and no copy of it
+    def observed(window: int) -> Program:
+        queries = shape((window, KV_HEADS * GROUP, HEAD_DIM), jnp.bfloat16)
+        number = shape((), jnp.int32)
+
+        def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+            operation = functools.partial(observation_scores, pooling_kernel=63, scale=scale, implementation=name)
+            return operation, (queries, shape(kv.shape[1:], kv.dtype), number, number)
+
+        return Program(make, full // SLOTS)
+
     return {
+        **{f"observation scores, window of {window}": observed(window) for window in (32, 128)},
         **{f"page scores, pages of {page}": scores(page, jnp.bfloat16) for page in (4, 8, 16)},
         "page scores, float8 summary": scores(16, jnp.float8_e4m3fn),
         **{f"selected attention, pages of {page}": selected(page) for page in (4, 8, 16)},

@@ -1,0 +1,40 @@
+"""What the last queries of a prompt look at, which is what stage 1 keeps tokens by."""
+
+from jaxtyping import Array, Float, Int
+
+from kvjax.attention.observation import attention_received, max_pool
+from kvjax.pallas.dispatch import dispatch
+from kvjax.pallas.observation_scores import gpu, tpu
+
+
+def observation_scores(
+    queries: Float[Array, "W H D"],
+    k: Float[Array, "K T D"],
+    length: Int[Array, ""],
+    observed: Int[Array, ""],
+    *,
+    pooling_kernel: int,
+    scale: float,
+    per_head: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "R T"]:
+    """As `stage1.Observation.score` without sinks: attention received, max-pooled over the neighbours of a token.
+
+    Args:
+        queries: of positions `length - W` to `length - 1`, rotated; those that do not count may be anything.
+        k: keys of positions 0 to T - 1; what lies behind `length` may be anything.
+        observed: only the last so many queries count; 1 to min(W, length).
+        pooling_kernel: tokens that are pooled, an odd number; see `max_pool`.
+        scale: multiplies q.k before the softmax.
+        per_head: a row for each query head instead of their sum for each kv head.
+        implementation: see `dispatch`.
+
+    Returns:
+        Scores of the tokens before `length - observed`; those behind do not matter.
+    """
+    implementations = {"reference": attention_received, "tpu": tpu.attention_received, "gpu": gpu.attention_received}
+    arguments = queries, k, length, observed
+    received = dispatch(
+        "observation_scores", implementations, implementation, *arguments, scale=scale, per_head=per_head
+    )
+    return max_pool(received, pooling_kernel, length - observed)
