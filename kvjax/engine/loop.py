@@ -24,8 +24,9 @@ import numpy as np
 from kvjax.engine.parked import Parked
 from kvjax.engine.parking import Saved
 from kvjax.engine.pending import Pending
+from kvjax.engine.prefill import Prefill
 from kvjax.engine.request import Finish, TokenLogprob
-from kvjax.engine.runner import Prefill, Runner
+from kvjax.engine.runner import Runner
 from kvjax.engine.sampling import Sample, token_logprobs
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
@@ -165,8 +166,7 @@ class EngineLoop:
                     self._park()
                 self._resume()
                 self._admit()
-                worked = self._decode()
-                worked |= self._advance()
+                worked = self._decode() | self._advance()
                 self._collect(keep=1 if worked else 0)
                 self._count(busy_seconds=time.monotonic() - began)
         except BaseException as error:  # the thread's last act: nobody may wait for ever

@@ -162,10 +162,7 @@ def restore(
     chunks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
     start: Int[Array, ""],
 ) -> tuple[Workspace, Float[Array, ""]]:
-    """Puts the K and V of a piece, as `cut` gave them and in equal parts, back to their place.
-
-    The second result tells when: it is there once no chunk is read any more.
-    """
+    """Puts a piece back that `cut` gave, in equal parts; the scalar is there once no part is read any more."""
     k, v = workspace.k, workspace.v
     for part, (its_k, its_v) in enumerate(chunks):
         at = start + part * its_k.shape[1]
