@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 TENSOR = "tensor"  # the mesh axis over which kv heads are split
 
@@ -34,8 +34,12 @@ class ArraySpec:
         """What one slot has of an array with the slots in front."""
         return dataclasses.replace(self, shape=self.shape[1:], axes=self.axes[1:])
 
-    def sharding(self, mesh: Mesh) -> NamedSharding:
+    def sharding(self, mesh: Mesh | AbstractMesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
+
+    def shard(self, mesh: Mesh | AbstractMesh) -> "ArraySpec":
+        """What one device of a mesh has of it."""
+        return dataclasses.replace(self, shape=self.sharding(mesh).shard_shape(self.shape))
 
 
 @jax.tree_util.register_dataclass
@@ -177,6 +181,10 @@ def constrain(arrays: Any, specs: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(jax.lax.with_sharding_constraint, arrays, shardings)
 
 
-def nbytes(specs: Any) -> int:
-    """Bytes of all arrays of a pytree of specs, over all devices."""
-    return sum(spec.nbytes for spec in jax.tree.leaves(specs, is_leaf=_is_spec))
+def nbytes(specs: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Bytes of all arrays of a pytree of specs: over all devices, or with a mesh on each of its devices."""
+
+    def size(spec: ArraySpec) -> int:
+        return spec.nbytes if mesh is None else spec.shard(mesh).nbytes
+
+    return sum(size(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec))

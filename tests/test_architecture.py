@@ -27,6 +27,7 @@ ALLOWED = {
     "store": set(),
     "engine": ENGINE,
     "eval": ENGINE | {"eval"},
+    "plan": ENGINE | {"plan"},
     "search": ENGINE | {"eval", "search"},
     "train": ENGINE | {"eval", "train"},
     "serve": ENGINE | {"serve"},

@@ -1,12 +1,14 @@
 """Bytes on the devices by purpose, from shapes alone: known, and refused, before a weight is read."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from kvjax import cache, models
 from kvjax.attention.dense import DECODE_BLOCK, PREFILL_BLOCK
@@ -14,37 +16,64 @@ from kvjax.engine.caches import Caches
 from kvjax.engine.config import Layout
 from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
+from kvjax.models.parameters import walk
+from kvjax.models.sharding import check_mesh, spec
 from kvjax.store.keys import CHUNK
 from kvjax.store.sizes import show_size
 
-Plan = dict[str, int]  # bytes over all devices, by purpose
+Plan = dict[str, int]  # bytes by purpose
+Devices = Mesh | AbstractMesh | None
 
 
 class InsufficientMemoryError(MemoryError):
     """The engine does not fit; the message says what is needed, what is free, and what to change."""
 
 
-def plan(caches: Caches) -> Plan:
-    """What an engine takes on all devices together.
+def plan(caches: Caches, mesh: Devices = None) -> Plan:
+    """What an engine takes on all devices together, or with a mesh what each of its devices takes.
 
     Everything but "temporaries" is exact. Those are the intermediate results of the largest step, added up as if none
     of them were fused away or shared memory with another; XLA needs less.
+
+    Raises:
+        ValueError: the mesh does not cut the model's heads into equal parts.
     """
     model, layout, groups = caches.model, caches.layout, caches.groups
     longest = layout.buckets[-1]
     item = jnp.dtype(layout.dtype).itemsize
     workspace = [caches.workspace(longest)] * max(map(len, groups))
-    weights = jax.tree.leaves(nnx.state(models.abstract(model, jnp.dtype(layout.dtype))))
+    part = _part(model, mesh)
     return {
-        "weights": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights),
-        "views": cache.nbytes(caches.views),
-        "decode state": cache.nbytes(DecodeState.declare(layout.slots, model.vocab_size)),
-        "workspaces": cache.nbytes(workspace) * len(groups[:2]),
+        "weights": sum(weights(model, layout.dtype, mesh).values()),
+        "views": cache.nbytes(caches.views, mesh),
+        "decode state": cache.nbytes(DecodeState.declare(layout.slots, model.vocab_size), mesh),
+        "workspaces": cache.nbytes(workspace, mesh) * len(groups[:2]),
         "hidden states": longest * model.width * item,
         "temporaries": max(
-            _prefill_temporaries(model, min(layout.piece, longest), item), _head_temporaries(model, layout)
+            _prefill_temporaries(part, min(layout.piece, longest), item), _head_temporaries(part, layout)
         ),
     }
+
+
+@functools.lru_cache(maxsize=4)  # who looks for the most slots asks again and again
+def weights(model: DecoderConfig, dtype: str, mesh: Devices = None) -> Mapping[str, int]:
+    """Bytes of each parameter by its path, on all devices or with a mesh on each of its devices."""
+    found = {}
+    for path, param in walk(models.abstract(model, dtype)):
+        shape = param.shape
+        if mesh is not None:
+            shape = NamedSharding(mesh, spec(param.get_metadata()["axes"])).shard_shape(shape)
+        found[path] = math.prod(shape) * jnp.dtype(param.dtype).itemsize
+    return MappingProxyType(found)
+
+
+def _part(model: DecoderConfig, mesh: Devices) -> DecoderConfig:
+    """What each device of a mesh computes of a model. Logits are whole: sampling sorts them."""
+    if mesh is None:
+        return model
+    check_mesh(model, mesh)
+    sizes = ("num_heads", "num_kv_heads", "mlp_width")
+    return dataclasses.replace(model, **{name: getattr(model, name) // mesh.size for name in sizes})
 
 
 def _prefill_temporaries(model: DecoderConfig, piece: int, item: int) -> int:
@@ -90,15 +119,12 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
     def needed(layout: Layout) -> int:
         return sum(parts(layout).values())
 
-    def with_slots(slots: int) -> Layout:
-        return dataclasses.replace(layout, slots=slots)
-
     def with_length(chunks: int) -> Layout:
         return dataclasses.replace(layout, max_model_len=chunks * CHUNK)
 
     if free is None or needed(layout) <= free:
         return
-    fewer = _largest(lambda slots: needed(with_slots(slots)) <= free, layout.slots - 1)
+    fewer = most_slots(model, layout, free, layout.slots - 1)
     shorter = _largest(lambda chunks: needed(with_length(chunks)) <= free, (layout.max_model_len - 1) // CHUNK)
     if fewer:
         way_out = f"--max-num-seqs {fewer} fits, that is so many conversations at a time instead of {layout.slots}"
@@ -112,6 +138,16 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
     raise InsufficientMemoryError(
         f"{show_size(needed(layout))} of memory are needed ({listed}) and {show_size(free)} are free; {way_out}"
     )
+
+
+def most_slots(model: DecoderConfig, layout: Layout, free: int, upper: int, mesh: Devices = None) -> int:
+    """How many slots fit in `free` bytes, of each device of a mesh if there is one: at most `upper`, 0 if none does."""
+
+    def fits(slots: int) -> bool:
+        caches = Caches.declare(model, dataclasses.replace(layout, slots=slots))
+        return sum(plan(caches, mesh).values()) <= free
+
+    return _largest(fits, upper)
 
 
 def _largest(fits: Callable[[int], bool], upper: int) -> int:

@@ -1,0 +1,103 @@
+"""Load or recompute: the KV of a prompt's beginning from a tier of the store, or through the layers once more.
+
+The choice is that of the store's own `Planner`, told rooflines instead of what it measures while serving.
+"""
+
+import dataclasses
+import itertools
+
+from kvjax.engine.caches import Caches
+from kvjax.plan.devices import Device
+from kvjax.plan.roofline import prefill_seconds
+from kvjax.store.chunk import ChunkFormat
+from kvjax.store.keys import CHUNK
+from kvjax.store.planner import Planner
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """A place that KV is loaded from: bytes a second, of all devices together."""
+
+    name: str
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if self.bandwidth <= 0:
+            raise ValueError(f"--{self.name}-bandwidth {self.bandwidth:g} must be more than 0: bytes a second, as 7GB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """A tier against computing.
+
+    Attributes:
+        bandwidth: of the tier, or of the link to the devices where that is slower.
+        seconds: to load all whole pieces of the context.
+        tokens: of those, how many the planner would load.
+        break_even: tokens of the shortest prefix that is loaded faster than computed; None if none is.
+    """
+
+    tier: str
+    bandwidth: float
+    seconds: float
+    tokens: int
+    break_even: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What is loaded or computed: the whole pieces of a context.
+
+    Attributes:
+        nbytes: of its chunks in the store: every layer in full, headers included.
+        compute: of each piece, in order, the least seconds of computing it.
+    """
+
+    tokens: int
+    nbytes: int
+    compute: tuple[float, ...]
+    loads: tuple[Load, ...]
+
+    @property
+    def compute_seconds(self) -> float:
+        """At full arithmetic of all devices."""
+        return sum(self.compute)
+
+    @property
+    def even_bandwidth(self) -> float | None:
+        """Bytes a second at which loading it takes as long as computing it; None without a whole piece."""
+        return self.nbytes / self.compute_seconds if self.tokens else None
+
+
+def prefix(caches: Caches, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
+    """Compares each tier with computing. The first tier is host memory, which the others' bytes pass through."""
+    model, layout = caches.model, caches.layout
+    pieces = layout.max_model_len // layout.piece
+    form = ChunkFormat(model.num_layers, model.num_kv_heads, model.head_dim, layout.kv_dtype)
+    piece_bytes = layout.piece // CHUNK * form.nbytes
+    compute = prefill_seconds(caches, device, pieces)
+    loads = []
+    for tier in tiers:
+        bandwidth = min(tier.bandwidth, tiers[0].bandwidth)
+        load = piece_bytes / bandwidth
+        gains = itertools.accumulate(seconds - load for seconds in compute)
+        first = next((index for index, gain in enumerate(gains) if gain > 0), None)
+        chosen = _chosen(compute, tier.name, load)
+        loads.append(
+            Load(
+                tier.name,
+                bandwidth,
+                pieces * load,
+                chosen * layout.piece,
+                None if first is None else (first + 1) * layout.piece,
+            )
+        )
+    return Prefix(pieces * layout.piece, pieces * piece_bytes, tuple(compute), tuple(loads))
+
+
+def _chosen(compute: list[float], tier: str, load: float) -> int:
+    planner = Planner()
+    for index, seconds in enumerate(compute):
+        planner.computed(index, seconds)
+    planner.loaded(tier, load)
+    return planner.choose([tier] * len(compute))
