@@ -61,7 +61,7 @@ class Prefix:
     @property
     def compute_seconds(self) -> float:
         """At full arithmetic of all devices."""
-        return sum(self.compute)
+        return sum(self.compute, 0.0)
 
     @property
     def even_bandwidth(self) -> float | None:
