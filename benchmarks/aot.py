@@ -23,38 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kvjax.plan.topology import ENVIRONMENT, H200
+
 TARGETS = ("v5e", "v6e", "tpu7x", "h200")
 _TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-_H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  memory_bandwidth: 4800000000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 151397597184
-  cuda_compute_capability { major: 9 minor: 0 }
-}
-platform_name: "CUDA"
-"""
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_COMPILATION_CACHE": "0",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "MOSAIC_GPU_DUMP_PTXAS": "1",
-}
+_ENVIRONMENT = ENVIRONMENT | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
 
 SLOTS, CONTEXT, KV_HEADS, GROUP, HEAD_DIM = 8, 131_072, 8, 4, 128
 READ = 1024  # entries that a step attends to exactly
@@ -234,7 +207,7 @@ def compile_for(target: str, name: str, program: Program) -> Report:
 
     gpu = target == "h200"
     if gpu:
-        topology = topologies.get_topology_desc("", platform="cuda", target_config=_H200, topology="1x1x1")
+        topology = topologies.get_topology_desc("", platform="cuda", target_config=H200, topology="1x1x1")
     else:
         topology = topologies.get_topology_desc(_TOPOLOGIES[target], platform="tpu")
     device = topology.devices[0]

@@ -1,51 +1,39 @@
 """`python -m kvjax.plan llama-3.1-8b --device h200 --context 128k --token-budget 256`: does it fit, and how well."""
 
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from kvjax.plan.estimate import Estimate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what serving a model on a device would take. Exit status 1 says that it does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: an accelerator that is here stays free
-    from kvjax.engine.config import EngineConfig
-    from kvjax.plan.arguments import build_parser
-    from kvjax.plan.devices import find_device
-    from kvjax.plan.estimate import Question, estimate
-    from kvjax.plan.named import read_model
+    from kvjax.plan.arguments import build_parser, read_question
+    from kvjax.plan.estimate import estimate
     from kvjax.plan.show import as_json, render
+    from kvjax.plan.topology import why_not
+
+    argv = sys.argv[1:] if argv is None else argv
 
     parser = build_parser()
     options = parser.parse_args(argv)
     name = Path(options.model).name.removesuffix("config.json") or options.model
     try:
-        device = find_device(options.device)
-        config = EngineConfig(
-            max_model_len=options.context,
-            max_num_seqs=options.num_seqs,
-            dtype=options.dtype,
-            kv_cache_dtype=options.kv_cache_dtype,
-            tensor_parallel_size=device.parts,
-            method=options.method,
-            token_budget=options.token_budget,
-            budgets=options.budgets,
-            room=options.room,
-            group_layers=options.group_layers,
-        )
-        question = Question(
-            model=read_model(options.model, options.context),
-            device=device,
-            config=config,
-            share=options.gpu_memory_utilization,
-            host_bandwidth=options.host_bandwidth,
-            disk_bandwidth=options.disk_bandwidth,
-            remote_bandwidth=options.remote_bandwidth,
-        )
+        question = read_question(options)
         answer = estimate(question)
+        reason = "--no-compile" if not options.compile else why_not(question.device)
+        answer = dataclasses.replace(answer, uncompiled=reason or "")
+        if reason is None:
+            answer = _compiled(answer, argv)
         if options.picture is not None:
             from kvjax.plan.picture import draw
 
@@ -57,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         Console().print(render(name, answer))
     sys.exit(0 if answer.asked.fits else 1)
+
+
+def _compiled(answer: "Estimate", argv: Sequence[str]) -> "Estimate":
+    from kvjax.plan.compiled import measure
+
+    try:
+        return dataclasses.replace(answer, compiled=measure(argv))
+    except RuntimeError as error:
+        return dataclasses.replace(answer, uncompiled=str(error))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from kvjax.plan.devices import CHIPS
-from kvjax.plan.estimate import DISK, REMOTE, SHARE
-from kvjax.plan.named import names
+from kvjax.engine.config import EngineConfig
+from kvjax.plan.devices import CHIPS, find_device
+from kvjax.plan.estimate import DISK, REMOTE, SHARE, Question
+from kvjax.plan.named import names, read_model
 from kvjax.store.sizes import memory, size
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,9 +47,42 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--disk-bandwidth", type=_rate, default=DISK, metavar="RATE", help="(7GB)")
     group.add_argument("--remote-bandwidth", type=_rate, default=REMOTE, metavar="RATE", help="(1.25GB)")
     group = parser.add_argument_group("what comes out")
+    group.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="predict temporaries even where they can be compiled"
+    )
     group.add_argument("--json", action="store_true", help="everything, to the byte")
     group.add_argument("--picture", type=_picture, metavar="FILE", help=f"also draw it, as {', '.join(PICTURES)}")
     return parser
+
+
+def read_question(options: argparse.Namespace) -> Question:
+    """What a parsed command line asks.
+
+    Raises:
+        ValueError: a value that is wrong or fits no other; says what would do.
+    """
+    device = find_device(options.device)
+    config = EngineConfig(
+        max_model_len=options.context,
+        max_num_seqs=options.num_seqs,
+        dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
+        tensor_parallel_size=device.parts,
+        method=options.method,
+        token_budget=options.token_budget,
+        budgets=options.budgets,
+        room=options.room,
+        group_layers=options.group_layers,
+    )
+    return Question(
+        model=read_model(options.model, options.context),
+        device=device,
+        config=config,
+        share=options.gpu_memory_utilization,
+        host_bandwidth=options.host_bandwidth,
+        disk_bandwidth=options.disk_bandwidth,
+        remote_bandwidth=options.remote_bandwidth,
+    )
 
 
 def _checked(parse: Callable[[str], int]) -> Callable[[str], int]:

@@ -4,6 +4,7 @@ Every byte comes from the engine's own declarations (`Caches`, `memory.plan`), n
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from kvjax import cache
 from kvjax.engine.caches import Caches
@@ -83,14 +84,38 @@ class Side:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a device's compiler said of an engine's largest steps.
+
+    Attributes:
+        temporaries: bytes on each device by step.
+        refused: of a step that it did not compile, its reason: arguments and temporaries that do not fit, mostly.
+    """
+
+    temporaries: Mapping[str, int]
+    refused: Mapping[str, str]
+
+    @property
+    def largest(self) -> int:
+        return max(self.temporaries.values(), default=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The answer. `full` keeps everything, `this` is what was asked for; None if that is the full cache."""
+    """The answer. `full` keeps everything, `this` is what was asked for; None if that is the full cache.
+
+    Attributes:
+        compiled: the temporaries of what was asked for, as the device's compiler counts them; `uncompiled` says why
+            there are none, and then those of `memory` are all there is.
+    """
 
     question: Question
     layout: Layout
     full: Side
     this: Side | None
     prefix: Prefix
+    compiled: Compiled | None = None
+    uncompiled: str = "not asked for"
 
     @property
     def asked(self) -> Side:
@@ -110,13 +135,11 @@ def estimate(question: Question) -> Estimate:
             budget fits no method; says what would do.
     """
     _check_parts(question)
-    caches = _declare(question, question.config)
+    caches = declare(question)
     full = caches
     if caches.layout.method != "full":
-        full = _declare(
-            question,
-            dataclasses.replace(question.config, method=None, token_budget=None, budgets=None, group_layers=None),
-        )
+        uncompressed = {"method": None, "token_budget": None, "budgets": None, "group_layers": None}
+        full = declare(dataclasses.replace(question, config=dataclasses.replace(question.config, **uncompressed)))
     return Estimate(
         question,
         caches.layout,
@@ -126,8 +149,9 @@ def estimate(question: Question) -> Estimate:
     )
 
 
-def _declare(question: Question, config: EngineConfig) -> Caches:
-    layout = Layout.resolve(config, question.model.max_position, question.device.chip.platform)
+def declare(question: Question) -> Caches:
+    """The caches of the engine that is asked about."""
+    layout = Layout.resolve(question.config, question.model.max_position, question.device.chip.platform)
     return Caches.declare(question.model, layout)
 
 

@@ -53,7 +53,7 @@ def _memory(axes: Any, answer: Estimate) -> None:
     axes.set_ylim(0, 1.12 * max(limit, *(side.nbytes / GIB for _, side in sides)))
     each = "the device" if question.device.parts == 1 else f"each of {question.device.parts} devices"
     axes.set(ylabel="GiB", title=f"memory of {each}")
-    axes.legend(frameon=False, fontsize="x-small", loc="upper right" if answer.this else "best")
+    _legend(axes, "upper right" if answer.this else "best")
 
 
 def _step(axes: Any, answer: Estimate) -> None:
@@ -68,7 +68,7 @@ def _step(axes: Any, answer: Estimate) -> None:
     _names(axes, answer)
     axes.set_ylim(0, 1.12 * highest)
     axes.set(ylabel="GiB", title=f"read by a decode step, {show_rate(answer.question.device.bandwidth)}")
-    axes.legend(frameon=False, fontsize="x-small", loc="upper right" if answer.this else "best")
+    _legend(axes, "upper right" if answer.this else "best")
 
 
 def _prefix(axes: Any, answer: Estimate) -> None:
@@ -86,7 +86,13 @@ def _prefix(axes: Any, answer: Estimate) -> None:
         text = f"{load.tier}, {show_rate(load.bandwidth)}"
         axes.plot(tokens, times, color=PARTS["weights"], linestyle=DASHES[load.tier], label=text)
     axes.set(xlabel="tokens", ylabel="seconds", xscale="log", yscale="log")
-    axes.legend(frameon=False, fontsize="x-small")
+    _legend(axes, "best")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _legend(axes: Any, place: str) -> None:
+    """Opaque: the device's limit passes behind it."""
+    axes.legend(fontsize="x-small", loc=place, edgecolor="none", framealpha=1)
 
 
 def _names(axes: Any, answer: Estimate) -> None:

@@ -16,7 +16,9 @@ FULL = "full cache"
 
 def render(name: str, answer: Estimate) -> RenderableType:
     """What a person reads: the verdict first, then memory, a step, and the store."""
-    return Group(_verdict(name, answer), "", _memory(answer), "", _step(answer), "", *_prefix(answer))
+    return Group(
+        _verdict(name, answer), "", _memory(answer), _temporaries(answer), "", _step(answer), "", *_prefix(answer)
+    )
 
 
 def as_json(name: str, answer: Estimate) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def as_json(name: str, answer: Estimate) -> dict[str, Any]:
         "budgets": answer.layout.budgets,
         "dtype": answer.layout.dtype,
         "kv_cache_dtype": answer.layout.kv_dtype,
+        "compiled": None if answer.compiled is None else dataclasses.asdict(answer.compiled),
         "full": _side(answer.full),
         "this": _side(answer.asked),
         "ratio": answer.ratio,
@@ -127,6 +130,22 @@ def _memory(answer: Estimate) -> Table:
     table.add_row(limit, *(Text("yes", "green") if side.fits else Text("no", "red") for side in sides))
     table.add_row("conversations that fit", *(f"{side.most:,}" for side in sides), style="bold")
     return table
+
+
+def _temporaries(answer: Estimate) -> Text:
+    """Who says how large they are."""
+    compiled, asked, text = answer.compiled, answer.asked, Text(style="dim")
+    text.append("temporaries: the engine's prediction, which it admits by; ")
+    if compiled is None:
+        return text.append(answer.uncompiled)
+    steps = ", ".join(f"{step} {show_size(nbytes)}" for step, nbytes in compiled.temporaries.items())
+    text.append(f"compiled for {answer.question.device.name}, {label(answer)}: {steps or 'nothing'}")
+    for step, reason in compiled.refused.items():
+        text.append(f"\n{step} was not compiled: {reason}", style="red")
+    free = answer.question.free - asked.nbytes + asked.memory["temporaries"] - compiled.largest
+    if not compiled.refused and (free >= 0) != asked.fits:
+        text.append(f"\nwith these it {'fits' if free >= 0 else 'does not fit'}", style="bold")
+    return text
 
 
 def _step(answer: Estimate) -> Table:

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 def run(capsys, *arguments) -> tuple[int, str]:
     with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
+        main([*map(str, arguments), "--no-compile"])
     said = capsys.readouterr()
     return ended.value.code, said.out + said.err
 
