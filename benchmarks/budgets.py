@@ -23,6 +23,7 @@ from kvjax.search.config import SearchConfig
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
 from kvjax.search.show import outcomes, table
+from kvjax.store.digest import weights_digest
 
 TASKS: dict[str, dict[str, Any]] = {
     "needles": {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2")},
@@ -53,12 +54,12 @@ def settings(args: argparse.Namespace, task: str, budget: int, mode: str) -> Sea
 
 
 def found(config: SearchConfig) -> SearchResult:
-    """The result of a search, if it was not made before by the same config."""
+    """The result of a search, if it was not made before by the same config and with the same weights."""
     assert config.output is not None
     path = config.output.with_suffix(".search.json")
     if path.exists():
         result = SearchResult.from_json(path.read_text())
-        if result.config == config:
+        if result.config == config and result.model.weights == weights_digest(config.model):
             return result
     return search(config)
 

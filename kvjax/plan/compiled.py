@@ -64,8 +64,8 @@ def _steps(caches: Caches, mesh: Mesh | None, here: Sharding) -> dict[str, Calla
     config, layout = caches.model, caches.layout
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        split = isinstance(leaf, ArraySpec) and mesh is not None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding(mesh) if split else here)
+        where = leaf.sharding(mesh) if isinstance(leaf, ArraySpec) and mesh is not None else here
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     def placed(tree: Any) -> Any:
         return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, ArraySpec))
