@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     Console().print(outcomes(result))
     if config.output is not None:
-        print(f"wrote {config.output}: python -m kvjax.serve --model {config.model} --budgets {config.output}")
+        print(f"wrote {config.output}: python -m kvjax.serve {config.model} --budgets {config.output}")
 
 
 def _read(path: Path, changes: list[str]) -> SearchConfig:

@@ -9,6 +9,7 @@ unasked: 0 when connected, or 1 and a text.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -26,14 +27,13 @@ CLOSE_SECONDS = 10
 
 def connect(options: dict[str, Any]) -> Any:
     """The client, connected; waits for the master as long as the library does."""
-    from mooncake.store import MooncakeDistributedStore
-
+    library = importlib.import_module("mooncake.store")  # of an extra
     local = options["local"]
     if not local:  # the address that the master would see
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((options["host"], options["port"]))
             local = probe.getsockname()[0]
-    store = MooncakeDistributedStore()
+    store = library.MooncakeDistributedStore()
     master = f"{options['host']}:{options['port']}"
     sizes = options["segment"], options["buffer"]
     status = store.setup(local, options["metadata"], *sizes, options["protocol"], options["device"], master)

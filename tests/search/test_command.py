@@ -39,7 +39,7 @@ def test_a_search_prints_a_table_and_writes_a_profile(config, capsys, tmp_path):
     out = capsys.readouterr().out
     for name in ("full", "evolution", "uniform", "entropy"):
         assert name in out
-    assert f"--budgets {tmp_path / 'found.json'}" in out
+    assert f"python -m kvjax.serve {FIELDS['model']} --budgets {tmp_path / 'found.json'}" in out
     document = json.loads((tmp_path / "found.json").read_text())
     assert len(document["layers"]) == 8
     assert sum(document["provenance"]["tokens_kept_of_a_prompt"]) == 8 * 32

@@ -32,7 +32,8 @@ def test_a_file(model):
 
 
 @pytest.mark.parametrize("name", ["/nowhere", "a/b/c", "../x", "a b", "-x", "org/"])
-def test_what_is_neither(name):
+def test_what_is_neither(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="neither a directory nor a hub id"):
         find_model(name)
 
