@@ -133,7 +133,10 @@ def table(results: Sequence[SearchResult]) -> Table:
 
 
 def _texts(outcome: Outcome) -> tuple[str, ...]:
-    """A row under `HEAD`; the ends of intervals are whole points, which is all that they are sure to."""
+    """A row under `HEAD`; the ends of intervals are whole points, which is all that they are sure to.
+
+    What is gained is said of schemes alone: the full cache costs more than uniform budgets do.
+    """
     points, low, high = (100 * value + 0.0 for value in outcome.gain)
     return (
         outcome.name,
@@ -141,7 +144,7 @@ def _texts(outcome: Outcome) -> tuple[str, ...]:
         _points(outcome.selection),
         _points(outcome.test),
         _whole(outcome.test),
-        "" if outcome.name == "uniform" else f"{points:+.1f} ({round(low)} to {round(high)})",
+        "" if outcome.name == "uniform" or outcome.scheme is None else f"{points:+.1f} ({round(low)} to {round(high)})",
         f"{100 * outcome.calibration_gap + 0.0:+.1f}",
         "" if outcome.scheme is None else f"{outcome.evaluations:,}",
     )
