@@ -101,9 +101,8 @@ class EngineLoop:
 
     def cancel_all(self) -> None:
         with self._condition:
-            everyone = [*self._scheduler.waiting, *self._scheduler.running]
-        for request in everyone:
-            self.cancel(request)
+            for request in [*self._scheduler.waiting, *self._scheduler.running]:
+                self.cancel(request)
 
     def park(self) -> list[Saved]:
         """As `cancel_all`, but keeps the conversations that decode: returns these and what was parked before.
@@ -126,13 +125,12 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         with self._condition:
-            scheduler, prefill = self._scheduler, self._prefill
-            slots = tuple(self._slot_stats(slot, held, prefill) for slot, held in enumerate(scheduler.slots))
+            slots = tuple(self._slot_stats(slot, who, self._prefill) for slot, who in enumerate(self._scheduler.slots))
             return dataclasses.replace(
                 self._stats,
                 slots=slots,
-                waiting=len(scheduler.waiting),
-                running=len(scheduler.running),
+                waiting=len(self._scheduler.waiting),
+                running=len(self._scheduler.running),
                 parked=len(self._parked),
             )
 
@@ -224,9 +222,8 @@ class EngineLoop:
         for request in everyone:
             self._leave(request)
             self._end(request, Finish.CANCELLED)
-        with self._condition:
-            self._parking = False
-            self._condition.notify_all()
+        self._parking = False
+        self._wake()
 
     def _resume(self) -> None:
         """Requests for a parked conversation go on with it at once: its slot waits for nobody else."""
@@ -258,12 +255,16 @@ class EngineLoop:
         store = self._runner.layout.store
         if request.fetch is None or request.fetch.done or store is None:
             return 0.0
-        waited = time.monotonic() - request.fetch.started
-        return max(store.patience(len(request.fetch.names) * CHUNK) - waited, 0.0)
+        patience = store.patience(len(request.fetch.names) * CHUNK)
+        return max(request.fetch.started + patience - time.monotonic(), 0.0)
+
+    def _ready(self, request: ActiveRequest) -> bool:
+        # one whose conversation is parked has come since `_resume`, and waits for its next turn
+        return not self._patience(request) and self._parked.find(request) is None
 
     def _admit(self) -> None:
         with self._condition:
-            admitted = self._scheduler.admit(lambda request: not self._patience(request), self._parked.slots)
+            admitted = self._scheduler.admit(self._ready, self._parked.slots)
             dropped = None if admitted is None else self._parked.drop(admitted[0])
         if admitted is None:
             return
@@ -271,15 +272,14 @@ class EngineLoop:
         if dropped is not None:
             logger.info("a parked conversation of %d tokens makes way", dropped.position + 1)
         request.scheduled()
-        params = request.params
         fetch, request.fetch = request.fetch, None
         self._prefill = self._runner.begin(
             request.prompt,
             slot,
-            params.select_after,
+            request.params.select_after,
             request.cache_salt,
             plans=request.plans,
-            turn=params.turn,
+            turn=request.params.turn,
             fetch=fetch,
             answer=request.answer,
         )
@@ -396,5 +396,5 @@ class EngineLoop:
 
     def _count(self, **more: int | float) -> None:
         with self._condition:
-            new = {name: getattr(self._stats, name) + value for name, value in more.items()}
-            self._stats = dataclasses.replace(self._stats, **new)
+            stats = self._stats
+            self._stats = dataclasses.replace(stats, **{name: getattr(stats, name) + more[name] for name in more})

@@ -166,6 +166,23 @@ def test_a_new_request_takes_the_oldest_slot_and_never_waits(folder, full, copie
         equal(first.result(), ask(engine, *asked[1]).result())
 
 
+def test_a_request_that_comes_between_resuming_and_admitting_waits_for_the_next_turn(folder, copied):
+    with engine_of(folder, "full", copied) as engine:
+        loop = engine._loop
+        assert loop is not None
+        resume, missed = loop._resume, []
+
+        def late():
+            if loop._scheduler.waiting and not missed:
+                missed.append(True)  # as if it had come just now
+            else:
+                resume()
+
+        loop._resume = late
+        assert resumed(ask(engine, *requests("full")[0])) > 0
+        assert missed
+
+
 def test_only_the_same_request_is_attached(folder, copied):
     prompt, params, salt = requests("full")[1]
     with engine_of(folder, "full", copied) as engine:
