@@ -23,10 +23,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvjax.plan.topology import ENVIRONMENT, H200
+from kvjax.plan.devices import find_device
+from kvjax.plan.topology import ENVIRONMENT, topology_devices
 
 TARGETS = ("v5e", "v6e", "tpu7x", "h200")
-_TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _ENVIRONMENT = ENVIRONMENT | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
 
 SLOTS, CONTEXT, KV_HEADS, GROUP, HEAD_DIM = 8, 131_072, 8, 4, 128
@@ -202,15 +202,10 @@ def measure(target: str, names: list[str] | None = None) -> list[Report]:
 def compile_for(target: str, name: str, program: Program) -> Report:
     """Compiles one program in this process, which must have the environment of `measure`."""
     import jax
-    from jax.experimental import topologies
     from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
     gpu = target == "h200"
-    if gpu:
-        topology = topologies.get_topology_desc("", platform="cuda", target_config=H200, topology="1x1x1")
-    else:
-        topology = topologies.get_topology_desc(_TOPOLOGIES[target], platform="tpu")
-    device = topology.devices[0]
+    device = topology_devices(find_device(target))[0]
     kind = AbstractDevice(device_kind=device.device_kind, num_cores=getattr(device, "num_cores", 1), platform="tpu")
     # kernels for a TPU ask which one it is
     where = (
