@@ -35,6 +35,11 @@ def last_queries(ring: Float[Array, "W H D"], length: Int[Array, ""]) -> Float[A
     return jnp.take(ring, (length + jnp.arange(window)) % window, axis=0)
 
 
+def prompt_queries(q: Float[Array, "T H D"], length: Int[Array, ""], window: int) -> Float[Array, "W H D"]:
+    """`last_queries` of a prompt whose queries are there as a whole; what is behind `length` is padding."""
+    return jnp.take(q, jnp.maximum(length - window + jnp.arange(window), 0), axis=0)
+
+
 def attention_received(
     queries: Float[Array, "W H D"],
     k: Float[Array, "K T D"],

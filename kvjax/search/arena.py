@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.evaluation import BLOCK, Scores
+from kvjax.search.evaluation import BLOCK
 from kvjax.search.reading import Reader, Readings
 from kvjax.search.samples import Case
+from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme
 
 

@@ -14,11 +14,12 @@ from kvjax.models import Decoder
 from kvjax.search.allocator import Problem
 from kvjax.search.arena import Arena, TokenArena
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import Evaluator, Scores
+from kvjax.search.evaluation import Evaluator
 from kvjax.search.objective import Objective
 from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader
 from kvjax.search.samples import SampleSets, SetName, draw_sets
+from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme, Space
 from kvjax.search.stage_space import StageSpace
 from kvjax.search.stages import StageArena, Stages

@@ -4,7 +4,6 @@ The tail is read teacher-forced through the compressed cache, all its tokens at 
 the likeliest after those before it, greedy decoding writes exactly that reply: no decoding loop is needed.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,24 +18,10 @@ from jaxtyping import Array, Float, Int
 from kvjax.attention.dense import MASKED
 from kvjax.models import Decoder
 from kvjax.search.reading import LayerReading, Readings
+from kvjax.search.scores import Judged, Scores, check_schemes, in_batches, told, weigh
 
 BLOCK = 8  # samples that are judged at a time: bounds the temporaries
 CANDIDATES = "candidates"  # the mesh axis over which a population is split
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What schemes achieve on samples: rows are schemes, columns samples.
-
-    Attributes:
-        exact: 1 where greedy decoding writes exactly the reply.
-        tokens: share of the reply's tokens that are the likeliest after the right ones before them.
-        log_probability: mean over the reply's tokens, in nats.
-    """
-
-    exact: Float[np.ndarray, "P S"]
-    tokens: Float[np.ndarray, "P S"]
-    log_probability: Float[np.ndarray, "P S"]
 
 
 class Evaluator:
@@ -80,33 +65,28 @@ class Evaluator:
         Args:
             schemes: tokens that each layer keeps, of those that do not slide, or that each of its kv heads keeps.
         """
-        if schemes.ndim not in (2, 3) or schemes.shape[1] != len(self.layers):
-            raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {len(self.layers)} layers")
+        check_schemes(schemes, len(self.layers))
         self.evaluations += len(schemes)
-        found: list[list[np.ndarray]] = []
-        for begin in range(0, len(schemes), self._batch):
-            some = schemes[begin : begin + self._batch]
-            budgets = np.zeros((self._batch, self._depth, self._heads), np.int32)
-            budgets[: len(some), self.layers] = some.reshape(*some.shape[:2], -1)
+
+        def judge(some: Int[np.ndarray, "N L ..."]) -> list[Judged]:
+            budgets = np.zeros((len(some), self._depth, self._heads), np.int32)
+            budgets[:, self.layers] = some.reshape(*some.shape[:2], -1)
             placed = jax.device_put(budgets, self._split)
-            out = [_judge(self._graph, self._params, block, placed) for block in blocks]
-            joined = [np.concatenate([np.asarray(x) for x in parts], axis=1) for parts in zip(*out, strict=True)]
-            found.append([x[: len(some), :samples] for x in joined])
-        return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+            return [_judge(self._graph, self._params, block, placed) for block in blocks]
+
+        return in_batches(judge, schemes, self._batch, samples)
 
 
 @partial(jax.jit, static_argnums=0)
-def _judge(
-    graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]
-) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:
-    """Exact, share of right tokens, mean log-probability."""
+def _judge(graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]) -> Judged:
+    """The fields of `Scores`: [P S] each."""
     decoder = nnx.merge(graph, params)
     over_samples = jax.vmap(partial(_replay, decoder), in_axes=(0, None))
     return jax.vmap(over_samples, in_axes=(None, 0))(readings, budgets)
 
 
-def _replay(decoder: Decoder, sample: Readings, scheme: Int[Array, "L K"]) -> tuple[Array, Array, Array]:
-    """One sample's tail through a cache of these budgets: exact, share of right tokens, mean log-probability."""
+def _replay(decoder: Decoder, sample: Readings, scheme: Int[Array, "L K"]) -> Judged:
+    """One sample's tail through a cache of these budgets."""
     config, steps = decoder.config, sample.tail.shape[0] - 1
     positions = sample.start + jnp.arange(steps)
     x = decoder.embed(sample.tail[:-1])
@@ -115,14 +95,8 @@ def _replay(decoder: Decoder, sample: Readings, scheme: Int[Array, "L K"]) -> tu
         entries = scheme[index] if kind.window is None else jnp.full_like(scheme[index], held.order.shape[1])
         attend = partial(_attend, held, positions, entries, scale=config.query_scale, window=kind.window)
         x = layer(x, positions, attend)
-    logits = jax.nn.log_softmax(decoder.head(x))
-    targets = sample.tail[1:]
-    said = jnp.concatenate([sample.first[:1], jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]])
-    right = jnp.concatenate([sample.first[1:], (jnp.argmax(logits, axis=1) == targets).astype(jnp.float32)])
-    total = jnp.sum(sample.weight)
-    share = jnp.sum(right * sample.weight) / total
-    exact = jnp.all((right > 0) | (sample.weight == 0)).astype(jnp.float32)
-    return exact, share, jnp.sum(said * sample.weight) / total
+    heard = jnp.concatenate([sample.first[None], told(decoder.head(x), sample.tail[1:])])
+    return weigh(heard, sample.weight)
 
 
 def _attend(

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax.search.allocator import Allocator, Problem, State
-from kvjax.search.evaluation import Scores
 from kvjax.search.objective import Objective
+from kvjax.search.scores import Scores
 
 Judge = Callable[[Int[np.ndarray, "P L"]], Scores]
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.evaluation import Scores
+from kvjax.search.scores import Scores
 from kvjax.search.space import cache_score
 
 Measure = Literal["exact", "tokens"]

@@ -24,8 +24,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax import models
-from kvjax.search.evaluation import Evaluator, Scores
+from kvjax.search.evaluation import Evaluator
 from kvjax.search.reading import Readings
+from kvjax.search.scores import Scores, check_schemes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,8 +122,7 @@ class RayEvaluator:
         Raises:
             RuntimeError: an actor died, and so did the one that took its place.
         """
-        if schemes.ndim not in (2, 3) or schemes.shape[1] != len(self.layers):
-            raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {len(self.layers)} layers")
+        check_schemes(schemes, len(self.layers))
         if not self._actors:
             raise RuntimeError("this evaluator was closed: make another")
         self.evaluations += len(schemes)

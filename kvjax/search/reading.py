@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention
+from kvjax.attention.observation import prompt_queries
 from kvjax.attention.stage1 import Stage1
 from kvjax.models import Decoder
-from kvjax.search.samples import Case
+from kvjax.search.samples import Case, Padded
+from kvjax.search.scores import told
 
 
 @jax.tree_util.register_dataclass
@@ -87,30 +88,15 @@ class Reader:
         """
         length = length or max(len(case.prompt) for case in cases)
         tail = tail or max(len(case.tail) for case in cases)
-        read = []
-        for case in cases:
-            if not self._stage1.fewest <= len(case.prompt) <= length or len(case.tail) > tail:
-                raise ValueError(
-                    f"a prompt of {len(case.prompt)} tokens with a tail of {len(case.tail)}: at least "
-                    f"{self._stage1.fewest} and at most {length}, with at most {tail} after it"
-                )
-            tokens = np.zeros(length, np.int32)
-            tokens[: len(case.prompt)] = case.prompt
-            read.append(
-                _prefill(
-                    self._graph, self._stage1, self._ceiling, self._params, tokens,
-                    np.int32(len(case.prompt)), np.int32(case.tail[0]),
-                )
-            )  # fmt: skip
+        padded = Padded.of(cases, fewest=self._stage1.fewest, longest=length, tail=tail)
+        static = self._graph, self._stage1, self._ceiling
+        read = [
+            _prefill(*static, self._params, *one)
+            for one in zip(padded.prompt, padded.length, padded.tail[:, 0], strict=True)
+        ]
         layers, first, entropy = jax.tree.map(lambda *one: jnp.stack(one), *read)
-        tails, weight = np.zeros((2, len(cases), tail), np.int32)
-        for row, case in enumerate(cases):
-            tails[row, : len(case.tail)] = case.tail
-            weight[row, len(case.tail) - case.reply : len(case.tail)] = 1
-        start = np.array([len(case.prompt) for case in cases], np.int32)
-        return Readings(
-            layers, jnp.asarray(start), jnp.asarray(tails), jnp.asarray(weight, jnp.float32), first, entropy
-        )
+        start, tails, weight = (jnp.asarray(x) for x in (padded.length, padded.tail, padded.weight))
+        return Readings(layers, start, tails, weight, first, entropy)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -137,7 +123,7 @@ def _prefill(
         ) -> Float[Array, "T H D"]:
             k, v = (source.transpose(1, 0, 2) for source in (k, v))
             recent = stage1.window
-            queries = jnp.take(q, jnp.maximum(length - recent + jnp.arange(recent), 0), axis=0)
+            queries = prompt_queries(q, length, recent)
             scores = stage1.score(queries, k, length, jnp.int32(recent), scale=config.query_scale)
             entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
             if window is None:
@@ -154,8 +140,7 @@ def _prefill(
             return prefill_attention(q, k, v, jnp.int32(0), scale=config.query_scale, window=window)
 
         x = layer(x, places, attend)
-    logits = jax.nn.log_softmax(decoder.head(jnp.take(x, length - 1, axis=0)))
-    first = jnp.stack([logits[following], (jnp.argmax(logits) == following).astype(jnp.float32)])
+    first = told(decoder.head(jnp.take(x, length - 1, axis=0)), following)
     return tuple(layers), first, jnp.stack(entropies)
 
 

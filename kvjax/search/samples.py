@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from kvjax.eval.tasks import Task
 
 SetName = Literal["search", "selection", "test"]
@@ -31,6 +34,42 @@ class Case:
                 f"a case of {len(self.prompt)} prompt tokens whose reply is {self.reply} of {len(self.tail)}: give a "
                 "prompt and a reply"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """Cases as arrays, padded with zeros.
+
+    Attributes:
+        prompt: to be prefilled; `length` tokens of each are real.
+        tail: read after that.
+        weight: 1 for the tokens of the reply, which count; 0 for the question and padding.
+    """
+
+    prompt: Int[np.ndarray, "S T"]
+    length: Int[np.ndarray, "S"]
+    tail: Int[np.ndarray, "S R"]
+    weight: Float[np.ndarray, "S R"]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], *, fewest: int, longest: int, tail: int) -> "Padded":
+        """Cases of `fewest` to `longest` tokens of prompt and at most `tail` after it.
+
+        Raises:
+            ValueError: one of them is not.
+        """
+        prompts, tails = np.zeros((len(cases), longest), np.int32), np.zeros((len(cases), tail), np.int32)
+        weight = np.zeros((len(cases), tail), np.float32)
+        for row, case in enumerate(cases):
+            if not fewest <= len(case.prompt) <= longest or len(case.tail) > tail:
+                raise ValueError(
+                    f"a prompt of {len(case.prompt)} tokens with a tail of {len(case.tail)}: at least {fewest} and at "
+                    f"most {longest}, with at most {tail} after it"
+                )
+            prompts[row, : len(case.prompt)] = case.prompt
+            tails[row, : len(case.tail)] = case.tail
+            weight[row, len(case.tail) - case.reply : len(case.tail)] = 1
+        return cls(prompts, np.array([len(case.prompt) for case in cases], np.int32), tails, weight)
 
 
 @dataclasses.dataclass(frozen=True)

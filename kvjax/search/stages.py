@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention, views
 from kvjax.attention.methods import LayerPlan
-from kvjax.attention.observation import attention_received, max_pool
+from kvjax.attention.observation import attention_received, max_pool, prompt_queries
 from kvjax.attention.pages import summarize
 from kvjax.attention.retention import gather, retain
 from kvjax.attention.stage1 import Observation
@@ -26,8 +26,8 @@ from kvjax.attention.stage2 import HybridPages
 from kvjax.cache import Terms, View, Workspace
 from kvjax.models import Decoder
 from kvjax.search.arena import Arena
-from kvjax.search.evaluation import Scores
-from kvjax.search.samples import Case
+from kvjax.search.samples import Case, Padded
+from kvjax.search.scores import Judged, Scores, in_batches, told, weigh
 from kvjax.search.space import Scheme
 
 BLOCK = 4  # samples that are judged at a time: each takes a slot for every scheme
@@ -105,38 +105,27 @@ class StageArena(Arena):
 
     def read(self, cases: Sequence[Case]) -> list[StageReadings]:
         """Prefills every prompt, in blocks of `BLOCK`; the last is filled up with copies."""
-        blocks = []
+        blocks, fewest = [], self._stages.window + self._stages.sinks
         for begin in range(0, len(cases), BLOCK):
             some = list(cases[begin : begin + BLOCK])
             some += some[-1:] * (BLOCK - len(some))
-            read = []
-            tails, weight = np.zeros((2, BLOCK, self._tail), np.int32)
-            for row, case in enumerate(some):
-                if not self._stages.window + self._stages.sinks <= len(case.prompt) <= self._longest:
-                    raise ValueError(f"a prompt of {len(case.prompt)} tokens: at most {self._longest} fit")
-                tokens = np.zeros(self._longest, np.int32)
-                tokens[: len(case.prompt)] = case.prompt
-                length, following = np.int32(len(case.prompt)), np.int32(case.tail[0])
-                read.append(_prefill(self._graph, self._stages, self._params, tokens, length, following))
-                tails[row, : len(case.tail)] = case.tail
-                weight[row, len(case.tail) - case.reply : len(case.tail)] = 1
+            padded = Padded.of(some, fewest=fewest, longest=self._longest, tail=self._tail)
+            read = [
+                _prefill(self._graph, self._stages, self._params, *one)
+                for one in zip(padded.prompt, padded.length, padded.tail[:, 0], strict=True)
+            ]
             k, v, scores, first = jax.tree.map(lambda *one: jnp.stack(one), *read)
-            start = jnp.array([len(case.prompt) for case in some], jnp.int32)
-            blocks.append(
-                StageReadings(k, v, scores, start, jnp.asarray(tails), jnp.asarray(weight, jnp.float32), first)
-            )
+            start, tails, weight = (jnp.asarray(x) for x in (padded.length, padded.tail, padded.weight))
+            blocks.append(StageReadings(k, v, scores, start, tails, weight, first))
         return blocks
 
     def judge(self, schemes: Int[np.ndarray, "P N"], read: list[StageReadings], samples: int) -> Scores:
-        schemes = schemes.reshape(len(schemes), self._layers, 3)
-        found: list[list[np.ndarray]] = []
-        for begin in range(0, len(schemes), self._batch):
-            some = schemes[begin : begin + self._batch]
-            rows = np.concatenate([some, np.repeat(some[-1:], self._batch - len(some), axis=0)]).astype(np.int32)
-            out = [_judge(self._graph, self._stages, self._plan, self._params, block, rows) for block in read]
-            joined = [np.concatenate([np.asarray(x) for x in parts], axis=1) for parts in zip(*out, strict=True)]
-            found.append([x[: len(some), :samples] for x in joined])
-        return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        static = self._graph, self._stages, self._plan
+
+        def judge(some: Int[np.ndarray, "N L 3"]) -> list[Judged]:
+            return [_judge(*static, self._params, block, some) for block in read]
+
+        return in_batches(judge, schemes.reshape(-1, self._layers, 3).astype(np.int32), self._batch, samples)
 
     def entropy(self, read: list[StageReadings]) -> Float[np.ndarray, "L"]:
         """Zeros: nothing that searches these numbers asks for it."""
@@ -160,8 +149,7 @@ def _prefill(
     def attend(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Float[Array, "T H D"]:
         k, v = (source.transpose(1, 0, 2) for source in (k, v))
         window = jnp.int32(stages.window)
-        queries = jnp.take(q, jnp.maximum(length - stages.window + jnp.arange(stages.window), 0), axis=0)
-        received = attention_received(queries, k, length, window, scale=scale)
+        received = attention_received(prompt_queries(q, length, stages.window), k, length, window, scale=scale)
         pooled = jnp.stack([max_pool(received, kernel, length - window) for kernel in stages.kernels])
         found.append((k, v, jnp.where(places < stages.sinks, jnp.inf, pooled)))
         return prefill_attention(q, k, v, jnp.int32(0), scale=scale)
@@ -169,8 +157,7 @@ def _prefill(
     x = decoder.embed(tokens)
     for layer in decoder.layers:
         x = layer(x, places, attend)
-    logits = jax.nn.log_softmax(decoder.head(jnp.take(x, length - 1, axis=0)))
-    first = jnp.stack([logits[following], (jnp.argmax(logits) == following).astype(jnp.float32)])
+    first = told(decoder.head(jnp.take(x, length - 1, axis=0)), following)
     k, v, scores = zip(*found, strict=True)
     return k, v, scores, first
 
@@ -183,8 +170,8 @@ def _judge(
     params: Any,
     block: StageReadings,
     schemes: Int[Array, "P L 3"],
-) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:
-    """Exact, share of right tokens, mean log-probability."""
+) -> Judged:
+    """The fields of `Scores`: [P S] each."""
     decoder = nnx.merge(graph, params)
     count, samples = len(schemes), len(block.start)
     slots = count * samples
@@ -192,7 +179,7 @@ def _judge(
     tail, start = jnp.tile(block.tail, (count, 1)), jnp.tile(block.start, count)
     active, scale = jnp.ones(slots, bool), decoder.config.query_scale
 
-    def step(caches: tuple[View, ...], index: Int[Array, ""]) -> tuple[tuple[View, ...], tuple[Array, Array]]:
+    def step(caches: tuple[View, ...], index: Int[Array, ""]) -> tuple[tuple[View, ...], Array]:
         position, x, new = start + index, decoder.embed(tail[:, index]), []
         for layer, view in zip(decoder.layers, caches, strict=True):
 
@@ -201,17 +188,12 @@ def _judge(
                 return views.attend(plan, new[-1], q, position, active, scale=scale, window=None)
 
             x = layer(x, position, attend)
-        logits, target = jax.nn.log_softmax(decoder.head(x)), tail[:, index + 1]
-        said = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-        return tuple(new), (said, (jnp.argmax(logits, axis=1) == target).astype(jnp.float32))
+        return tuple(new), told(decoder.head(x), tail[:, index + 1])
 
-    _, (said, right) = jax.lax.scan(step, held, jnp.arange(tail.shape[1] - 1))
+    _, heard = jax.lax.scan(step, held, jnp.arange(tail.shape[1] - 1))
     first = jnp.tile(block.first, (count, 1))
-    said = jnp.concatenate([first[:, :1], said.T], axis=1).reshape(count, samples, -1)
-    right = jnp.concatenate([first[:, 1:], right.T], axis=1).reshape(count, samples, -1)
-    total = jnp.sum(block.weight, axis=1)
-    exact = jnp.all((right > 0) | (block.weight == 0), axis=2).astype(jnp.float32)
-    return exact, jnp.sum(right * block.weight, axis=2) / total, jnp.sum(said * block.weight, axis=2) / total
+    heard = jnp.concatenate([first[:, None], heard.transpose(1, 0, 2)], axis=1)
+    return weigh(heard.reshape(count, samples, -1, 2), block.weight)
 
 
 def _view(stages: Stages, plan: LayerPlan, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:

@@ -10,12 +10,12 @@ from kvjax.budget import ModelFingerprint
 from kvjax.eval.metrics import mean_interval
 from kvjax.search.allocator import Allocator, Fixed, Problem
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import Scores
 from kvjax.search.evolution import Evolution
 from kvjax.search.generation import AllocatorRun
 from kvjax.search.heuristics import ANCHORS, Greedy
 from kvjax.search.objective import Objective
 from kvjax.search.result import FULL, Outcome, SearchResult, SetScore
+from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme, Space
 
 CEILING = 480

@@ -10,10 +10,10 @@ import pytest
 
 from kvjax.budget.split import pyramid_capacities
 from kvjax.search.allocator import Allocator, Problem, State
-from kvjax.search.evaluation import Scores
 from kvjax.search.generation import AllocatorRun
 from kvjax.search.heuristics import ANCHORS, Entropy, Greedy, InversePyramid, Pyramid, RandomSearch, Uniform
 from kvjax.search.objective import Objective
+from kvjax.search.scores import Scores
 from kvjax.search.space import Space
 
 

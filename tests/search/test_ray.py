@@ -19,11 +19,12 @@ import pytest
 from kvjax import models
 from kvjax.attention.stage1 import Observation
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import BLOCK, Evaluator, Scores
+from kvjax.search.evaluation import BLOCK, Evaluator
 from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader, Readings
 from kvjax.search.run import search
 from kvjax.search.samples import Case, SampleSets
+from kvjax.search.scores import Scores
 from kvjax.train.induction import Induction, write
 
 WORDS, LENGTH, SAMPLES = 64, 100, 11  # the last block of samples is filled up

@@ -1,0 +1,68 @@
+"""What schemes achieve on samples, and the arithmetic from logits to that, shared by all that judge."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Judged = tuple[Array, Array, Array]  # the fields of `Scores`
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What schemes achieve on samples: rows are schemes, columns samples.
+
+    Attributes:
+        exact: 1 where greedy decoding writes exactly the reply.
+        tokens: share of the reply's tokens that are the likeliest after the right ones before them.
+        log_probability: mean over the reply's tokens, in nats.
+    """
+
+    exact: Float[np.ndarray, "P S"]
+    tokens: Float[np.ndarray, "P S"]
+    log_probability: Float[np.ndarray, "P S"]
+
+
+def told(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B 2"]:
+    """Of each target: the logarithm of its probability, and 1 if none is likelier."""
+    logits = jax.nn.log_softmax(logits)
+    said = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.stack([said, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)], axis=-1)
+
+
+def weigh(heard: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Judged:
+    """The fields of `Scores` from what was told of a tail's tokens, of which those of weight 1 count."""
+    said, right = heard[..., 0], heard[..., 1]
+    total = jnp.sum(weight, axis=-1)
+    exact = jnp.all((right > 0) | (weight == 0), axis=-1).astype(jnp.float32)
+    return exact, jnp.sum(right * weight, axis=-1) / total, jnp.sum(said * weight, axis=-1) / total
+
+
+def check_schemes(schemes: Int[np.ndarray, "..."], layers: int) -> None:
+    """Raises ValueError unless there is a number, or one for each kv head, for every layer with a budget."""
+    if schemes.ndim not in (2, 3) or schemes.shape[1] != layers:
+        raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {layers} layers")
+
+
+def in_batches(
+    judge: Callable[[Int[np.ndarray, "N ..."]], Sequence[Judged]],
+    schemes: Int[np.ndarray, "P ..."],
+    batch: int,
+    samples: int,
+) -> Scores:
+    """Scores of any number of schemes by a function that was compiled for `batch`.
+
+    Args:
+        judge: of so many schemes, a part for each block of samples; the last call's schemes are filled up with copies.
+        samples: how many of all blocks' samples are none that fill up a block.
+    """
+    found: list[list[np.ndarray]] = []
+    for begin in range(0, len(schemes), batch):
+        some = schemes[begin : begin + batch]
+        parts = judge(np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)]))
+        joined = [np.concatenate([np.asarray(x) for x in field], axis=1) for field in zip(*parts, strict=True)]
+        found.append([x[: len(some), :samples] for x in joined])
+    return Scores(*(np.concatenate(field) for field in zip(*found, strict=True)))
