@@ -101,7 +101,7 @@ class EngineLoop:
 
     def cancel_all(self) -> None:
         with self._condition:
-            for request in [*self._scheduler.waiting, *self._scheduler.running]:
+            for request in self._scheduler.requests:
                 self.cancel(request)
 
     def park(self) -> list[Saved]:
@@ -172,7 +172,7 @@ class EngineLoop:
             self.failure = error
         finally:
             with self._condition:
-                everyone = [*self._scheduler.waiting, *self._scheduler.running]
+                everyone = self._scheduler.requests
                 for request in everyone:
                     self._scheduler.remove(request)
                 prefill, self._prefill = self._prefill, None
@@ -216,7 +216,7 @@ class EngineLoop:
     def _park(self) -> None:
         self._collect(keep=0)  # so that the host knows of every token that the slots have drawn
         with self._condition:
-            everyone = [*self._scheduler.waiting, *self._scheduler.running]
+            everyone = self._scheduler.requests
             self._parked.cut_off(self._scheduler.decoding)
         self._saved = self._parked.take()
         for request in everyone:

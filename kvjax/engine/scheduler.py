@@ -30,12 +30,17 @@ class Scheduler[R]:
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and not self.running
+        return not self.requests
 
     @property
     def running(self) -> list[R]:
         """Requests that hold a slot."""
         return [request for request in self.slots if request is not None]
+
+    @property
+    def requests(self) -> list[R]:
+        """All that have not ended: those that wait, and those that hold a slot."""
+        return [*self.waiting, *self.running]
 
     @property
     def decoding(self) -> dict[int, R]:
