@@ -129,7 +129,7 @@ def stalling_port():
                 connection.close()
 
 
-@pytest.mark.parametrize("scheme", ["redis", "http"])
+@pytest.mark.parametrize("scheme", [pytest.param("redis", marks=pytest.mark.slow), "http"])
 def test_a_remote_that_stalls_costs_a_recompute_within_the_policys_time(tmp_path, scheme):
     with (
         stalling_port() as port,
@@ -146,6 +146,7 @@ def test_a_remote_that_stalls_costs_a_recompute_within_the_policys_time(tmp_path
         process.terminate()
 
 
+@pytest.mark.slow  # twenty seconds; what a tier does then has quick tests of its own
 def test_a_remote_that_refuses_is_left_alone(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
