@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-KINDS = ("repeats", "recall", "needles", "hard_needles", "variables", "chains", "python")
+KINDS = ("repeats", "recall", "needles", "hard_needles", "id_needles", "variables", "chains", "python")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,7 @@ class Documents:
             "recall": self.recall,
             "needles": self.needles,
             "hard_needles": self.hard_needles,
+            "id_needles": self.id_needles,
             "variables": self.variables,
             "chains": self.chains,
             "python": self.python,
@@ -134,6 +135,10 @@ class Documents:
         """The same with more of what is learned last: long keys and values among their like, several values or keys."""
         return self._needles(length, rng, shapes=(4, 2, 2), fillers=(1, 1, 3), ids=8)
 
+    def id_needles(self, length: int, rng: random.Random) -> Document:
+        """Nearly all of them ids of two numbers, asked one by one, a third at the ends: the last to be found from afar."""
+        return self._needles(length, rng, shapes=(1, 0, 0), fillers=(1, 1, 3), ids=40, edges=0.3)
+
     def _needles(
         self,
         length: int,
@@ -142,6 +147,7 @@ class Documents:
         shapes: tuple[int, int, int],
         fillers: tuple[int, int, int],
         ids: int,
+        edges: float = 0.1,
     ) -> Document:
         filler: Literal["noise", "text", "needles"] = rng.choices(("noise", "text", "needles"), fillers)[0]
         shape = rng.choices(("keys", "values", "queries"), shapes)[0]
@@ -158,7 +164,7 @@ class Documents:
             keys=several if shape == "queries" else 1,
             values=several if shape == "values" else 1,
             queries=several if shape == "queries" else 1,
-            edges=0.1,
+            edges=edges,
         )
         facts = task.draw_facts(rng)
         asked = [MINI.ask(facts, value)]
