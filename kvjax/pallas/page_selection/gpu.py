@@ -62,6 +62,8 @@ def page_selection(
         },
         grid=(slots, rows),
         grid_names=("slot", "row"),
+        # layouts are all given below; searching for them takes the compiler minutes
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )(ranked.reshape(slots, rows, squares, *SQUARE), limits(slots, count, most))
     units = units[:, :, :count]
     return Selection(jnp.maximum(units, 0), units >= 0)
@@ -93,15 +95,17 @@ def _kernel(ranked, wanted, out, **shared):
         return jnp.where(count(lambda rank, _: rank >= tried) >= limit, tried, least)
 
     least = lax.fori_loop(0, BITS, higher, jnp.int32(NEVER))
-    left = limit - count(lambda rank, _: rank > least)  # for those that are no better, the first of them
-    bits = (squares * SIDE * SIDE).bit_length()
+    left = limit - count(lambda rank, _: rank > least)  # for those that are equal, of which the first count
+    tied = count(lambda rank, _: rank == least) > left  # else all of them are chosen
+    pages = squares * SIDE * SIDE
+    bits = pages.bit_length()
 
     def later(step, end):
         tried = end + lax.shift_left(1, bits - 1 - step)
         ties = count(lambda rank, place: (rank == least) & (place < tried))
         return jnp.where(ties <= left, tried, end)
 
-    end = lax.fori_loop(0, bits, later, jnp.int32(0))
+    end = lax.fori_loop(0, jnp.where(tied, bits, 0), later, jnp.where(tied, 0, pages))
     for begin in range(0, out.shape[2], SIDE):
         plgpu.wait_smem_to_gmem(0)  # the former result has left
         shared["result"][...] = _pack(least, end, begin, squares, shared)
@@ -116,7 +120,7 @@ def _pack(least, end, begin, squares, shared):
 
     def add(square, carry):
         orders, offset, chunk, held, passed = carry
-        rank = plgpu.load(shared["ranks"].at[square], layout=_LAYOUT)
+        rank = plgpu.load(shared["ranks"].at[square], layout=_LAYOUT, optimized=False)  # rows share their banks
         chosen = (rank > NEVER) & ((rank > least) | ((rank == least) & (_places(square, _LAYOUT) < end)))
         chosen = _whole(chosen)
         shared["chosen"][...] = chosen.astype(jnp.bfloat16)

@@ -85,21 +85,25 @@ def _kernel(wanted, ranked, out, threshold, bound):
         return jnp.where(count(lambda rank, _: rank >= tried[:, None]) >= limit, tried, least)
 
     least = jax.lax.fori_loop(0, BITS, higher, jnp.full((groups, SUBLANES, 1), NEVER, jnp.int32))
-    left = limit - count(lambda rank, _: rank > least[:, None])  # for those that are no better, the first of them
-    bits = (chunks * LANES).bit_length()
+    left = limit - count(lambda rank, _: rank > least[:, None])  # for those that are equal, of which the first count
+    ties = count(lambda rank, _: rank == least[:, None])
+    tied = jnp.max(ties - left) > 0  # in any row; else all of them are chosen
+    pages = chunks * LANES
+    bits = pages.bit_length()
 
     def later(step, end):
         tried = end + jax.lax.shift_left(1, bits - 1 - step)
-        ties = count(lambda rank, place: (rank == least[:, None]) & (place < tried[:, None]))
-        return jnp.where(ties <= left, tried, end)
+        passed = count(lambda rank, place: (rank == least[:, None]) & (place < tried[:, None]))
+        return jnp.where(passed <= left, tried, end)
 
-    end = jax.lax.fori_loop(0, bits, later, jnp.zeros((groups, SUBLANES, 1), jnp.int32))
+    start = jnp.full((groups, SUBLANES, 1), jnp.where(tied, 0, pages))
+    end = jax.lax.fori_loop(0, jnp.where(tied, bits, 0), later, start)
     threshold[...] = jnp.broadcast_to(least, threshold.shape)
     bound[...] = jnp.broadcast_to(end, bound.shape)
 
     square, chunked = (LANES, LANES), (chunks, LANES)
-    up_to = (_iota(square, 0) <= _iota(square, 1)).astype(jnp.bfloat16)
-    before = (_iota((chunks, chunks), 1) < _iota((chunks, chunks), 0)).astype(jnp.bfloat16)
+    up_to = _whole(_iota(square, 0) <= _iota(square, 1))
+    before = _whole(_iota((chunks, chunks), 1) < _iota((chunks, chunks), 0))
     nth = _iota((1, out.shape[2]), 1).astype(jnp.float32)
 
     @pl.loop(0, groups * SUBLANES)
@@ -108,13 +112,12 @@ def _kernel(wanted, ranked, out, threshold, bound):
         rank = ranked[group, :, line].reshape(chunked)
         least, end = threshold[group, line], bound[group, line]
         place = _iota(chunked, 0) * LANES + _iota(chunked, 1)
-        chosen = (rank > NEVER) & ((rank > least) | ((rank == least) & (place < end)))
-        chosen = jnp.where(chosen, 1.0, 0.0)
+        chosen = _whole((rank > NEVER) & ((rank > least) | ((rank == least) & (place < end))))
         # whole numbers up to 128, which bfloat16 holds
         order = _product(chosen, up_to, 1) * chosen
         first = jnp.sum(_product(before, chosen, 1), axis=1, keepdims=True)
-        inside = (first <= nth) & (nth < first + jnp.sum(chosen, axis=1, keepdims=True))
-        inside = jnp.where(inside, 1.0, 0.0)  # [chunks, N]: one of a column, none beyond the last page
+        # [chunks, N]: one of a column, none beyond the last page
+        inside = _whole((first <= nth) & (nth < first + jnp.sum(chosen, axis=1, keepdims=True)))
         offset = nth + 1 - jnp.sum(inside * first, axis=0, keepdims=True)
         orders = _product(order, inside, 0)  # [128, N]: of the n-th page's chunk
         lane = jnp.sum(
@@ -127,6 +130,10 @@ def _kernel(wanted, ranked, out, threshold, bound):
 
 def _iota(shape: tuple[int, ...], axis: int) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def _whole(mask: Array) -> Array:
+    return jnp.where(mask, 1.0, 0.0)
 
 
 def _product(left: Array, right: Array, axis: int) -> Array:
