@@ -147,10 +147,37 @@ def programs() -> dict[str, Program]:
         **{f"observation scores, window of {window}": observed(window) for window in (32, 128)},
         **{f"page scores, pages of {page}": scores(page, jnp.bfloat16) for page in (4, 8, 16)},
         "page scores, float8 summary": scores(16, jnp.float8_e4m3fn),
+        **{f"page selection, pages of {page}": page_choice(page) for page in (4, 8, 16)},
         **{f"selected attention, pages of {page}": selected(page) for page in (4, 8, 16)},
         "decode attention": Program(dense, full),
         **steps(),
     }
+
+
+def page_choice(page: int, implementation: str | None = None) -> Program:
+    """Page selection for all slots, by the target's kernel where no other implementation is named."""
+    import jax
+    import jax.numpy as jnp
+
+    from kvjax.pallas.page_selection import page_selection
+
+    scores = jax.ShapeDtypeStruct((SLOTS, KV_HEADS, CONTEXT // page), jnp.float32)
+    number = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+
+    def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        def operation(scores: Any, entries: Any, most: Any) -> Any:
+            return page_selection(
+                scores, entries, page_size=page, count=READ // page, most=most, implementation=implementation or name
+            )
+
+        return operation, (scores, number, number)
+
+    return Program(make, 2 * SLOTS * KV_HEADS * CONTEXT * HEAD_DIM * 2)
+
+
+def compared() -> dict[str, Program]:
+    """What kernels stand beside: the same in `jax.numpy`, as XLA compiles it. No gate holds these."""
+    return {f"lax.top_k, pages of {page}": page_choice(page, "reference") for page in (4, 8, 16)}
 
 
 def steps() -> dict[str, Program]:
@@ -234,6 +261,8 @@ def compile_for(target: str, name: str, program: Program) -> Report:
         temporaries=memory.temp_size_in_bytes,
         kernels=len(calls),
     )
+    if not calls:
+        return report
     if gpu:
         registers, spilled = read_ptxas(printed())
         return dataclasses.replace(report, registers=registers, spilled=spilled)
@@ -276,7 +305,9 @@ def main() -> None:
     """Prints a line for each program and target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", default=list(TARGETS), help=", ".join(TARGETS))
-    parser.add_argument("--programs", nargs="*", help="all by default")
+    parser.add_argument(
+        "--programs", nargs="*", help="by name, also of `control` and `compared`; all others by default"
+    )
     parser.add_argument("--json", action="store_true", help="in this process, as JSON")
     options = parser.parse_args()
     for target in options.targets:
@@ -287,7 +318,7 @@ def main() -> None:
                 print(report, flush=True)
             continue
         served = programs()
-        known = served | control()
+        known = served | control() | compared()
         for name in options.programs or served:
             print(json.dumps(dataclasses.asdict(compile_for(target, name, known[name]))), flush=True)
 

@@ -13,6 +13,7 @@ from kvjax.cache import View
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.page_scores import page_scores
+from kvjax.pallas.page_selection import page_selection
 from kvjax.pallas.selected_attention import selected_attention
 
 
@@ -46,9 +47,10 @@ def attend(
     stage2, page = plan.stage2, plan.stage2.unit
     grouped = q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2])
     scores = page_scores(grouped, view.bounds, entries, page_size=page, scale=scale, implementation=implementation)
-    eligible = jnp.broadcast_to(jnp.arange(scores.shape[2]) * page < entries[:, None, None], scores.shape)
     tokens, dense = (None, stage2.dense) if view.terms is None else (view.terms.tokens, view.terms.dense)
-    chosen = stage2.best(scores, eligible, entries, tokens)
+    most = None if tokens is None else tokens // page
+    count = stage2.tokens // page
+    chosen = page_selection(scores, entries, page_size=page, count=count, most=most, implementation=implementation)
     out = selected_attention(
         grouped, view.k, view.v, entries, chosen, page_size=page, scale=scale, implementation=implementation
     ).reshape(q.shape)
