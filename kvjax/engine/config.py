@@ -134,8 +134,8 @@ class Layout:
             )
         if config.kernels not in ("reference", "auto", platform):
             raise ValueError(
-                f"kernels={config.kernels!r} run on a {config.kernels.upper()}, and JAX has a {platform.upper()} here: "
-                "choose --attention-backend reference, or auto for the kernels of whatever device there is"
+                f"kernels={config.kernels!r} run on a {config.kernels.upper()} and not on a {platform.upper()}: choose "
+                "--attention-backend reference, or auto for the kernels of whatever device there is"
             )
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32

@@ -102,8 +102,8 @@ def test_what_auto_leaves_to_the_reference_is_logged_once(on_tpu, caplog):
         ("gpu", "8.0", "auto", "reference"),
         ("gpu", "8.0", "reference", "reference"),
         ("gpu", "8.0", "gpu", "compute capability 8.0, and the kernels are for 9.0"),
-        ("gpu", "9.0", "tpu", "kernels='tpu' run on a TPU, and JAX has a GPU here"),
-        ("cpu", None, "gpu", "kernels='gpu' run on a GPU, and JAX has a CPU here"),
+        ("gpu", "9.0", "tpu", "kernels='tpu' run on a TPU and not on a GPU"),
+        ("cpu", None, "gpu", "kernels='gpu' run on a GPU and not on a CPU"),
     ],
 )
 def test_kernels_are_for_the_devices_that_are_here(monkeypatch, platform, capability, asked, settled):
