@@ -108,7 +108,8 @@ def _compile(layers: int, kernels: str) -> None:
     config = EngineConfig(max_num_seqs=SLOTS, token_budget=READ, kernels=kernels)
     caches = Caches.declare(model, Layout.resolve(config, model.max_position, "gpu"))
     here = SingleDeviceSharding(topology_devices(find_device("h200"))[0])
-    abstract_steps(caches, None, here, kernels)["decode"]().lower(lowering_platforms=("cuda",)).compile()
+    decode = abstract_steps(caches, None, here, kernels, caches.layout.buckets[-1])["decode"]
+    decode().lower(lowering_platforms=("cuda",)).compile()
 
 
 def main() -> None:

@@ -17,13 +17,14 @@ from kvjax.models.sharding import spec
 
 
 def abstract_steps(
-    caches: Caches, mesh: Mesh | None, here: Sharding | None, kernels: str | None
+    caches: Caches, mesh: Mesh | None, here: Sharding | None, kernels: str | None, bucket: int
 ) -> dict[str, Callable[[], Any]]:
     """Each step as the engine would call it, by name; calling it traces it.
 
     Args:
         here: where arrays are that no mesh splits; None leaves that open.
         kernels: as in `steps.LayerKind`.
+        bucket: tokens of the prompts that are prefilled, one of the layout's.
     """
     config, layout = caches.model, caches.layout
 
@@ -47,11 +48,10 @@ def abstract_steps(
     leaves = tuple(arrays for _, arrays in split)
     model.layers = nnx.List([])
     trunk, trunk_leaves = steps.Part.split(model)
-    longest = layout.buckets[-1]
-    piece = min(layout.piece, longest)
+    piece = min(layout.piece, bucket)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=here)
-    hidden = jax.ShapeDtypeStruct((longest, config.width), layout.dtype, sharding=here)
-    workspace = placed(caches.workspace(longest))
+    hidden = jax.ShapeDtypeStruct((bucket, config.width), layout.dtype, sharding=here)
+    workspace = placed(caches.workspace(bucket))
     views = placed(caches.views)
     state = placed(steps.DecodeState.declare(layout.slots, config.vocab_size))
     alive = jax.ShapeDtypeStruct((layout.slots,), jnp.bool_, sharding=here)

@@ -36,17 +36,18 @@ def check_kernels(caches: Caches, devices: int) -> None:
     Raises:
         ValueError: kernels are asked for by name and do not serve a step; says why, and what to choose.
     """
-    asked = caches.layout.kernels
+    asked, buckets = caches.layout.kernels, caches.layout.buckets
     if asked == "reference":
         return
     reasons: dict[str, list[str]] = {}
     name = native() if asked == "auto" else asked
-    for step, trace in abstract_steps(caches, tensor_mesh(devices), None, name).items():
-        try:
-            trace()
-        except NotImplementedError as reason:
-            reasons.setdefault(str(reason), []).append(step)
-    listed = "; ".join(f"{reason} ({', '.join(served)})" for reason, served in reasons.items())
+    for bucket in {buckets[0], buckets[-1]}:  # what serves the shortest prompt and the longest serves those between
+        for step, trace in abstract_steps(caches, tensor_mesh(devices), None, name, bucket).items():
+            try:
+                trace()
+            except NotImplementedError as reason:
+                reasons.setdefault(str(reason), []).append(step)
+    listed = "; ".join(f"{reason} ({', '.join(dict.fromkeys(steps))})" for reason, steps in reasons.items())
     if reasons and asked != "auto":
         raise ValueError(
             f"kernels={asked!r} do not serve this engine: {listed}. Choose --attention-backend auto, which leaves that "

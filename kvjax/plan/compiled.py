@@ -44,7 +44,7 @@ def compile_steps(caches: Caches, device: Device) -> Compiled:
     platform = "cuda" if device.chip.platform == "gpu" else "tpu"
     temporaries, refused = {}, {}
     kernels = device.chip.platform if caches.layout.kernels == "auto" else caches.layout.kernels
-    for name, trace in abstract_steps(caches, mesh, here, kernels).items():
+    for name, trace in abstract_steps(caches, mesh, here, kernels, caches.layout.buckets[-1]).items():
         try:
             with as_if_on(devices[0]):
                 lowered = trace().lower(lowering_platforms=(platform,))
