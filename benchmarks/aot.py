@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvjax.plan.devices import find_device
-from kvjax.plan.topology import ENVIRONMENT, topology_devices
+from kvjax.plan.topology import ENVIRONMENT, as_if_on, topology_devices
 
 TARGETS = ("v5e", "v6e", "tpu7x", "h200")
 _ENVIRONMENT = ENVIRONMENT | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
@@ -229,22 +229,17 @@ def measure(target: str, names: list[str] | None = None) -> list[Report]:
 def compile_for(target: str, name: str, program: Program) -> Report:
     """Compiles one program in this process, which must have the environment of `measure`."""
     import jax
-    from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+    from jax.sharding import SingleDeviceSharding
 
     gpu = target == "h200"
     device = topology_devices(find_device(target))[0]
-    kind = AbstractDevice(device_kind=device.device_kind, num_cores=getattr(device, "num_cores", 1), platform="tpu")
-    # kernels for a TPU ask which one it is
-    where = (
-        contextlib.nullcontext() if gpu else jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
-    )
     begin = time.monotonic()
     with _printed() as printed:
         try:
             operation, arguments = program.make("gpu" if gpu else "tpu")
             here = SingleDeviceSharding(device)
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
-            with where:
+            with as_if_on(device):
                 traced = jax.jit(operation, donate_argnums=program.donated).trace(*arguments)
                 lowered = traced.lower(lowering_platforms=("cuda" if gpu else "tpu",))
             compiled = lowered.compile()

@@ -66,10 +66,6 @@ class LayerKind:
     mesh: Mesh | None
     kernels: str | None = REFERENCE
 
-    def __post_init__(self) -> None:
-        if self.mesh is not None and self.kernels != REFERENCE:
-            raise NotImplementedError(f"kernels={self.kernels!r}: kernels are not split over devices yet")
-
 
 _Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
 
@@ -362,7 +358,8 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        return read(plan, view, q, position, active, scale=kind.scale, window=kind.window, implementation=kind.kernels)
+        options = {"scale": kind.scale, "window": kind.window, "implementation": kind.kernels, "mesh": kind.mesh}
+        return read(plan, view, q, position, active, **options)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view
