@@ -22,6 +22,7 @@ from kvjax.pallas.hopper import TILED
 ROWS = 64  # queries of a warpgroup: the rows of one product
 READERS = 2  # warpgroups that attend
 BLOCK = READERS * ROWS  # queries that read a tile together, and keys of a tile
+ALIGNED = 8  # where a tile may begin: its rows lie in shared memory by eights
 STAGES = 2  # tiles in shared memory: 128 KiB of it at head dim 128
 WIDEST = 128  # head dim
 _LAYOUT = plgpu.Layout.WGMMA
@@ -37,7 +38,9 @@ def prefill_attention(
     scale: float,
     window: int | None,
 ) -> Float[Array, "P H D"]:
-    """As `dense.prefill_attention`; no key behind the last position of a block of queries is read.
+    """As `dense.prefill_attention` for a `start` that is a multiple of 8, as that of every whole piece; NaN for others.
+
+    No key behind the last position of a block of queries is read.
 
     Raises:
         NotImplementedError: for other types than 16-bit floats, pieces of no whole blocks of queries, and for heads
@@ -96,7 +99,7 @@ def _kernel(q, k, v, start, out, *, share, scale, window, **shared):
         return end - (count - tile) * BLOCK
 
     def fetch(tile, stage, name, source):
-        rows = pl.ds(jnp.maximum(nominal(tile), 0), BLOCK)
+        rows = pl.ds(pl.multiple_of(jnp.maximum(nominal(tile), 0), ALIGNED), BLOCK)
         plgpu.copy_gmem_to_smem(
             source.at[lax.div(head, share), rows], shared[name].at[stage], shared[f"{name}_arrived"].at[stage]
         )
@@ -185,4 +188,5 @@ def _attend(queries, lies, count, nominal, visible, end, scale, window, shared):
 
     empty = plgpu.layout_cast(jnp.zeros((ROWS, head_dim), jnp.float32), _LAYOUT)
     _, total, weighted = lax.fori_loop(0, count, body, (vector(MASKED), vector(0.0), empty))
+    total = total * jnp.where(lax.rem(end, ALIGNED) == 0, 1.0, jnp.nan)  # no wrong answer where no tile could begin
     queries[...] = (weighted / lax.broadcast_in_dim(total, weighted.shape, [0])).astype(dtype)
