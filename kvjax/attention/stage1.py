@@ -10,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.observation import attention_received, max_pool
+from kvjax.attention.observation import Received, attention_received, max_pool
 from kvjax.attention.retention import retain
 from kvjax.attention.streaming import streaming_scores
 
@@ -45,6 +45,7 @@ class Stage1(abc.ABC):
         observed: Int[Array, ""],
         *,
         scale: float,
+        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
         """A score for each token before the last `observed` ones of `length`; those behind do not matter.
 
@@ -52,6 +53,7 @@ class Stage1(abc.ABC):
             queries: of positions `length - W` to `length - 1`, in order, rotated.
             k: keys of positions 0 to T - 1; behind `length` they may be anything.
             observed: how many of the queries count.
+            received: what a method that looks at the queries computes their attention with.
         """
 
     def select(
@@ -65,6 +67,7 @@ class Stage1(abc.ABC):
         scale: float,
         turn: Int[Array, ""] | None = None,
         budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
+        received: Received = attention_received,
     ) -> Int[Array, "R C"]:
         """The positions that a view keeps: ascending in each row, then -1. A prompt of `keep` tokens stays whole.
 
@@ -73,6 +76,7 @@ class Stage1(abc.ABC):
             turn: tokens of the conversation's last turn, where `length` counts earlier turns too. The window does
                 not reach beyond it.
             budget: see `retain`; at least `fewest`.
+            received: see `score`.
 
         Raises:
             ValueError: where `keep` lies outside `fewest` to `capacity`.
@@ -80,7 +84,7 @@ class Stage1(abc.ABC):
         if keep < self.fewest:
             raise ValueError(f"keep={keep} is below the {self.fewest} tokens {self} always keeps: raise the capacity")
         observed = jnp.minimum(self.window, length if turn is None else turn)
-        scores = self.score(queries, k, length, observed, scale=scale)
+        scores = self.score(queries, k, length, observed, scale=scale, received=received)
         return retain(scores, length, observed, keep=keep, capacity=capacity, budget=budget)
 
 
@@ -114,8 +118,9 @@ class Observation(Stage1):
         observed: Int[Array, ""],
         *,
         scale: float,
+        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
-        scores = attention_received(queries, k, length, observed, scale=scale, per_head=self.per_head)
+        scores = received(queries, k, length, observed, scale=scale, per_head=self.per_head)
         scores = max_pool(scores, self.kernel, length - observed)
         return jnp.where(jnp.arange(k.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
 
@@ -146,8 +151,9 @@ class Streaming(Stage1):
         observed: Int[Array, ""],
         *,
         scale: float,
+        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
-        del length, observed, scale
+        del length, observed, scale, received
         rows = queries.shape[1] if self.per_head else k.shape[0]
         return streaming_scores(rows, k.shape[1], self.sinks)
 
