@@ -45,7 +45,6 @@ class Stage1(abc.ABC):
         observed: Int[Array, ""],
         *,
         scale: float,
-        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
         """A score for each token before the last `observed` ones of `length`; those behind do not matter.
 
@@ -53,7 +52,6 @@ class Stage1(abc.ABC):
             queries: of positions `length - W` to `length - 1`, in order, rotated.
             k: keys of positions 0 to T - 1; behind `length` they may be anything.
             observed: how many of the queries count.
-            received: what a method that looks at the queries computes their attention with.
         """
 
     def select(
@@ -67,7 +65,6 @@ class Stage1(abc.ABC):
         scale: float,
         turn: Int[Array, ""] | None = None,
         budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
-        received: Received = attention_received,
     ) -> Int[Array, "R C"]:
         """The positions that a view keeps: ascending in each row, then -1. A prompt of `keep` tokens stays whole.
 
@@ -76,7 +73,6 @@ class Stage1(abc.ABC):
             turn: tokens of the conversation's last turn, where `length` counts earlier turns too. The window does
                 not reach beyond it.
             budget: see `retain`; at least `fewest`.
-            received: see `score`.
 
         Raises:
             ValueError: where `keep` lies outside `fewest` to `capacity`.
@@ -84,7 +80,7 @@ class Stage1(abc.ABC):
         if keep < self.fewest:
             raise ValueError(f"keep={keep} is below the {self.fewest} tokens {self} always keeps: raise the capacity")
         observed = jnp.minimum(self.window, length if turn is None else turn)
-        scores = self.score(queries, k, length, observed, scale=scale, received=received)
+        scores = self.score(queries, k, length, observed, scale=scale)
         return retain(scores, length, observed, keep=keep, capacity=capacity, budget=budget)
 
 
@@ -95,10 +91,14 @@ class Observation(Stage1):
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
     pools over 7 and keeps tokens for each query head (`per_head`). The first `sinks` tokens may be kept whatever they
     score, which is ours.
+
+    Attributes:
+        received: what computes the attention; a method stays the same whoever does.
     """
 
     kernel: int = 63
     sinks: int = 0
+    received: Received = dataclasses.field(default=attention_received, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,9 +118,8 @@ class Observation(Stage1):
         observed: Int[Array, ""],
         *,
         scale: float,
-        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
-        scores = received(queries, k, length, observed, scale=scale, per_head=self.per_head)
+        scores = self.received(queries, k, length, observed, scale=scale, per_head=self.per_head)
         scores = max_pool(scores, self.kernel, length - observed)
         return jnp.where(jnp.arange(k.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
 
@@ -151,9 +150,8 @@ class Streaming(Stage1):
         observed: Int[Array, ""],
         *,
         scale: float,
-        received: Received = attention_received,
     ) -> Float[Array, "R T"]:
-        del length, observed, scale, received
+        del length, observed, scale
         rows = queries.shape[1] if self.per_head else k.shape[0]
         return streaming_scores(rows, k.shape[1], self.sinks)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention.dense import decode_attention
 from kvjax.attention.methods import LayerPlan
-from kvjax.attention.observation import Received, attention_received, last_queries
+from kvjax.attention.observation import last_queries
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.retention import gather
 from kvjax.cache import Terms, View, Workspace
@@ -26,15 +26,11 @@ def install(
     terms: Terms,
     *,
     scale: float,
-    received: Received = attention_received,
 ) -> View:
     """Writes to a slot what a view keeps of a finished prompt of `length` tokens, on the `terms` of its request.
 
     Without stage 1 entry j is the last position that is j mod C: for a full view every position in order, for a
     sliding layer the last C of them as its ring has them.
-
-    Args:
-        received: what stage 1 looks at the prompt with, `attention_received` or the like.
     """
     if view.terms is not None:
         view = replace(view, terms=jax.tree.map(lambda slots, one: slots.at[slot].set(one), view.terms, terms))
@@ -50,7 +46,6 @@ def install(
         scale=scale,
         turn=length - terms.begin,
         budget=terms.keep if plan.head_keep is None else jnp.minimum(terms.keep, jnp.array(plan.head_keep)[:, None]),
-        received=received,
     )
     kept = gather(workspace, positions)
     view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])

@@ -6,6 +6,7 @@ scores, and gathering what they choose, stay XLA's.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from kvjax.attention import views
 from kvjax.attention.methods import LayerPlan
+from kvjax.attention.stage1 import Observation
 from kvjax.cache import TENSOR, Terms, View, Workspace
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import attention_received
@@ -71,7 +73,9 @@ def install(
         part = functools.partial(attention_received, scale=scale, per_head=per_head, implementation=implementation)
         return _split(part, (_HEADS, _KV_HEADS, _ALL, _ALL), _KV_HEADS, implementation, mesh)(*arrays)
 
-    return views.install(plan, view, workspace, slot, length, terms, scale=scale, received=received)
+    if isinstance(plan.stage1, Observation):
+        plan = replace(plan, stage1=replace(plan.stage1, received=received))
+    return views.install(plan, view, workspace, slot, length, terms, scale=scale)
 
 
 def _split(
