@@ -16,9 +16,10 @@ import numpy as np
 
 from benchmarks.device_clock import clock, looped, turns
 from benchmarks.device_correct import EXACT, ROUNDING, SCORES, difference, mask
-from benchmarks.device_outside import OUTSIDE, torch_seconds
+from benchmarks.device_outside import OUTSIDE, unserved
 from benchmarks.device_point import XLA, Guess, Point
 from benchmarks.device_rig import Rig, noise, there
+from benchmarks.device_torch import torch_seconds
 from kvjax.attention.dense import DECODE_BLOCK, prefill_attention
 from kvjax.attention.selection import Selection
 from kvjax.attention.stage2 import HybridPages
@@ -64,7 +65,7 @@ def points(rig: Rig) -> list[Point]:
     for batch, context in itertools.product(rig.batches, rig.contexts):
         for operation in _of_views(rig, batch, context):
             found += [_point(rig, operation, name, batch, context) for name in rig.implementations]
-        found += [_outside(rig, name, batch, context) for name in ("xla", "cudnn", "torch")]
+        found += [_outside(rig, name, batch, context) for name in (*OUTSIDE, "torch")]
     for context in rig.contexts:
         for operation in _of_prompts(rig, context):
             found += [_point(rig, operation, name, 1, context) for name in rig.implementations]
@@ -174,7 +175,7 @@ def _of_prompts(rig: Rig, context: int) -> list[Operation]:
     return [
         Operation(
             "observation_scores", observed, lambda: noise((WINDOW, heads, dim), rig.dtype, 1),
-            lambda seed: workspace(seed)[:1], keys + 4 * kv_heads * context, 4.0 * heads * dim * WINDOW * context,
+            lambda seed: workspace(seed)[:1], keys + 4 * kv_heads * context, 2.0 * heads * dim * WINDOW * context,
             kernels=12 * -(-context // 512), told=lambda out: np.asarray(out, np.float32)[:, : context - WINDOW],
             tolerance=SCORES,
         ),
@@ -241,16 +242,6 @@ def _outside(rig: Rig, name: str, batch: int, context: int) -> Point:
         predicted,
         measure,
         nbytes,
-        unfit=_unfit(rig, name),
+        unfit=unserved(rig, name),
         order=rig.order(batch, context),
     )
-
-
-def _unfit(rig: Rig, name: str) -> str | None:
-    if name == "torch" and not there("torch"):
-        return "torch is not installed"
-    if name == "torch" and rig.device.chip.platform == "tpu":
-        return "torch does not reach a TPU"
-    if name == "cudnn" and rig.kernels != "gpu":
-        return "cuDNN is for GPUs of NVIDIA"
-    return None

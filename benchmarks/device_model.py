@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 
 from benchmarks.device_clock import clock
-from benchmarks.device_outside import OUTSIDE
+from benchmarks.device_outside import OUTSIDE, unserved
 from benchmarks.device_point import GAP, XLA, Guess, Point
 from benchmarks.device_rig import Rig, noise
+from benchmarks.device_torch import torch_decode
 from kvjax import cache
 from kvjax.attention.dense import DECODE_BLOCK
 from kvjax.cache import View
@@ -31,11 +32,12 @@ from kvjax.store.sizes import show_size
 
 PART, HOST = "decode", "host"
 FULL = "full"
+FILLED = "filled with random numbers, not by a prefill"
 AT_ONCE = 8  # steps of a dispatch
 TIMED = 16  # steps between two looks at the clock
 # kernels that XLA makes of a layer's step for an H200, counted in what the compile gate compiles
 LAUNCHES = {FULL: 20, "rocketkv": 31}
-OUTSIDE_LAUNCHES = 18
+OUTSIDE_LAUNCHES, TORCH_LAUNCHES = 18, 40
 CALL = 150e-6  # seconds that a dispatch costs the host, and a device that waits for it
 EAGER = 4e-6  # seconds of a kernel's launch by the host, where they are not captured
 # turns the capture of kernels into command buffers off: none is long enough
@@ -50,10 +52,11 @@ def points(rig: Rig) -> list[Point]:
             order = rig.order(batch, context)
             for name in rig.implementations:
                 found.append(_point(rig, batch, context, None, name, order))
-                first = name == rig.implementations[0]
-                budgets = rig.budgets if first else [b for b in rig.budgets if b == _headline(rig)]
-                found += [_point(rig, batch, context, budget, name, order) for budget in budgets]
-            for name in OUTSIDE:
+                for budget in rig.budgets:
+                    # of the reference one budget says enough, but where the kernels do not serve its pages
+                    late = name != rig.implementations[0] and budget != _headline(rig)
+                    found.append(_point(rig, batch, context, budget, name, 2 if late else order))
+            for name in (*OUTSIDE, "torch"):
                 found.append(_outside(rig, batch, context, name, order))
     return found
 
@@ -104,7 +107,7 @@ def _point(
     predicted = share(roofline.nbytes, launches) + CALL / count
     if captured is False:
         predicted += launches * (EAGER - GAP)
-    about: dict[str, Any] = {"arm": method, "implementation": name, "batch": batch, "context": context}
+    about: dict[str, Any] = {"arm": method, "implementation": name, "batch": batch, "context": context, "views": FILLED}
     reason = unfit(rig, caches)
     if captured is not None:
         about |= {"decode_steps": count, "captured": captured}
@@ -210,22 +213,27 @@ def _outside(rig: Rig, batch: int, context: int, name: str, order: int) -> Point
     caches = rig.caches(batch, context, None)
     roofline = decode_step(caches, rig.device)
     share = Guess(rig.device, XLA) if name == "xla" else Guess(rig.device)
-    reason = "cuDNN is for GPUs of NVIDIA" if name == "cudnn" and rig.kernels != "gpu" else unfit(rig, caches)
+    # eager kernels are launched one by one, while those before them run
+    launched = TORCH_LAUNCHES * EAGER * rig.model.num_layers if name == "torch" else 0.0
+    predicted = max(share(roofline.nbytes, OUTSIDE_LAUNCHES * rig.model.num_layers), launched) + CALL / AT_ONCE
     return Point(
         f"{PART}/{FULL} {name} {batch}x{context}",
         PART,
         {"arm": FULL, "implementation": name, "batch": batch, "context": context, "roofline": roofline.seconds,
-         "budget": None},
-        share(roofline.nbytes, OUTSIDE_LAUNCHES * rig.model.num_layers) + CALL / AT_ONCE,
+         "budget": None, "views": FILLED},
+        predicted,
         functools.partial(_measure_outside, rig, batch, context, name),
         roofline.nbytes,
-        unfit=reason,
+        unfit=unserved(rig, name) or unfit(rig, caches),
         order=order,
     )  # fmt: skip
 
 
 def _measure_outside(rig: Rig, batch: int, context: int, name: str) -> dict[str, Any]:
     model, count = rig.model, _timed(rig)
+    if name == "torch":
+        timed = torch_decode(rig, batch, context, context - 128, count)
+        return {**timed, "tokens_per_second": batch / timed["seconds"]}
     shape = (batch, context, model.num_kv_heads, model.head_dim)
     kept = [[noise(shape, rig.dtype, 2 * layer), noise(shape, rig.dtype, 2 * layer + 1)]
             for layer in range(model.num_layers)]  # fmt: skip

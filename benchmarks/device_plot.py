@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.device_model import FULL
-from benchmarks.device_table import copy_rate, ratios
+from benchmarks.device_table import by_bytes, copy_rate, ratios
 from kvjax.plan.devices import Device
 
 INK, LIMIT = "#263238", "#d7301f"
@@ -93,7 +93,7 @@ def _ratios(axes: Any, rows: Sequence[Row], device: Device) -> None:
 
 def _kernels(axes: Any, rows: Sequence[Row], device: Device) -> None:
     """What each operation reaches of the copy's bandwidth, by its best implementation, at the usual batch."""
-    kernels = [row for row in rows if row["part"] == "kernels" and not row.get("operations")]
+    kernels = [row for row in rows if row["part"] == "kernels" and by_bytes(row, device)]
     batch = _usual([row["batch"] for row in kernels])
     axes.set_title(f"bandwidth of each operation, {batch} conversations")
     copy = copy_rate(rows) or device.bandwidth

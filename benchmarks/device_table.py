@@ -93,6 +93,11 @@ def choosing(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def by_bytes(row: Row, device: Device) -> bool:
+    """Whether its bytes take a device longer than its arithmetic."""
+    return row["bytes"] / device.bandwidth >= row.get("operations", 0) / device.flops
+
+
 def show_time(seconds: float) -> str:
     """`3.42 us`, `3.42 ms`, `25.1 s`."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
@@ -118,7 +123,7 @@ def line(row: Row, copy: float | None, device: Device) -> str:
     if measured is None:
         return f"{said}  measured -"
     text = f"{said}  measured {show_time(measured['seconds']):>8}"
-    if row.get("operations") and row["operations"] / device.flops > row["bytes"] / device.bandwidth:
+    if not by_bytes(row, device):
         text += f"  {row['operations'] / measured['seconds'] / 1e12:7.1f} TFLOP/s"
     elif row["bytes"]:
         text += f"  {show_rate(_rate(row)):>10}  "
