@@ -61,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.device: {error}", file=sys.stderr)
         return 2
     points = sorted((point for part in args.parts for point in PARTS[part](rig)), key=lambda point: point.order)
-    record.expect(points)
-    if args.retry:
-        record.again()
     left = 0
-    if not args.predict and not args.plot:
+    if not args.plot:
+        record.expect(points)
+    if not (args.predict or args.plot):
+        if args.retry:
+            record.again()
         left = measure(rig, record, points, here, args.budget_seconds)
     _show(record, rig, args.parts, everything=args.predict)
     if args.plot:
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(rig: Rig, record: Record, points: Sequence[Point], here: str, budget: float) -> int:
     """Measures points in their order until so many seconds have passed. Returns how many are left."""
     began = time.monotonic()
-    longest: dict[str, float] = {}
+    longest = record.longest()
     waiting = [point for point in points if record.open(point)]
     for index, point in enumerate(waiting):
         needed = longest.get(point.part, 0.0 if rig.quick else FIRST)
@@ -96,7 +97,7 @@ def measure(rig: Rig, record: Record, points: Sequence[Point], here: str, budget
         print(line(row, copy_rate(record.rows), rig.device), flush=True)
         if lost:
             print("the device does not answer this process any more")
-            return len(waiting) - index - 1 or 1
+            return len(waiting) - index - 1
     return 0
 
 
@@ -126,12 +127,12 @@ def _show(record: Record, rig: Rig, parts: Sequence[str], *, everything: bool) -
     for title, lines in (("full cache over RocketKV", ratios(rows)), ("what choosing pages is worth", choosing(rows))):
         if lines:
             print(f"\n{title}", *lines, sep="\n")
-    if not copy:
+    if not copy and any("measured" in row for row in rows):
         print("\n* of the published bandwidth: no copy was measured")
 
 
 def _rig(args: argparse.Namespace) -> Rig:
-    name = args.device or device_name() or ("h200" if args.quick or args.predict else None)
+    name = args.device or device_name() or ("h200" if args.quick or args.predict or args.plot else None)
     if name is None:
         kind = jax.devices()[0].device_kind
         raise ValueError(

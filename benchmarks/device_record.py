@@ -73,6 +73,14 @@ class Record:
                 for key in ("failed", "on"):
                     row.pop(key, None)
 
+    def longest(self) -> dict[str, float]:
+        """Seconds of the point of each part that took most, compiling included."""
+        found: dict[str, float] = {}
+        for row in self._rows.values():
+            if "on" in row:
+                found[row["part"]] = max(found.get(row["part"], 0.0), row["on"]["took"])
+        return found
+
     def devices(self) -> set[str]:
         """On which there are figures of."""
         return {row["on"]["device"] for row in self._rows.values() if "measured" in row}
