@@ -27,7 +27,7 @@ from benchmarks import device_copies, device_correct, device_kernels, device_mod
 from benchmarks.device_point import Point
 from benchmarks.device_record import Record, is_wrong
 from benchmarks.device_rig import Rig, device_name
-from benchmarks.device_table import choosing, copy_rate, line, ratios
+from benchmarks.device_table import choosing, copy_rate, line, ratios, savings
 from benchmarks.quick import parse
 from kvjax.plan.devices import CHIPS, find_device
 
@@ -124,7 +124,11 @@ def _show(record: Record, rig: Rig, parts: Sequence[str], *, everything: bool) -
     if everything:
         for row in rows:
             print(line(row, copy, rig.device))
-    for title, lines in (("full cache over RocketKV", ratios(rows)), ("what choosing pages is worth", choosing(rows))):
+    for title, lines in (
+        ("full cache over RocketKV, a step", ratios(rows)),
+        ("memory of a prefill and a step at their most", savings(rows)),
+        ("what choosing pages is worth", choosing(rows)),
+    ):
         if lines:
             print(f"\n{title}", *lines, sep="\n")
     if not copy and any("measured" in row for row in rows):

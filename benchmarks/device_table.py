@@ -106,6 +106,20 @@ def show_time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
+def savings(rows: Sequence[Row]) -> list[str]:
+    """How much less memory RocketKV takes than the full cache, as it was predicted and as it was measured."""
+    found = {row["arm"] == FULL: row for row in rows if row["part"] == "memory" and "skipped" not in row}
+    if len(found) < 2:
+        return []
+    full, ours = found[True], found[False]
+    text = f"{ours['context']:7,} x {ours['batch']:<2}  {ours['arm']} takes {show_size(ours['predicted_bytes'])} of "
+    text += f"{show_size(full['predicted_bytes'])}, {1 - ours['predicted_bytes'] / full['predicted_bytes']:.0%} less"
+    peaks = [row.get("measured", {}).get("peak") for row in (ours, full)]
+    if all(peaks):
+        text += f"  measured {show_size(peaks[0])} of {show_size(peaks[1])}, {1 - peaks[0] / peaks[1]:.0%} less"
+    return [text + ("" if all(peaks) else "  measured -")]
+
+
 def line(row: Row, copy: float | None, device: Device) -> str:
     """One row. Shares are of the measured copy; before there is one, of what the maker says, which `*` marks."""
     name = f"{row['name']:<58}"

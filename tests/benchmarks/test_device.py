@@ -15,7 +15,7 @@ from benchmarks.device_model import filled, outside_steps, started
 from benchmarks.device_outside import OUTSIDE
 from benchmarks.device_point import Point
 from benchmarks.device_rig import Rig, noise
-from benchmarks.device_table import choosing, ratios
+from benchmarks.device_table import choosing, ratios, savings
 from benchmarks.device_torch import TorchSteps, shared, torch_seconds
 from kvjax.attention.selection import Selection
 from kvjax.engine import steps
@@ -62,7 +62,8 @@ def test_nothing_is_predicted_to_be_faster_than_its_bytes_allow(output, capsys):
             assert "measured" not in row
     assert "of views" in rows["decode/full gpu 8x131072"]["skipped"]
     assert "skipped" not in rows["decode/full gpu 8x98304"]
-    assert "rocketkv 512   against full" in capsys.readouterr().out
+    assert "rocketkv 512   against full" in (said := capsys.readouterr().out)
+    assert "98,304 x 8   rocketkv 512 takes" in said
     found = {(ratio.context, ratio.budget): ratio for ratio in ratios(list(rows.values()))}
     assert (131_072, 512) not in found  # the full cache does not fit
     longest = found[98_304, 512]
@@ -188,6 +189,15 @@ def test_choosing_pages_is_compared_with_the_attention_that_it_saves():
     ]
     [line] = choosing(rows)
     assert "save 6 s of attention: 0.50 of what they save" in line
+
+
+def test_memory_that_is_saved_is_of_both_peaks():
+    size = {"part": "memory", "batch": 8, "context": 1024}
+    rows = [size | {"arm": "full", "predicted_bytes": 1000}, size | {"arm": "rocketkv 512", "predicted_bytes": 200}]
+    assert savings(rows[:1]) == []
+    assert savings(rows)[0].endswith("80% less  measured -")
+    measured = [row | {"measured": {"peak": peak}} for row, peak in zip(rows, (400, 100), strict=True)]
+    assert "75% less" in savings(measured)[0]
 
 
 def test_a_loop_calls_every_set_as_often_as_it_says():
