@@ -52,7 +52,7 @@ def _steps(axes: Any, rows: Sequence[Row], device: Device) -> None:
     decode = [row for row in rows if row["part"] == "decode"]
     batch = _usual([row["batch"] for row in decode])
     axes.set_title(f"a decode step of {batch} conversations")
-    arms = sorted({row["budget"] for row in decode}, key=lambda budget: budget or 1 << 30, reverse=True)
+    arms = sorted({row["budget"] for row in decode}, key=lambda budget: budget or 0)
     for colour, mark, budget in zip(COLOURS, MARKS, arms, strict=False):
         points: dict[int, Row] = {}
         for row in decode:
@@ -63,9 +63,7 @@ def _steps(axes: Any, rows: Sequence[Row], device: Device) -> None:
         contexts = sorted(points)
         name = FULL + ", the best arm" if budget is None else f"rocketkv {budget}"
         _dots(axes, contexts, [points[at] for at in contexts], colour, mark, name, 1e3)
-        axes.plot(
-            contexts, [1e3 * points[at]["roofline"] for at in contexts], color=colour, linestyle="--", linewidth=1
-        )
+        _roofline(axes, contexts, [1e3 * points[at]["roofline"] for at in contexts], colour)
     _contexts(axes, decode)
     axes.set(ylabel="ms (dashed: roofline)", yscale="log")
 
@@ -79,7 +77,7 @@ def _ratios(axes: Any, rows: Sequence[Row], device: Device) -> None:
     for colour, mark, budget in zip(COLOURS[1:], MARKS[1:], budgets, strict=False):
         line = sorted((r for r in found if (r.batch, r.budget) == (batch, budget)), key=lambda ratio: ratio.context)
         contexts = [ratio.context for ratio in line]
-        axes.plot(contexts, [ratio.roofline for ratio in line], color=colour, linestyle="--", linewidth=1)
+        _roofline(axes, contexts, [ratio.roofline for ratio in line], colour)
         for ratio in line:
             measured = ratio.measured is not None
             value = ratio.measured if measured else ratio.predicted
@@ -126,7 +124,8 @@ def _host(axes: Any, rows: Sequence[Row], device: Device) -> None:
         line = sorted((row for row in host if row["captured"] is captured), key=lambda row: row["decode_steps"])
         name = "command buffers " + ("as XLA has them" if captured else "off")
         _dots(axes, [row["decode_steps"] for row in line], line, colour, mark, name, 1e3)
-    axes.set(xlabel="steps of a dispatch", ylabel="ms of a step", ylim=(0, None))
+    axes.set(xlabel="steps of a dispatch", ylabel="ms of a step")
+    axes.set_ylim(0, 1.15e3 * max(map(_taken, host), default=1e-3))
 
 
 def _dots(axes: Any, at: list[int], rows: Sequence[Row], colour: str, mark: str, name: str, factor: float) -> None:
@@ -135,6 +134,11 @@ def _dots(axes: Any, at: list[int], rows: Sequence[Row], colour: str, mark: str,
         label = name if index == 0 else None
         axes.plot(place, factor * _taken(row), mark, color=colour, fillstyle=full, label=label)
     axes.plot(at, [factor * _taken(row) for row in rows], color=colour, linewidth=0.8, alpha=0.6)
+
+
+def _roofline(axes: Any, at: Sequence[int], values: Sequence[float], colour: str) -> None:
+    """A dashed line, that is seen where it has one point alone."""
+    axes.plot(at, values, color=colour, linestyle="--", linewidth=1, marker="_", markersize=14)
 
 
 def _contexts(axes: Any, rows: Sequence[Row]) -> None:

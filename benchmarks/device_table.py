@@ -88,7 +88,7 @@ def choosing(rows: Sequence[Row]) -> list[str]:
             saved = dense - best[operation, batch, context]
             lines.append(
                 f"{context:7,} x {batch:<2}  scores {show_time(scores)} and choice {show_time(choice)} of pages save "
-                f"{show_time(saved)} of attention: {(scores + choice) / saved:.2f} of what they save"
+                f"{show_time(saved)} of attention: they take {(scores + choice) / saved:.2f} of that"
             )
     return lines
 

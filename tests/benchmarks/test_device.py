@@ -188,7 +188,7 @@ def test_choosing_pages_is_compared_with_the_attention_that_it_saves():
         for name, value in seconds.items()
     ]
     [line] = choosing(rows)
-    assert "save 6 s of attention: 0.50 of what they save" in line
+    assert "save 6 s of attention: they take 0.50 of that" in line
 
 
 def test_memory_that_is_saved_is_of_both_peaks():
