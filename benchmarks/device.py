@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(_parser(), arguments, QUICK)
     try:
         rig = _rig(args)
-        record = Record(args.output, {"device": rig.device.name, "quick": rig.quick})
+        flags = os.environ.get("XLA_FLAGS", "")
+        record = Record(args.output, {"device": rig.device.name, "quick": rig.quick, "xla_flags": flags})
         here = jax.devices()[0].device_kind
         if others := record.devices() - {here}:
             other = ", ".join(others)

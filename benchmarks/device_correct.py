@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.device_point import Point
-from benchmarks.device_rig import Rig, there
+from benchmarks.device_rig import Rig
 from kvjax.attention.selection import Selection
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import observation_scores
 from kvjax.pallas.page_scores import page_scores
+from kvjax.pallas.page_selection import page_selection
+from kvjax.pallas.prefill_attention import prefill_attention
 from kvjax.pallas.selected_attention import selected_attention
 
 PART = "correctness"
@@ -49,7 +51,7 @@ def points(rig: Rig) -> list[Point]:
 
 
 def _operations() -> dict[str, tuple[Callable[[], Sequence[Check]], float]]:
-    operations = {
+    return {
         "page_scores": (_page_scores, SCORES),
         "page_selection": (_page_selection, EXACT),
         "selected_attention": (_selected_attention, ROUNDING),
@@ -57,7 +59,6 @@ def _operations() -> dict[str, tuple[Callable[[], Sequence[Check]], float]]:
         "observation_scores": (_observation_scores, SCORES),
         "prefill_attention": (_prefill_attention, ROUNDING),
     }
-    return {name: checks for name, checks in operations.items() if there(f"kvjax.pallas.{name}")}
 
 
 def _measure(checks: Callable[[], Sequence[Check]], name: str, tolerance: float, quick: bool) -> dict[str, Any]:
@@ -178,40 +179,33 @@ def _observation_scores() -> Sequence[Check]:
 
 
 def _page_selection() -> Sequence[Check]:
-    from kvjax.pallas.page_selection import page_selection
+    from tests.pallas.test_page_selection import CHOICES, PAGE
 
-    def check(pages: int, count: int, entries: tuple[int, ...]) -> Check:
-        # few values, so that many are equal
-        scores = np.random.default_rng(pages).integers(0, 50, (len(entries), 2, pages)).astype(np.float32)
-
+    def check(case: Any) -> Check:
         def call(name: str, dtype: Any) -> np.ndarray:
-            options = {"page_size": 16, "count": count, "implementation": name}
-            chosen = jax.jit(functools.partial(page_selection, **options))(
-                jnp.asarray(scores), jnp.asarray(entries, jnp.int32)
-            )
-            return mask(chosen, pages)
+            scores, entries, most = case.arrays
+            options = {"page_size": PAGE, "count": case.count, "most": most, "implementation": name}
+            chosen = jax.jit(functools.partial(page_selection, **options))(scores, entries)
+            return mask(chosen, scores.shape[2])
 
-        return f"{pages} pages, {count} chosen", call
+        return str(case), call
 
-    return [check(64, 5, (1024, 100)), check(200, 16, (3200, 1, 40)), check(8192, 64, (131_072, 70_000))]
+    return [check(case) for case in _plain(CHOICES)]
 
 
 def _prefill_attention() -> Sequence[Check]:
-    from kvjax.pallas.prefill_attention import prefill_attention
+    from tests.pallas.test_prefill_attention import PIECES
 
-    def check(start: int, window: int | None) -> Check:
-        random, (piece, tokens) = np.random.default_rng(start), (256, 1024)
-        q = random.normal(0, 1, (piece, 8, 128)).astype(jnp.bfloat16)
-        k, v = random.normal(0, 1, (2, 2, tokens, 128)).astype(jnp.bfloat16)
-        k[:, start + piece :] = v[:, start + piece :] = np.nan
-
+    def check(case: Any) -> Check:
         def call(name: str, dtype: Any) -> np.ndarray:
-            arrays = [jnp.asarray(x, dtype or x.dtype) for x in (q, k, v)]
-            return _run(prefill_attention, name, *arrays, jnp.int32(start), scale=128**-0.5, window=window)
+            if name == "gpu" and case.start % 8:
+                raise NotImplementedError(f"a piece that starts at {case.start}, which is no multiple of 8")
+            arrays = [case.array(x, dtype) for x in (case.queries, case.keys[0], case.values[0])]
+            return _run(prefill_attention, name, *arrays, jnp.int32(case.start), scale=case.scale, window=case.window)
 
-        return f"start {start}, window {window}", call
+        return str(case), call
 
-    return [check(0, None), check(512, None), check(768, None), check(512, 300)]
+    return [check(case) for case in _plain(PIECES)]
 
 
 def _plain(cases: Sequence[Any]) -> list[Any]:

@@ -18,16 +18,17 @@ from benchmarks.device_clock import clock, looped, turns
 from benchmarks.device_correct import EXACT, ROUNDING, SCORES, difference, mask
 from benchmarks.device_outside import OUTSIDE, unserved
 from benchmarks.device_point import XLA, Guess, Point
-from benchmarks.device_rig import Rig, noise, there
+from benchmarks.device_rig import Rig, noise
 from benchmarks.device_torch import torch_seconds
-from kvjax.attention.dense import DECODE_BLOCK, prefill_attention
+from kvjax.attention.dense import DECODE_BLOCK
 from kvjax.attention.selection import Selection
-from kvjax.attention.stage2 import HybridPages
 from kvjax.engine.caches import HALVED
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import observation_scores
 from kvjax.pallas.page_scores import page_scores
+from kvjax.pallas.page_selection import page_selection
+from kvjax.pallas.prefill_attention import prefill_attention
 from kvjax.pallas.selected_attention import selected_attention
 
 PART = "kernels"
@@ -104,6 +105,10 @@ def _of_views(rig: Rig, batch: int, context: int) -> list[Operation]:
         picked = [random.choice(pages, min(read // page, pages), replace=False) for _ in range(rows)]
         return jnp.asarray(np.stack(picked).reshape(batch, kv_heads, -1), jnp.int32)
 
+    def choice(name: str) -> Callable[..., Any]:
+        options = {"page_size": page, "count": read // page, "implementation": name}
+        return lambda scores: page_selection(scores, entries, **options)
+
     def dense(name: str) -> Callable[..., Any]:
         def call(q: Any, k: Any, v: Any) -> Any:
             flat = q.reshape(batch, -1, dim)
@@ -117,7 +122,7 @@ def _of_views(rig: Rig, batch: int, context: int) -> list[Operation]:
             rows * pages * (2 * dim * narrow.itemsize + 4), kernels=6, tolerance=SCORES,
         ),
         Operation(
-            "page_selection", functools.partial(_selection, rig, entries),
+            "page_selection", choice,
             lambda: noise((batch, kv_heads, pages), jnp.float32, 1), lambda seed: (),
             rows * (4 * pages + 5 * read // page), kernels=8, told=lambda out: mask(out, pages),
             tolerance=EXACT,
@@ -132,22 +137,6 @@ def _of_views(rig: Rig, batch: int, context: int) -> list[Operation]:
     ]  # fmt: skip
 
 
-def _selection(rig: Rig, entries: Any, name: str) -> Callable[..., Any]:
-    if there("kvjax.pallas.page_selection"):
-        from kvjax.pallas.page_selection import page_selection
-
-        options = {"page_size": rig.page, "count": rig.read // rig.page, "implementation": name}
-        return lambda scores: page_selection(scores, entries, **options)
-    if name != REFERENCE:
-        raise NotImplementedError("no kernel chooses pages")
-
-    def best(scores: Any) -> Selection:
-        eligible = jnp.ones(scores.shape, jnp.bool_)
-        return HybridPages(rig.read, rig.page).best(scores, eligible, entries)
-
-    return best
-
-
 def _of_prompts(rig: Rig, context: int) -> list[Operation]:
     model, piece, item = rig.model, 256 if rig.quick else 2048, jnp.dtype(rig.dtype).itemsize
     kv_heads, heads, dim, scale = model.num_kv_heads, model.num_heads, model.head_dim, model.query_scale
@@ -159,13 +148,7 @@ def _of_prompts(rig: Rig, context: int) -> list[Operation]:
         return lambda q, k: observation_scores(q, k, length, jnp.int32(WINDOW), **options)
 
     def attend(name: str) -> Callable[..., Any]:
-        if name == REFERENCE:
-            return lambda q, k, v: prefill_attention(q, k, v, jnp.int32(start), scale=scale)
-        if not there("kvjax.pallas.prefill_attention"):
-            raise NotImplementedError("no kernel attends a piece of a prompt")
-        from kvjax.pallas.prefill_attention import prefill_attention as kernel
-
-        return lambda q, k, v: kernel(q, k, v, jnp.int32(start), scale=scale, implementation=name)
+        return lambda q, k, v: prefill_attention(q, k, v, jnp.int32(start), scale=scale, implementation=name)
 
     def workspace(seed: int) -> tuple[Any, ...]:
         shape = (kv_heads, context, dim)

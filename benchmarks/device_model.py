@@ -35,7 +35,7 @@ FULL = "full"
 FILLED = "filled with random numbers, not by a prefill"
 AT_ONCE = 8  # steps of a dispatch
 TIMED = 16  # steps between two looks at the clock
-# kernels that XLA makes of a layer's step for an H200, counted in what the compile gate compiles
+# kernels of a layer's step, counted in what XLA makes of the whole step for an H200
 LAUNCHES = {FULL: 20, "rocketkv": 31}
 OUTSIDE_LAUNCHES, TORCH_LAUNCHES = 18, 40
 CALL = 150e-6  # seconds that a dispatch costs the host, and a device that waits for it

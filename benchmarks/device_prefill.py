@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.device_clock import clock
 from benchmarks.device_model import CALL, FULL, unfit
 from benchmarks.device_point import XLA, Guess, Point
-from benchmarks.device_rig import Rig, noise, there
+from benchmarks.device_rig import Rig, noise
 from kvjax import cache
 from kvjax.engine import steps
 from kvjax.engine.caches import Caches
@@ -37,7 +37,6 @@ def points(rig: Rig) -> list[Point]:
     caches = rig.caches(1, context, None)
     last = context // caches.layout.piece - 1
     least = prefill_seconds(caches, rig.device, last + 1)
-    served = there("kvjax.pallas.prefill_attention")
     return [
         Point(
             f"{PART}/piece {piece + 1} of {last + 1} {name}",
@@ -46,7 +45,6 @@ def points(rig: Rig) -> list[Point]:
             _predicted(rig, name, caches.layout.piece, piece, least[piece]),
             functools.partial(_measure, rig, caches, name, piece),
             operations=least[piece] * rig.device.flops,
-            unfit=None if name == REFERENCE or served else "prefill has no kernel: it is the reference's",
             order=0 if piece else 1,
         )
         for piece in (0, last)
