@@ -115,7 +115,7 @@ class Faults:
 
     def _counted(self, function, fails=None):
         def counted(*args, **kwargs):
-            idle = args and isinstance(args[0], str) and args[0][-2:] in IDLE
+            idle = args and not isinstance(args[0], int) and os.fspath(args[0])[-2:] in IDLE
             if self.left > 0 and not idle:
                 self.left -= 1
                 if not self.left:
