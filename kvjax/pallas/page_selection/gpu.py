@@ -5,6 +5,8 @@ as chunks of 64: a product with a triangle counts the chosen pages of a chunk up
 the n-th page is in the chunk whose span holds n.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -48,7 +50,7 @@ def page_selection(
         constant_values=NEVER,
     )
 
-    def operand() -> plgpu.SMEM:
+    def operand() -> Any:
         return plgpu.SMEM(SQUARE, jnp.bfloat16, transforms=TILED)
 
     units = plgpu.kernel(
