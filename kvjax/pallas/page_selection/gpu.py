@@ -5,6 +5,8 @@ as chunks of 64: a product with a triangle counts the chosen pages of a chunk up
 the n-th page is in the chunk whose span holds n.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -48,7 +50,7 @@ def page_selection(
         constant_values=NEVER,
     )
 
-    def operand() -> plgpu.SMEM:
+    def operand() -> Any:
         return plgpu.SMEM(SQUARE, jnp.bfloat16, transforms=TILED)
 
     units = plgpu.kernel(
@@ -106,11 +108,15 @@ def _kernel(ranked, wanted, out, **shared):
         return jnp.where(ties <= left, tried, end)
 
     end = lax.fori_loop(0, jnp.where(tied, bits, 0), later, jnp.where(tied, 0, pages))
-    for begin in range(0, out.shape[2], SIDE):
+
+    @pl.loop(0, out.shape[2] // SIDE)
+    def _(pack):  # a loop, so that what one pack needs is not kept for all: registers are few
+        begin = pack * SIDE
         plgpu.wait_smem_to_gmem(0)  # the former result has left
         shared["result"][...] = _pack(least, end, limit, begin, squares, shared)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(shared["result"], out.at[slot, row, pl.ds(begin, SIDE)])
+
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -128,7 +134,7 @@ def _pack(least, end, limit, begin, squares, shared):
         first = passed + jnp.sum(_product(shared["before"], shared["chosen"]), axis=1)
         lies = lax.broadcast_in_dim(first, SQUARE, [0])
         # from 1 on: whole numbers up to 64, which bfloat16 holds
-        order = _product(shared["chosen"], shared["up_to"]) + (lies - begin)
+        order = _product(shared["chosen"], shared["up_to"]) + (lies - begin.astype(jnp.float32))
         order = jnp.where((order > 0) & (order <= SIDE), order, 0.0)
         # read again, since the registers are few
         order = order * plgpu.load(shared["chosen"], layout=_LAYOUT).astype(jnp.float32)
