@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
     from kvjax.search.run import search
-    from kvjax.search.show import outcomes
+    from kvjax.search.show import outcomes, table
 
+    command = f"python -m kvjax.search {shlex.join(sys.argv[1:] if argv is None else argv)}"
     try:
-        result = search(config, fresh=args.fresh)
+        result = search(config, fresh=args.fresh, made_by=command)
     except KeyboardInterrupt:
         kept = "the same command goes on from there" if config.runs else "runs is not set, so nothing was saved"
         print(f"\nstopped: {kept}", file=sys.stderr)
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     Console().print(outcomes(result))
     if config.output is not None:
+        if config.expand:
+            Console().print(table(result.sweep))
         print(f"wrote {config.output}: python -m kvjax.serve {config.model} --budgets {config.output}")
 
 

@@ -1,6 +1,6 @@
 """Where schemes are judged: one model, three sets of samples, each read when it is first needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax import models
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.eval.tasks import find_task
 from kvjax.models import Decoder
 from kvjax.search.allocator import Problem
@@ -69,6 +69,8 @@ class Bench:
             self._ray = _actors(config, model) if config.actors else None
             evaluator = self._ray or Evaluator(self.model, batch=config.batch)
             self.arena = TokenArena(reader, evaluator, longest, tail, heads)
+            others = Reader(self.model, Streaming(config.window, config.sinks), longest)
+            self._streaming = TokenArena(others, evaluator, longest, tail, heads)
             floor = config.window + config.sinks
             space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
         self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])
@@ -77,16 +79,27 @@ class Bench:
         """Of every scheme on every sample of a set."""
         return self.arena.judge(schemes, self._blocks(name), len(getattr(self.sets, name)))
 
-    def scores(self, name: SetName, scheme: Scheme | None) -> Float[np.ndarray, "2 S"]:
-        """Score and log-probability of each sample; with the full cache where there is no scheme."""
-        row = self.arena.full if scheme is None else scheme
-        scores = self.judge(name, np.array([row], np.int64))
-        return np.stack([self.objective.score(scores)[0], scores.log_probability[0]]).astype(np.float64)
+    def scores(self, name: SetName, schemes: Sequence[Scheme | None]) -> Float[np.ndarray, "P 2 S"]:
+        """Score and log-probability of each sample by schemes; None is the full cache."""
+        rows = [self.arena.full if scheme is None else scheme for scheme in schemes]
+        return self._scores(self.judge(name, np.array(rows, np.int64)))
+
+    def streaming(self, name: SetName) -> Float[np.ndarray, "2 S"]:
+        """The same where all layers keep the first tokens and the last (StreamingLLM). Reads the prompts anew.
+
+        Raises:
+            ValueError: RocketKV's numbers are searched.
+        """
+        cases, uniform = getattr(self.sets, name), np.array([self.problem.tokens.uniform], np.int64)
+        return self._scores(self._streaming.judge(uniform, self._streaming.read(cases), len(cases)))[0]
 
     def close(self) -> None:
         """Ends the Ray actors, where there are any."""
         if self._ray is not None:
             self._ray.close()
+
+    def _scores(self, scores: Scores) -> Float[np.ndarray, "P 2 S"]:
+        return np.stack([self.objective.score(scores), scores.log_probability], axis=1).astype(np.float64)
 
     def _blocks(self, name: SetName) -> Any:
         """The readings of one set, made when they are first needed."""

@@ -9,7 +9,11 @@ import yaml
 from kvjax.search.evolution import Mode
 from kvjax.search.objective import Measure
 
-AllocatorName = Literal["evolution", "greedy", "random", "uniform", "pyramid", "inverse-pyramid", "entropy"]
+AllocatorName = Literal[
+    "evolution", "greedy", "fine-greedy", "random", "uniform", "pyramid", "inverse-pyramid", "entropy"
+]
+STREAMING = "streaming"  # no allocator: uniform budgets, spent otherwise
+Compared = AllocatorName | Literal["streaming"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +35,14 @@ class SearchConfig:
         measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
         aware: the question is in the prompt that is compressed; else it comes after.
         samples, selection, test: sizes of the three sets of samples.
-        compare: allocators run beside this one, on the same sets with the same number of evaluations.
+        compare: allocators run beside this one, on the same sets with the same number of evaluations; 'streaming' is
+            the last tokens of a prompt in every layer (StreamingLLM).
         window, kernel, sinks: of stage 1: the last tokens, whose queries choose and which stay; the width of
             max-pooling; the first tokens, which stay too.
         room: entries that served views keep free for generated tokens.
         warm_start: what evolution begins with: 'greedy', whose evaluations then count as its own, 'uniform', or the
-            file of a profile, whose proportions it takes.
-        expand: other token budgets, to which the found scheme is scaled without another search.
+            file of a profile, whose proportions it takes; None is greedy, and uniform in mode 'paper'.
+        expand: other token budgets, to which the chosen scheme is scaled without another search, and tested there.
         batch: schemes judged at a time.
         actors: Ray actors that judge, each with a share of the schemes (extra `ray`); 0 judges in this process.
         runs: folder of checkpoints; None keeps none.
@@ -58,13 +63,13 @@ class SearchConfig:
     samples: int = 32
     selection: int = 64
     test: int = 128
-    compare: tuple[AllocatorName, ...] = ()
+    compare: tuple[Compared, ...] = ()
     window: int = 8
     kernel: int = 7
     sinks: int = 4
     room: int = 128
     seed: int = 0
-    warm_start: str = "greedy"
+    warm_start: str | None = None
     expand: tuple[int, ...] = ()
     batch: int = 10
     actors: int = 0
@@ -77,9 +82,11 @@ class SearchConfig:
         for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "room", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.search == "rocketkv" and (self.mode == "paper" or self.allocator not in ("evolution", "random")):
+        named = {self.allocator, *self.compare}
+        if self.search == "rocketkv" and (self.mode == "paper" or named - {"evolution", "random"} or self.expand):
             raise ValueError(
-                "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project', or by random"
+                "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project' or by random, "
+                "compare nothing else, and expand to nothing"
             )
         if self.actors < 0 or (self.actors and self.search == "rocketkv"):
             raise ValueError(
@@ -91,8 +98,15 @@ class SearchConfig:
                 f"token_budget={self.token_budget} is less than the {floor} tokens that every layer keeps, "
                 f"window={self.window} and sinks={self.sinks}: raise it, or lower those"
             )
+        if self.token_budget in self.expand:
+            raise ValueError(f"expand={self.expand} names the token budget that is searched: leave it out")
         if self.token_budget > self.length:
             raise ValueError(f"token_budget={self.token_budget} exceeds length={self.length}: nothing is compressed")
+
+    @property
+    def begins_with(self) -> str:
+        """What evolution begins with."""
+        return self.warm_start or ("uniform" if self.mode == "paper" else "greedy")
 
 
 def read_config(path: Path) -> SearchConfig:

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kvjax.search.result import Outcome, SearchResult, SetScore
+from kvjax.search.outcome import Outcome, SetScore
+from kvjax.search.result import SearchResult
 from kvjax.search.wording import cell, gained, label, measured, setting
 
 HEIGHT = 96  # pixels of the longest bar
