@@ -70,7 +70,8 @@ class Bench:
             evaluator = self._ray or Evaluator(self.model, batch=config.batch)
             self.arena = TokenArena(reader, evaluator, longest, tail, heads)
             others = Reader(self.model, Streaming(config.window, config.sinks), longest)
-            self._streaming = TokenArena(others, evaluator, longest, tail, heads)
+            # one scheme, for which a batch of its own is compiled, and only where it is asked for
+            self._streaming = TokenArena(others, Evaluator(self.model, batch=1), longest, tail, heads)
             floor = config.window + config.sinks
             space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
         self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])

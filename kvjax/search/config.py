@@ -88,6 +88,8 @@ class SearchConfig:
                 "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project' or by random, "
                 "compare nothing else, and expand to nothing"
             )
+        if self.mode == "paper" and self.allocator != "evolution":
+            raise ValueError(f"mode=paper is evolution's, and allocator={self.allocator}: set allocator=evolution")
         if self.actors < 0 or (self.actors and self.search == "rocketkv"):
             raise ValueError(
                 f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is judged in this process"

@@ -108,6 +108,7 @@ def test_a_search_killed_twice_ends_in_the_bits_of_one_that_was_not(config, tmp_
         (["token_budget"], "write NAME=VALUE"),
         (["tasks=[]"], "tasks is empty"),
         (["search=rocketkv", "mode=paper"], "are no tokens to share"),
+        (["allocator=greedy", "mode=paper"], "set allocator=evolution"),
         (["search=rocketkv", "compare=[greedy]"], "compare nothing else"),
         (["expand=[32]"], "names the token budget that is searched"),
     ],
