@@ -69,7 +69,7 @@ def settings(args: argparse.Namespace, task: str, budget: int, mode: Mode) -> Se
         evaluations=args.evaluations,
         samples=args.samples,
         selection=2 * args.samples,
-        test=4 * args.samples,
+        test=6 * args.samples,
         compare=("greedy", "fine-greedy", "random", "streaming") if project else (),
         seed=args.seed,
         runs=args.runs / f"{task}-{budget}-{mode}",
@@ -219,9 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--token-budgets", type=int, nargs="+", help="for every task; else three of its own")
     parser.add_argument("--length", type=int, help="tokens of prompt and reply, for every task; else its own")
-    parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument(
-        "--samples", type=int, default=32, help="of the search set; 2 and 4 times as many of the others"
+        "--samples", type=int, default=24, help="of the search set; 2 and 6 times as many of the others"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/budgets"))
