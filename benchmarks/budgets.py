@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.report import write_report
 from kvjax.engine import Engine, EngineConfig, SamplingParams
+from kvjax.search.bench import Bench
 from kvjax.search.config import SearchConfig
 from kvjax.search.evolution import Mode
 from kvjax.search.outcome import FULL, Interval
@@ -78,15 +79,15 @@ def settings(args: argparse.Namespace, task: str, budget: int, mode: Mode) -> Se
     )
 
 
-def found(config: SearchConfig) -> SearchResult:
-    """The result of a search, if it was not made before by the same config and with the same weights."""
+def found(config: SearchConfig, bench: Bench) -> SearchResult:
+    """The result of a search, unless it was made before by the same config and with the same weights."""
     assert config.output is not None
     path = config.output.with_suffix(".search.json")
     if path.exists():
         result = SearchResult.from_json(path.read_text())
         if result.config == config and result.model.weights == weights_digest(config.model):
             return result
-    return search(config)
+    return search(config, bench=bench)
 
 
 def points(gain: Interval) -> str:
@@ -232,8 +233,10 @@ def main(argv: list[str] | None = None) -> None:
     results: dict[tuple[str, int], dict[Mode, SearchResult]] = {}
     modes: tuple[Mode, ...] = ("project", "paper")
     for task in args.tasks:
-        for budget in args.token_budgets or TASKS[task].budgets:
-            results[task, budget] = {mode: found(settings(args, task, budget, mode)) for mode in modes}
+        budgets = args.token_budgets or TASKS[task].budgets
+        bench = Bench(settings(args, task, budgets[0], "project"))
+        for budget in budgets:
+            results[task, budget] = {mode: found(settings(args, task, budget, mode), bench) for mode in modes}
             for its in results[task, budget].values():
                 Console().print(outcomes(its))
     every = [its for cell in results.values() for its in cell.values()]

@@ -1,5 +1,7 @@
 """Where schemes are judged: one model, three sets of samples, each read when it is first needed."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax import models
-from kvjax.attention.stage1 import Observation, Streaming
+from kvjax.attention.stage1 import Observation
 from kvjax.eval.tasks import find_task
 from kvjax.models import Decoder
 from kvjax.search.allocator import Problem
@@ -17,12 +19,18 @@ from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator
 from kvjax.search.objective import Objective
 from kvjax.search.ray_evaluator import RayEvaluator
-from kvjax.search.reading import Reader
+from kvjax.search.reading import Reader, streaming_order
 from kvjax.search.samples import SampleSets, SetName, draw_sets
 from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme, Space
 from kvjax.search.stage_space import StageSpace
 from kvjax.search.stages import StageArena, Stages
+
+# what changes neither the samples nor how they are read
+_MAY_DIFFER = (
+    "token_budget", "allocator", "mode", "evaluations", "group_layers", "measure", "compare", "seed", "warm_start",
+    "expand", "runs", "output",
+)  # fmt: skip
 
 
 class Bench:
@@ -51,7 +59,7 @@ class Bench:
             tasks = [find_task(name) for name in config.tasks]
             sets = draw_sets(tasks, encode or _tokenizer(config), config.length, counts, aware=config.aware)
         self.sets = sets
-        self.objective = Objective(config.measure, config.mode == "paper", config.token_budget)
+        self.config, self.objective = config, _objective(config)
         self.layers = [layer for layer, window in enumerate(self.windows) if window is None]
         longest = self.longest = max(len(case.prompt) for case in sets.all)
         tail = max(len(case.tail) for case in sets.all)
@@ -69,9 +77,6 @@ class Bench:
             self._ray = _actors(config, model) if config.actors else None
             evaluator = self._ray or Evaluator(self.model, batch=config.batch)
             self.arena = TokenArena(reader, evaluator, longest, tail, heads)
-            others = Reader(self.model, Streaming(config.window, config.sinks), longest)
-            # one scheme, for which a batch of its own is compiled, and only where it is asked for
-            self._streaming = TokenArena(others, Evaluator(self.model, batch=1), longest, tail, heads)
             floor = config.window + config.sinks
             space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
         self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])
@@ -86,13 +91,26 @@ class Bench:
         return self._scores(self.judge(name, np.array(rows, np.int64)))
 
     def streaming(self, name: SetName) -> Float[np.ndarray, "2 S"]:
-        """The same where all layers keep the first tokens and the last (StreamingLLM). Reads the prompts anew.
+        """The same where all layers keep as many as by uniform budgets, but the first tokens and the last."""
+        blocks = [streaming_order(block, self.config.sinks) for block in self._blocks(name)]
+        uniform = np.full((1, len(self.layers)), self.config.token_budget)
+        one = Evaluator(self.model, batch=1)  # compiles a batch of its own, but only where this is asked for
+        return self._scores(one(uniform, blocks, len(getattr(self.sets, name))))[0]
+
+    def again(self, config: SearchConfig) -> "Bench":
+        """This bench for another search on the same samples, whose prompts need not be read anew.
 
         Raises:
-            ValueError: RocketKV's numbers are searched.
+            ValueError: the other config asks for other samples, or reads them otherwise.
         """
-        cases, uniform = getattr(self.sets, name), np.array([self.problem.tokens.uniform], np.int64)
-        return self._scores(self._streaming.judge(uniform, self._streaming.read(cases), len(cases)))[0]
+        theirs = dataclasses.replace(self.config, **{name: getattr(config, name) for name in _MAY_DIFFER})
+        if theirs != config:
+            raise ValueError(f"{config} does not read what {self.config} has read: only {_MAY_DIFFER} may differ")
+        other = copy.copy(self)
+        other.config, other.objective = config, _objective(config)
+        space = dataclasses.replace(self.problem.space, mean=config.token_budget, group_layers=config.group_layers)
+        other.problem = Problem(space, self.problem.entropy)
+        return other
 
     def close(self) -> None:
         """Ends the Ray actors, where there are any."""
@@ -107,6 +125,10 @@ class Bench:
         if name not in self._read:
             self._read[name] = self.arena.read(getattr(self.sets, name))
         return self._read[name]
+
+
+def _objective(config: SearchConfig) -> Objective:
+    return Objective(config.measure, config.mode == "paper", config.token_budget)
 
 
 def _actors(config: SearchConfig, model: Decoder | None) -> RayEvaluator:

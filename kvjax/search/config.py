@@ -90,6 +90,8 @@ class SearchConfig:
             )
         if self.mode == "paper" and self.allocator != "evolution":
             raise ValueError(f"mode=paper is evolution's, and allocator={self.allocator}: set allocator=evolution")
+        if STREAMING in self.compare and (self.actors or self.search != "tokens"):
+            raise ValueError("compare: streaming is judged in this process, with a number a layer: leave it out")
         if self.actors < 0 or (self.actors and self.search == "rocketkv"):
             raise ValueError(
                 f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is judged in this process"

@@ -40,6 +40,7 @@ class Search:
 
     Args:
         model, encode, sets: as `Bench`.
+        bench: of another search on the same samples, instead of those.
         fresh: forget what an earlier run has saved.
         made_by: the command that searches, as it will stand in the profile.
 
@@ -54,11 +55,13 @@ class Search:
         model: Decoder | None = None,
         encode: Callable[[str], list[int]] | None = None,
         sets: SampleSets | None = None,
+        bench: Bench | None = None,
         fresh: bool = False,
         made_by: str = SearchResult.made_by,
     ) -> None:
         self.config, self._made_by = config, made_by
-        self.bench = Bench(config, model, encode, sets)
+        self._owner = bench is None
+        self.bench = Bench(config, model, encode, sets) if bench is None else bench.again(config)
         self.space = self.bench.problem.space
         self._spaces = {mean: dataclasses.replace(self.bench.problem.tokens, mean=mean) for mean in config.expand}
         self._weights = weights_digest(config.model) if (config.model / "config.json").exists() else None
@@ -78,7 +81,8 @@ class Search:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bench.close()
+        if self._owner:
+            self.bench.close()
 
     def allocator(self, name: str) -> Allocator:
         """The allocator of that name, with the config's settings."""
@@ -249,6 +253,7 @@ def search(
     model: Decoder | None = None,
     encode: Callable[[str], list[int]] | None = None,
     sets: SampleSets | None = None,
+    bench: Bench | None = None,
     fresh: bool = False,
     progress: bool = True,
     made_by: str = SearchResult.made_by,
@@ -258,13 +263,13 @@ def search(
     Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there.
 
     Args:
-        model, encode, sets, fresh, made_by: as `Search`.
+        model, encode, sets, bench, fresh, made_by: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=None, unit="scheme", disable=not progress))
         bar.set_description("reading prompts")
-        its = Search(config, model=model, encode=encode, sets=sets, fresh=fresh, made_by=made_by)
+        its = Search(config, model=model, encode=encode, sets=sets, bench=bench, fresh=fresh, made_by=made_by)
         stack.enter_context(its)
         bar.set_description(f"{config.allocator}, {config.token_budget} tokens a layer")
         if config.allocator in ("evolution", "random"):

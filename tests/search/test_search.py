@@ -11,15 +11,17 @@ import jax
 import numpy as np
 import pytest
 
+from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.budget import BudgetProfile
 from kvjax.engine.compiles import CompileCounter
 from kvjax.search import run
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator
 from kvjax.search.outcome import FULL
+from kvjax.search.reading import Reader, streaming_order
 from kvjax.search.result import SearchResult
 from kvjax.search.run import Search, search
-from tests.search.copying import MODEL, WINDOW, sets
+from tests.search.copying import MODEL, WINDOW, case, sets
 
 CONFIG = SearchConfig(
     model=Path("hand-set"),
@@ -92,6 +94,21 @@ def test_the_last_tokens_answer_what_is_asked_of_them(found):
     said = np.array(found.outcome("streaming").each)
     assert said[places >= 28].min() == 1
     assert said[places < 28].mean() < 0.1
+
+
+@pytest.mark.parametrize("kept", [4, 7, 40, 96])
+def test_what_was_read_is_put_in_the_order_of_streaming(model, kept):
+    """As if it had been read with StreamingLLM's stage 1: the first entries are the same, in whatever order."""
+    cases = sets(2).search
+    read = Reader(model, Observation(WINDOW, 7, 2), 96).read([*cases, case(9, pairs=40)])
+    expected = Reader(model, Streaming(1, 2), 96).read([*cases, case(9, pairs=40)])
+    for ours, theirs in zip(streaming_order(read, 2).layers, expected.layers, strict=True):
+        places = [np.sort(np.asarray(held.order)[..., :kept], axis=-1) for held in (ours, theirs)]
+        np.testing.assert_array_equal(*places)
+        by_place = [
+            np.take_along_axis(np.asarray(h.k), np.argsort(h.order, axis=-1)[..., None], 2) for h in (ours, theirs)
+        ]
+        np.testing.assert_array_equal(*by_place)
 
 
 def test_what_is_best_on_the_selection_set_is_chosen_and_of_equals_the_cheaper(found):
@@ -252,3 +269,17 @@ def test_the_numbers_of_rocketkv(model):
     for budget in result.profile.layers:
         assert budget.stage2_tokens is not None
         assert budget.page_size == 4
+
+
+def test_searches_on_the_same_samples_share_what_was_read(model):
+    """Another budget and mode, the same prompts: the results are those of searches that read them anew."""
+    config = dataclasses.replace(CONFIG, evaluations=20)
+    bench = Search(config, model=model, sets=sets(16)).bench
+    other = dataclasses.replace(config, token_budget=30, mode="paper")
+    shared = search(other, bench=bench, progress=False)
+    alone = search(other, model=model, sets=sets(16), progress=False)
+    assert [dataclasses.replace(each, seconds=0.0) for each in shared.outcomes] == [
+        dataclasses.replace(each, seconds=0.0) for each in alone.outcomes
+    ]
+    with pytest.raises(ValueError, match="does not read what"):
+        search(dataclasses.replace(config, kernel=5), bench=bench, progress=False)
