@@ -10,6 +10,8 @@ import yaml
 from rich.console import Console
 
 from kvjax.search.config import SearchConfig, from_fields
+from kvjax.search.outcome import FULL
+from kvjax.search.result import SearchResult
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,10 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     Console().print(outcomes(result))
+    if config.expand:
+        Console().print(table([_briefly(its, result.chosen.name) for its in result.sweep]))
     if config.output is not None:
-        if config.expand:
-            Console().print(table(result.sweep))
         print(f"wrote {config.output}: python -m kvjax.serve {config.model} --budgets {config.output}")
+
+
+def _briefly(result: SearchResult, chosen: str) -> SearchResult:
+    """What there is at every token budget: the full cache, uniform budgets and what was chosen."""
+    shown = (FULL, "uniform", chosen)
+    return dataclasses.replace(result, outcomes=tuple(each for each in result.outcomes if each.name in shown))
 
 
 def _read(path: Path, changes: list[str]) -> SearchConfig:

@@ -28,7 +28,7 @@ class SearchConfig:
             both stages.
         token_budget: tokens that a layer keeps of a prompt on average (the paper's c); for 'rocketkv' those that a step
             reads.
-        allocator: what finds the scheme.
+        allocator: what finds the scheme; evolution or random for 'rocketkv'.
         mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
         evaluations: schemes judged for each group of layers, by evolution and random search.
         group_layers: layers searched together, one group after another.
@@ -54,7 +54,7 @@ class SearchConfig:
     token_budget: int
     length: int = 1024
     search: Literal["tokens", "heads", "rocketkv"] = "tokens"
-    allocator: AllocatorName = "evolution"
+    allocator: AllocatorName = "greedy"
     mode: Mode = "project"
     evaluations: int = 400
     group_layers: int = 8

@@ -96,7 +96,7 @@ def outcomes(result: SearchResult) -> Table:
     It fits 80 columns.
     """
     caption = f"{measured(result)}, x100: {setting(result)}\n{LEGEND}"
-    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=0, pad_edge=False)
     for head in HEAD:
         shown.add_column(head, justify="right" if head else "left", no_wrap=True)
     for outcome in result.outcomes:
