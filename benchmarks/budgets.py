@@ -230,6 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/budgets"))
     parser.add_argument("--output", type=pathlib.Path, help="also write the figures here, as JSON")
     parser.add_argument("--plots", type=pathlib.Path, help="also draw the table and each task's front into this folder")
+    parser.add_argument("--table-only", action="store_true", help="without candidates a second and bytes held")
     args = parser.parse_args(argv)
     args.runs.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], dict[Mode, SearchResult]] = {}
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     Console().print(table(every))
     cells = {key: verdict(cell["project"], cell["paper"]) for key, cell in results.items()}
     Console().print(verdicts(cells))
-    measured = speed(every[0]) | memory(every[0])
+    measured = {} if args.table_only else speed(every[0]) | memory(every[0])
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):40s} {value:,.2f}")
     if args.plots is not None:
@@ -268,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
             for (task, budget), cell in results.items()
         ]
         command = " ".join(["python -m benchmarks.budgets", *(sys.argv[1:] if argv is None else argv)])
-        write_report(args.output, command, [*rows, measured], PACKAGES)
+        write_report(args.output, command, [*rows, measured] if measured else rows, PACKAGES)
 
 
 def draw(folder: pathlib.Path, results: dict[tuple[str, int], dict[Mode, SearchResult]]) -> None:

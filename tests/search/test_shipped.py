@@ -13,7 +13,7 @@ from kvjax.store.digest import weights_digest
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/kvjax_small"
-CONFIGS = sorted((ROOT / "configs/search").glob("*.yaml"))
+FOUND = sorted((ROOT / "configs/budgets").glob("*.search.json"))
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +21,18 @@ def fingerprint() -> ModelFingerprint:
     return ModelFingerprint.of(models.read_config(MODEL), weights_digest(MODEL))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_profile_of_a_config_is_for_the_weights_that_ship(path, fingerprint):
-    config = read_config(path)
-    assert config.output is not None
-    file = ROOT / config.output
-    provenance = json.loads(file.read_text())["provenance"]
-    assert provenance["made_by"] == f"python -m kvjax.search --config {path.relative_to(ROOT)}"
+def test_there_is_a_profile_for_needles():
+    assert "needles.search.json" in [path.name for path in FOUND]
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda path: path.stem)
+def test_a_profile_is_what_its_command_makes_for_the_weights_that_ship(found, fingerprint):
+    name = found.name.removesuffix(".search.json")
+    file, command = found.with_name(f"{name}.json"), f"python -m kvjax.search --config configs/search/{name}.yaml"
+    provenance, config = json.loads(file.read_text())["provenance"], read_config(ROOT / command.split()[-1])
+    assert provenance["made_by"] == command
     assert from_fields(provenance["config"]) == config
-    result = SearchResult.from_json(file.with_suffix(".search.json").read_text())
+    result = SearchResult.from_json(found.read_text())
     for its in result.sweep:
         mean = its.config.token_budget
         expanded = file if mean == config.token_budget else file.with_stem(f"{file.stem}-{mean}")
