@@ -243,9 +243,10 @@ def main(argv: list[str] | None = None) -> None:
             for its in results[task, budget].values():
                 Console().print(outcomes(its))
     every = [its for cell in results.values() for its in cell.values()]
-    Console().print(table(every))
+    wide = Console(width=160)  # also where the output is a file
+    wide.print(table(every))
     cells = {key: verdict(cell["project"], cell["paper"]) for key, cell in results.items()}
-    Console().print(verdicts(cells))
+    wide.print(verdicts(cells))
     measured = {} if args.table_only else speed(every[0]) | memory(every[0])
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):40s} {value:,.2f}")
