@@ -23,9 +23,14 @@ _ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
 class EngineTarget(Target):
     """Asks an engine, which the caller starts before the first `complete` and closes after the last."""
 
-    def __init__(self, engine: Engine, identity: Mapping[str, str] | None = None) -> None:
-        """`identity` defaults to the name of the model, which tells nothing about its weights."""
-        self.engine = engine
+    def __init__(
+        self, engine: Engine, identity: Mapping[str, str] | None = None, *, token_budget: int | None = None
+    ) -> None:
+        """`identity` defaults to the name of the model, which tells nothing about its weights.
+
+        `token_budget` is that of each request; None is the engine's own.
+        """
+        self.engine, self._token_budget = engine, token_budget
         self.name = f"{engine.model_name}{_described(engine.layout)}"
         self.max_model_len = engine.max_model_len
         self.identity = dict(identity or {"model": engine.model_name})
@@ -71,7 +76,12 @@ class EngineTarget(Target):
         selected = None if known is None else self.shared(known, tokens)
         turn = None if earlier is None else max(len(tokens) - self.shared(earlier, tokens), 1)
         params = SamplingParams(
-            max_tokens=max_tokens, temperature=temperature, seed=seed, select_after=selected, turn=turn
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            select_after=selected,
+            turn=turn,
+            token_budget=self._token_budget,
         )
         text, count, first, began = "", 0, None, time.monotonic()
         last = Delta()
@@ -96,7 +106,7 @@ class EngineTarget(Target):
         return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
 
     def footprint(self, length: int) -> Footprint | None:
-        caches = self.engine.caches
+        caches = self.engine.caches.within(self._token_budget)
         if caches.layout.method == "full":
             return None
         return Footprint(caches.kept_bytes(length), caches.read_bytes(length), caches.full_bytes(length))
@@ -115,7 +125,9 @@ class EngineTarget(Target):
         """
         tokens = self._tokens(prompt)
         selected = None if known is None else self.shared(known, tokens)
-        params = SamplingParams(max_tokens=1, temperature=0.0, select_after=selected, kept=True)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, select_after=selected, token_budget=self._token_budget, kept=True
+        )
         try:
             [completion] = self.engine.generate([tokens], params, progress=False)
         except ValueError as error:
