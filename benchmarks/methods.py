@@ -11,6 +11,7 @@ where it stopped, and prints the tables at the end.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
@@ -259,12 +260,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prompts = settings.samples * (len(settings.tasks) + len(settings.turns))
             engines = engines.keeping(prompts, sorted({cell.length for cell in left}), disk)
         number, tasks = 0, {name: Drawn(find_task(name)) for name in (*settings.tasks, *settings.turns)}
-        for served in engines.shared(left):
-            for cell, row in zip(served, measure(served, engines, settings, tasks), strict=True):
-                rows[cell], number = row, number + 1
-                write_rows(given.output, "benchmarks.methods", list(rows.values()), vars(settings))
-                out.print(f"{number}/{len(left)}  {cell}: {line(row)}", markup=False)
-            jax.clear_caches()  # a process that compiles for a hundred engines would keep all of it
+        for _, same in itertools.groupby(engines.shared(left), key=lambda served: served[0].length):
+            for served in same:
+                for cell, row in zip(served, measure(served, engines, settings, tasks), strict=True):
+                    rows[cell], number = row, number + 1
+                    write_rows(given.output, "benchmarks.methods", list(rows.values()), vars(settings))
+                    out.print(f"{number}/{len(left)}  {cell}: {line(row)}", markup=False)
+            jax.clear_caches()  # engines of one length share some of what they compile; all of a run is too much
     for part in tables([rows[cell] for cell in wanted]):
         out.print(part)
     for part in equal_tables([rows[cell] for cell in every]):

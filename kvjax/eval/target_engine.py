@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -31,6 +32,8 @@ class EngineTarget(Target):
         `token_budget` is that of each request; None is the engine's own.
         """
         self.engine, self._token_budget = engine, token_budget
+        # a prompt is counted, asked, and compared with what was known and what came before
+        self._encode = functools.lru_cache(maxsize=64)(engine.tokenizer.encode)
         self.name = f"{engine.model_name}{_described(engine.layout)}"
         self.max_model_len = engine.max_model_len
         self.identity = dict(identity or {"model": engine.model_name})
@@ -141,11 +144,10 @@ class EngineTarget(Target):
         return max(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
-        tokenizer = self.engine.tokenizer
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
+            return self._encode(prompt)
         try:
-            return tokenizer.apply_chat_template(prompt)
+            return self.engine.tokenizer.apply_chat_template(prompt)
         except ValueError as error:
             raise RequestFailedError(str(error)) from error
 

@@ -123,14 +123,14 @@ def test_differences_are_those_of_the_samples_that_both_answered():
 
 
 def test_whole_pages_are_compared_where_they_read_no_more():
-    faithful = row("rocketkv-faithful", 16, ["no", "no"]) | {"read": 1000}
-    paged = [row("rocketkv", budget, ["yes", "yes"]) | {"read": 60 * budget} for budget in (14, 15, 16, 17)]
+    faithful = row("rocketkv-faithful", 16, ["no", "no"]) | {"read": 2048}
+    paged = [row("rocketkv", budget, ["yes", "yes"]) | {"read": 128 * budget} for budget in (8, 15, 16, 17)]
     [(published, ours)] = equal_pairs([faithful, *paged, row("rocketkv", 15, []) | {"length": 128}])
     assert (published["budget"], ours["budget"]) == (16, 16)
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(*equal_tables([faithful, *paged]))
     [line] = [line.split() for line in console.export_text().splitlines() if line.split()[:1] == ["64"]]
-    assert line == ["64", "16", "1000", "B", "16", "960", "B", *["+100.0", "+100.0", "to", "+100.0"] * 4]
+    assert line == ["64", "16", "2", "KiB", "16", "2", "KiB", *["+100.0", "+100.0", "to", "+100.0"] * 4]
     refused = row("rocketkv-faithful", 16, [], refused="too small")
     assert not list(equal_tables([refused, *paged]))
 
