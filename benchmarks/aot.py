@@ -2,11 +2,11 @@
 
     python -m benchmarks.aot [TARGET ...] [--programs NAME ...] [--json]
 
-Needs the extra `aot`. Shapes are those of Llama 3.1 8B with views of 131,072 entries and 8 slots. "Temporaries" is what
-XLA sets aside beside arguments and results: a cache that is copied to another layout shows up there, and `share` is
-its part of the view's K, V and summary. Registers and spills are those of `ptxas`; VMEM is what a TPU kernel takes of
-it. A kernel that needs more SMEM, VMEM, shared or device memory than there is does not compile. Nothing is run, so
-nothing here says how fast anything is.
+Needs the extra `aot`. Shapes are those of Llama 3.1 8B with views of 131,072 entries and 8 slots, and workspaces of as
+many tokens. "Temporaries" is what XLA sets aside beside arguments and results: a cache that is copied to another layout
+shows up there, and `share` is its part of the K, V and summary that are read. Registers and spills are those of
+`ptxas`; VMEM is what a TPU kernel takes of it. A kernel that needs more SMEM, VMEM, shared or device memory than there
+is does not compile. Nothing is run, so nothing here says how fast anything is.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvjax.plan.devices import find_device
-from kvjax.plan.topology import ENVIRONMENT, topology_devices
+from kvjax.plan.topology import ENVIRONMENT, as_if_on, topology_devices
 
 TARGETS = ("v5e", "v6e", "tpu7x", "h200")
 _ENVIRONMENT = ENVIRONMENT | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
@@ -39,7 +39,8 @@ class Report:
 
     Attributes:
         refused: why the implementation does not serve the case; then nothing was compiled.
-        share: the temporaries' part of `cache`.
+        activations: as in `Program`.
+        share: what part of `cache` the other temporaries are.
         vmem: of the hungriest kernel, on a TPU; a tpu7x says what a kernel may take.
         registers: of a thread of the hungriest kernel, on a GPU; `spilled` bytes of them were stored elsewhere.
     """
@@ -51,6 +52,7 @@ class Report:
     cache: int = 0
     arguments: int = 0
     temporaries: int = 0
+    activations: int = 0
     kernels: int = 0
     vmem: int | None = None
     registers: int | None = None
@@ -58,7 +60,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        return self.temporaries / max(self.cache, 1)
+        return max(self.temporaries - self.activations, 0) / max(self.cache, 1)
 
     def __str__(self) -> str:
         name = f"{self.target:6} {self.program:34}"
@@ -67,6 +69,8 @@ class Report:
         used = "" if self.vmem is None else f"VMEM {self.vmem / 2**20:5.1f} MiB"
         if self.registers is not None:
             used = f"{self.registers:3} registers, {self.spilled} bytes spilled"
+        if self.activations:
+            used += f"  activations {self.activations / 2**20:.1f} MiB"
         return (
             f"{name} {self.kernels} kernels  cache {self.cache / 2**20:8.1f} MiB  temporaries "
             f"{self.temporaries / 2**20:6.1f} MiB ({self.share:.2%})  {used}  ({self.seconds:.1f} s)"
@@ -79,13 +83,16 @@ class Program:
 
     Attributes:
         make: from the name of the implementation, a function and the shapes of its arguments.
-        cache: bytes of K, V and summary of the view that it reads.
+        cache: bytes of K, V and summary of the view or workspace that it reads.
         donated: arguments that are updated in place.
+        activations: bytes of what a piece of a prompt becomes on its way through a layer. Temporaries they are, but of
+            no cache.
     """
 
     make: Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
     cache: int
     donated: tuple[int, ...] = ()
+    activations: int = 0
 
 
 def programs() -> dict[str, Program]:
@@ -147,10 +154,38 @@ def programs() -> dict[str, Program]:
         **{f"observation scores, window of {window}": observed(window) for window in (32, 128)},
         **{f"page scores, pages of {page}": scores(page, jnp.bfloat16) for page in (4, 8, 16)},
         "page scores, float8 summary": scores(16, jnp.float8_e4m3fn),
+        **{f"page selection, pages of {page}": page_choice(page) for page in (4, 8, 16)},
         **{f"selected attention, pages of {page}": selected(page) for page in (4, 8, 16)},
         "decode attention": Program(dense, full),
         **steps(),
+        **prefills(),
     }
+
+
+def page_choice(page: int, implementation: str | None = None) -> Program:
+    """Page selection for all slots, by the target's kernel where no other implementation is named."""
+    import jax
+    import jax.numpy as jnp
+
+    from kvjax.pallas.page_selection import page_selection
+
+    scores = jax.ShapeDtypeStruct((SLOTS, KV_HEADS, CONTEXT // page), jnp.float32)
+    number = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+
+    def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        def operation(scores: Any, entries: Any, most: Any) -> Any:
+            return page_selection(
+                scores, entries, page_size=page, count=READ // page, most=most, implementation=implementation or name
+            )
+
+        return operation, (scores, number, number)
+
+    return Program(make, 2 * SLOTS * KV_HEADS * CONTEXT * HEAD_DIM * 2)
+
+
+def compared() -> dict[str, Program]:
+    """What kernels stand beside: the same in `jax.numpy`, as XLA compiles it. No gate holds these."""
+    return {f"lax.top_k, pages of {page}": page_choice(page, "reference") for page in (4, 8, 16)}
 
 
 def steps() -> dict[str, Program]:
@@ -162,6 +197,37 @@ def steps() -> dict[str, Program]:
         "decode step, full cache": decode_step(caches(1)),
     }
     return {name: Program(make, cache, donated=(2, 3)) for name, (make, cache) in made.items()}
+
+
+def prefills() -> dict[str, Program]:
+    """Attention of one piece, one layer's whole step over it, and what a view keeps in the end."""
+    from benchmarks import aot_prefill
+    from benchmarks.aot_decode import caches
+
+    kept = caches(SLOTS, token_budget=READ)
+    install, workspace = aot_prefill.install(kept)
+    return {
+        "prefill attention": Program(*aot_prefill.attention(None)),
+        "prefill attention, window of 4096": Program(*aot_prefill.attention(4096)),
+        "prefill step of a layer": prefill_step(),
+        "install, rocketkv 1024": Program(install, workspace, donated=(0,)),
+    }
+
+
+def prefill_step(implementation: str | None = None) -> Program:
+    """By the target's kernels where no other implementation is named."""
+    from benchmarks import aot_prefill
+    from benchmarks.aot_decode import caches
+
+    step, workspace = aot_prefill.layer(caches(SLOTS, token_budget=READ))
+    return Program(
+        lambda name: step(implementation or name), workspace, donated=(1, 2), activations=aot_prefill.ACTIVATIONS
+    )
+
+
+def compared() -> dict[str, Program]:
+    """What kernels stand beside: the same in `jax.numpy`, as XLA compiles it. No gate holds these."""
+    return {"prefill step of a layer, reference": prefill_step("reference")}
 
 
 def control() -> dict[str, Program]:
@@ -202,22 +268,17 @@ def measure(target: str, names: list[str] | None = None) -> list[Report]:
 def compile_for(target: str, name: str, program: Program) -> Report:
     """Compiles one program in this process, which must have the environment of `measure`."""
     import jax
-    from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+    from jax.sharding import SingleDeviceSharding
 
     gpu = target == "h200"
     device = topology_devices(find_device(target))[0]
-    kind = AbstractDevice(device_kind=device.device_kind, num_cores=getattr(device, "num_cores", 1), platform="tpu")
-    # kernels for a TPU ask which one it is
-    where = (
-        contextlib.nullcontext() if gpu else jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
-    )
     begin = time.monotonic()
     with _printed() as printed:
         try:
             operation, arguments = program.make("gpu" if gpu else "tpu")
             here = SingleDeviceSharding(device)
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
-            with where:
+            with as_if_on(device):
                 traced = jax.jit(operation, donate_argnums=program.donated).trace(*arguments)
                 lowered = traced.lower(lowering_platforms=("cuda" if gpu else "tpu",))
             compiled = lowered.compile()
@@ -232,8 +293,11 @@ def compile_for(target: str, name: str, program: Program) -> Report:
         cache=program.cache,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
+        activations=program.activations,
         kernels=len(calls),
     )
+    if not calls:
+        return report
     if gpu:
         registers, spilled = read_ptxas(printed())
         return dataclasses.replace(report, registers=registers, spilled=spilled)
@@ -276,7 +340,9 @@ def main() -> None:
     """Prints a line for each program and target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", default=list(TARGETS), help=", ".join(TARGETS))
-    parser.add_argument("--programs", nargs="*", help="all by default")
+    parser.add_argument(
+        "--programs", nargs="*", help="by name, also of `control` and `compared`; all others by default"
+    )
     parser.add_argument("--json", action="store_true", help="in this process, as JSON")
     options = parser.parse_args()
     for target in options.targets:
@@ -287,7 +353,7 @@ def main() -> None:
                 print(report, flush=True)
             continue
         served = programs()
-        known = served | control()
+        known = served | control() | compared()
         for name in options.programs or served:
             print(json.dumps(dataclasses.asdict(compile_for(target, name, known[name]))), flush=True)
 

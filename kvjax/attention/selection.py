@@ -16,8 +16,8 @@ class Selection:
     """Units of a view to read: tokens, or pages of consecutive entries. Leaves are arrays.
 
     Attributes:
-        units: their indices, best first; the row is a kv head, or a query head where each selects for itself.
-        chosen: which of them count; the others fill the array up.
+        units: their indices, in any order; the row is a kv head, or a query head where each selects for itself.
+        chosen: which of them count; the others fill the array up, and may be any unit.
     """
 
     units: Any  # [B, R, N] int32
@@ -32,7 +32,7 @@ def filled_entries(positions: Int[Array, "B K C"], entries: Int[Array, "B"]) -> 
 def choose(
     scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int, most: Int[Array, "B"] | None = None
 ) -> Selection:
-    """The best `count` eligible units of each row, of equal ones the earlier; of a slot at most its `most` of them."""
+    """The best `count` eligible units of each row in order, of equal ones the earlier; of a slot its `most` at most."""
     scores = jnp.where(scores == 0, 0, scores)  # top-k would put 0 before -0, which are equal
     values, units = jax.lax.top_k(jnp.where(eligible, scores, -jnp.inf), min(count, scores.shape[2]))
     chosen = values > -jnp.inf

@@ -10,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.observation import attention_received, max_pool
+from kvjax.attention.observation import Received, attention_received, max_pool
 from kvjax.attention.retention import retain
 from kvjax.attention.streaming import streaming_scores
 
@@ -91,10 +91,14 @@ class Observation(Stage1):
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
     pools over 7 and keeps tokens for each query head (`per_head`). The first `sinks` tokens may be kept whatever they
     score, which is ours.
+
+    Attributes:
+        received: what computes the attention; a method stays the same whoever does.
     """
 
     kernel: int = 63
     sinks: int = 0
+    received: Received = dataclasses.field(default=attention_received, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +119,7 @@ class Observation(Stage1):
         *,
         scale: float,
     ) -> Float[Array, "R T"]:
-        scores = attention_received(queries, k, length, observed, scale=scale, per_head=self.per_head)
+        scores = self.received(queries, k, length, observed, scale=scale, per_head=self.per_head)
         scores = max_pool(scores, self.kernel, length - observed)
         return jnp.where(jnp.arange(k.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
 

@@ -8,6 +8,7 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.keys import CHUNK
 
 SHORTEST_BUCKET = 32
+KERNELS = ("reference", "auto", "tpu", "gpu")
 GIB = 1 << 30
 
 
@@ -36,6 +37,8 @@ class EngineConfig:
         park: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
+        kernels: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a device,
+            "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
     """
 
     max_model_len: int | None = None
@@ -55,6 +58,7 @@ class EngineConfig:
     store: StoreConfig | None = None
     park: Path | None = None
     group_layers: int | None = None
+    kernels: str = "reference"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size", "room"):
@@ -67,6 +71,8 @@ class EngineConfig:
         if self.prefill_piece is not None and (self.prefill_piece < CHUNK or self.prefill_piece % CHUNK):
             raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {CHUNK}")
         self._check_method()
+        if self.kernels not in KERNELS:
+            raise ValueError(f"kernels={self.kernels!r}: choose one of {', '.join(KERNELS)}")
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
                 raise ValueError(
@@ -89,7 +95,11 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """An `EngineConfig` with nothing left open, for one model on one kind of device."""
+    """An `EngineConfig` with nothing left open, for one model on one kind of device.
+
+    Attributes:
+        kernels: "auto" only where the device has kernels.
+    """
 
     max_model_len: int
     slots: int
@@ -104,6 +114,7 @@ class Layout:
     reselect: bool = True
     store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
+    kernels: str = "reference"
 
     @classmethod
     def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "Layout":
@@ -114,12 +125,17 @@ class Layout:
             platform: JAX's name of the device: "cpu", "gpu" or "tpu".
 
         Raises:
-            ValueError: a longer context is asked for than the model has.
+            ValueError: a longer context is asked for than the model has, or kernels for another device.
         """
         length = config.max_model_len or max_position
         if length > max_position:
             raise ValueError(
                 f"max_model_len={length} is more than the {max_position} tokens that this model was trained for"
+            )
+        if config.kernels not in ("reference", "auto", platform):
+            raise ValueError(
+                f"kernels={config.kernels!r} run on a {config.kernels.upper()} and not on a {platform.upper()}: choose "
+                "--attention-backend reference, or auto for the kernels of whatever device there is"
             )
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32
@@ -141,7 +157,13 @@ class Layout:
             reselect=config.reselect,
             store=config.store or default_store,
             group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),
+            kernels="reference" if config.kernels == "auto" and platform not in KERNELS else config.kernels,
         )
+
+    @property
+    def implementation(self) -> str | None:
+        """The kernels as `pallas.dispatch` has them."""
+        return None if self.kernels == "auto" else self.kernels
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from kvjax.engine.admission import Admission, Reservation
 from kvjax.engine.caches import Caches
 from kvjax.engine.compiles import CompileCounter
 from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.kernels import check_kernels, settle
 from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
@@ -77,12 +78,13 @@ class Engine:
         """`from_pretrained` reads these from a folder."""
         self.tokenizer = tokenizer
         self.model_config = model_config
-        self.layout = Layout.resolve(config, model_config.max_position, jax.default_backend())
+        self.layout = settle(Layout.resolve(config, model_config.max_position, jax.default_backend()))
         if len(model_config.eos_token_ids) > MAX_ENDINGS - MAX_STOP_TOKENS:
             raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
         self.max_model_len = self.layout.max_model_len
         self._caches = Caches.declare(model_config, self.layout)
         self._devices = config.tensor_parallel_size
+        check_kernels(self._caches, self._devices)
         self.model_name = pathlib.Path(path).name
         self._path = path
         self._phase: Phase = "loading"

@@ -36,17 +36,21 @@ OFFERS = 8  # and so do these, of generated tokens: a chunk in all layers each
 
 
 def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
-    """What must be equal for stored KV to be used. A new compiler or another device computes other last digits.
+    """What must be equal for stored KV to be used. A new compiler, another device or other kernels compute other
+    last digits.
 
     Args:
         path: the folder of the checkpoint, every tensor of which is read, unless its digest is known already.
     """
     device, model, layout = jax.devices()[0], caches.model, caches.layout
+    numerics = f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, piece {layout.piece}"
+    if layout.kernels != "reference":
+        numerics += f", kernels {layout.kernels}"
     return Namespace(
         weights=weights_digest(path),
         tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),
         rope=repr([layer.rope for layer in model.layers]),
-        numerics=f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, piece {layout.piece}",
+        numerics=numerics,
         dtype=layout.kv_dtype,
         shape=f"{model.num_layers} x {model.num_kv_heads} x {model.head_dim}",
     )

@@ -32,6 +32,7 @@ def startup_report(
             f"device      {devices} x {device.device_kind} ({device.platform})",
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
+            f"attention   {'jax.numpy' if layout.kernels == 'reference' else f'kernels, {layout.kernels}'}",
             f"store       {stored(runner)}",
             *([] if restored is None else [f"parked      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",

@@ -65,10 +65,10 @@ class Runner:
 
     def _split(self, model: Decoder) -> None:
         """Takes the model apart: one part a layer, equal for layers of a kind, and one for what is around them."""
-        kinds, leaves = [], []
+        kinds, leaves, implementation = [], [], self.layout.implementation
         for layer, config in zip(model.layers, model.config.layers, strict=True):
             part, arrays = steps.Part.split(layer)
-            kinds.append(steps.LayerKind(part, config.window, model.config.query_scale, self.mesh))
+            kinds.append(steps.LayerKind(part, config.window, model.config.query_scale, self.mesh, implementation))
             leaves.append(arrays)
         known = {kind: kind for kind in kinds}  # equal kinds become one object: compared at every call
         self._kinds = tuple(known[kind] for kind in kinds)

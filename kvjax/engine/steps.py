@@ -15,13 +15,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention import prefill_attention, views
+from kvjax.attention import views
 from kvjax.attention.methods import LayerPlan
 from kvjax.attention.observation import observe
 from kvjax.cache import ArraySpec, Terms, View, Workspace, constrain
 from kvjax.engine.sampling import Sample, SamplerState, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
+from kvjax.pallas import prefill
 from kvjax.pallas.attend import attend as read
 from kvjax.pallas.dispatch import REFERENCE
 
@@ -57,7 +58,7 @@ class LayerKind:
     """All that the compiled body of a layer depends on.
 
     Attributes:
-        kernels: the implementation of what a decode step reads a view with, see `pallas.dispatch`.
+        kernels: the implementation of what reads a workspace or a view, see `pallas.dispatch`.
     """
 
     part: Part[Layer]
@@ -65,10 +66,6 @@ class LayerKind:
     scale: float
     mesh: Mesh | None
     kernels: str | None = REFERENCE
-
-    def __post_init__(self) -> None:
-        if self.mesh is not None and self.kernels != REFERENCE:
-            raise NotImplementedError(f"kernels={self.kernels!r}: kernels are not split over devices yet")
 
 
 _Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
@@ -138,10 +135,10 @@ def prefill_layer(
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
             None if workspace.queries is None else observe(workspace.queries, q, start, length),
         )
-        return prefill_attention(q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window)
+        options = {"scale": kind.scale, "window": kind.window, "implementation": kind.kernels, "mesh": kind.mesh}
+        return prefill.attend(workspace, q, start, **options)
 
-    x = jax.lax.dynamic_slice_in_dim(hidden, start, piece)
-    x = kind.part.merge(leaves)(x, start + jnp.arange(piece), attend)
+    x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, piece), start + jnp.arange(piece), attend)
     hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
     return hidden, constrain(workspace, specs, kind.mesh)
 
@@ -183,7 +180,8 @@ def install(
     terms: Terms,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = views.install(plan, view, workspace, slot, length, terms, scale=kind.scale)
+    options = {"scale": kind.scale, "implementation": kind.kernels, "mesh": kind.mesh}
+    new = prefill.install(plan, view, workspace, slot, length, terms, **options)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -362,7 +360,8 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        return read(plan, view, q, position, active, scale=kind.scale, window=kind.window, implementation=kind.kernels)
+        options = {"scale": kind.scale, "window": kind.window, "implementation": kind.kernels, "mesh": kind.mesh}
+        return read(plan, view, q, position, active, **options)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view

@@ -1,18 +1,25 @@
 """How a decode step reads a view with kernels: `attention.views.attend` for every device, with the operations chosen.
 
-Appending to a view and installing one stay XLA's: they write a few rows in place.
+Appending to a view and installing one stay XLA's: they write a few rows in place. Over several devices each reads the
+views of its own kv heads, and nothing passes between them; XLA, which cannot look into a kernel, is not asked to split.
 """
 
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention import views
 from kvjax.attention.methods import LayerPlan
 from kvjax.attention.stage2 import HybridPages
-from kvjax.cache import View
+from kvjax.cache import TENSOR, ArraySpec, View
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.page_scores import page_scores
+from kvjax.pallas.page_selection import page_selection
 from kvjax.pallas.selected_attention import selected_attention
 
 
@@ -26,11 +33,13 @@ def attend(
     scale: float,
     window: int | None,
     implementation: str | None = REFERENCE,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B H D"]:
     """Attends one token a slot to what its view holds, or to what stage 2 selects of that.
 
     Args:
         implementation: of every operation, see `dispatch`. None takes the reference for layers without kernels.
+        mesh: the devices over whose axis "tensor" heads are split.
 
     Raises:
         NotImplementedError: one is asked for by name, and the layer or an operation of it is not served.
@@ -40,15 +49,54 @@ def attend(
         raise NotImplementedError(reason)
     if reason is not None or implementation == REFERENCE:
         return views.attend(plan, view, q, position, active, scale=scale, window=window)
+    part = functools.partial(_attend, plan, scale=scale, implementation=implementation)
+    if mesh is None:
+        return part(view, q, active)
+    view = dataclasses.replace(view, queries=None)  # which nothing reads here
+    heads = PartitionSpec(None, TENSOR)
+    split = jax.shard_map(  # a kernel does not say over which axes its outputs vary
+        part, mesh=mesh, in_specs=(_specs(view), heads, PartitionSpec()), out_specs=heads, check_vma=False
+    )
+    return split(view, q, active)
+
+
+def _specs(view: View) -> View:
+    """How a view lies on a mesh, as it was declared."""
+    slots, kv_heads, capacity, head_dim = view.k.shape
+    declared = View.declare(
+        slots=slots,
+        kv_heads=kv_heads,
+        capacity=capacity,
+        head_dim=head_dim,
+        dtype=view.k.dtype,
+        page_size=0 if view.bounds is None else 1,
+        chooses=view.terms is not None,
+    )
+    return jax.tree.map(
+        lambda spec: PartitionSpec(*spec.axes), declared, is_leaf=lambda leaf: isinstance(leaf, ArraySpec)
+    )
+
+
+def _attend(
+    plan: LayerPlan,
+    view: View,
+    q: Float[Array, "B H D"],
+    active: Bool[Array, "B"],
+    *,
+    scale: float,
+    implementation: str | None,
+) -> Float[Array, "B H D"]:
+    """For the heads of one device."""
     entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
     if plan.stage2 is None:
         return decode_attention(q, view.k, view.v, entries, scale=scale, implementation=implementation)
     stage2, page = plan.stage2, plan.stage2.unit
     grouped = q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2])
     scores = page_scores(grouped, view.bounds, entries, page_size=page, scale=scale, implementation=implementation)
-    eligible = jnp.broadcast_to(jnp.arange(scores.shape[2]) * page < entries[:, None, None], scores.shape)
     tokens, dense = (None, stage2.dense) if view.terms is None else (view.terms.tokens, view.terms.dense)
-    chosen = stage2.best(scores, eligible, entries, tokens)
+    most = None if tokens is None else tokens // page
+    count = stage2.tokens // page
+    chosen = page_selection(scores, entries, page_size=page, count=count, most=most, implementation=implementation)
     out = selected_attention(
         grouped, view.k, view.v, entries, chosen, page_size=page, scale=scale, implementation=implementation
     ).reshape(q.shape)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 REFERENCE = "reference"
+HOPPER = "9.0"  # the compute capability that the kernels for GPUs are for
 _PLATFORMS = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 _log = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ def dispatch(
 
     Args:
         implementations: by name; `reference` is among them and serves every case.
-        name: which; None for that of the platform JAX runs on, and for the reference where the platform has none or
-            its own does not serve the case.
+        name: which; None for that of the devices JAX runs on (`native`), and for the reference where there is none
+            or it does not serve the case.
 
     Raises:
         ValueError: there is none of that name.
@@ -29,10 +30,26 @@ def dispatch(
         if name not in implementations:
             raise ValueError(f"{operation} has no implementation {name!r}: one of {', '.join(implementations)}")
         return implementations[name](*arguments, **options)
-    name = _PLATFORMS.get(jax.default_backend(), REFERENCE)
+    name = native()
     if name in implementations and name != REFERENCE:
         try:
             return implementations[name](*arguments, **options)
         except NotImplementedError as reason:
-            _log.info("%s runs as jax.numpy: %s", operation, reason)
+            _log.debug("%s runs as jax.numpy: %s", operation, reason)
     return implementations[REFERENCE](*arguments, **options)
+
+
+def native() -> str:
+    """The implementation for the devices JAX runs on; the reference where no kernels are for them."""
+    return REFERENCE if no_kernels() else _PLATFORMS[jax.default_backend()]
+
+
+def no_kernels() -> str | None:
+    """Why the devices JAX runs on have no kernels; None if they have."""
+    platform, device = jax.default_backend(), jax.devices()[0]
+    if platform not in _PLATFORMS:
+        return f"there are no kernels for a {platform.upper()}"
+    capability = getattr(device, "compute_capability", HOPPER)
+    if _PLATFORMS[platform] == "gpu" and capability != HOPPER:
+        return f"{device.device_kind} has compute capability {capability}, and the kernels are for {HOPPER}, Hopper"
+    return None

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from kvjax.engine.config import EngineConfig
+from kvjax.engine.config import KERNELS, EngineConfig
 from kvjax.plan.devices import CHIPS, find_device
 from kvjax.plan.estimate import DISK, REMOTE, SHARE, Question
 from kvjax.plan.named import names, read_model
@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--budgets", metavar="FILE", help="a budget for each layer, instead of --token-budget")
     group.add_argument("--room", type=_checked(size), default=128, metavar="TOKENS", help="for answers (%(default)s)")
     group.add_argument("--group-layers", type=int, metavar="N", help="most layers prefilled together")
+    group.add_argument(
+        "--attention-backend", choices=KERNELS, default=KERNELS[0], help="what computes attention (%(default)s)"
+    )
     group.add_argument("--dtype", choices=DTYPES, help="of weights; bfloat16 by default")
     group.add_argument("--kv-cache-dtype", choices=DTYPES, help="of the KV cache; that of the weights by default")
     group = parser.add_argument_group("the machine")
@@ -73,6 +76,7 @@ def read_question(options: argparse.Namespace) -> Question:
         budgets=options.budgets,
         room=options.room,
         group_layers=options.group_layers,
+        kernels=options.attention_backend,
     )
     return Question(
         model=read_model(options.model, options.context),

@@ -1,15 +1,23 @@
 """Devices that are not here, for their real compilers: needs the extra `aot`."""
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh
+
 from kvjax.plan.devices import Device
 
-# of the CUDA driver's properties of the card
+# of the CUDA driver's properties of the card; without the versions XLA takes it for a driver that captures no kernel
+# of ours in a command buffer
 H200 = """
 gpu_device_info {
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
   threads_per_block_limit: 1024
   threads_per_warp: 32
   threads_per_core_limit: 2048
@@ -67,6 +75,14 @@ def topology_devices(device: Device) -> list[Any]:
     chips = min(count for count in _FLAT if count >= device.chips)
     shape = _SHAPES[chip].format(*(_FLAT if _SHAPES[chip].count("{") == 2 else _DEEP)[chips])
     return topologies.get_topology_desc(f"{chip}:{shape}", platform="tpu").devices[: device.parts]
+
+
+def as_if_on(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Kernels for a TPU ask which one it is, while they are traced and lowered: this one."""
+    if device.platform != "tpu":
+        return contextlib.nullcontext()
+    kind = AbstractDevice(device_kind=device.device_kind, num_cores=getattr(device, "num_cores", 1), platform="tpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 def _there(module: str) -> bool:

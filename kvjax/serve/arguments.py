@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import kvjax
-from kvjax.serve.config import DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
+from kvjax.serve.config import ATTENTION_BACKENDS, DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
 from kvjax.store.config import PREFETCH, WRITE
 from kvjax.store.eviction import POLICIES
 from kvjax.store.sizes import memory, show_size, size
@@ -50,6 +50,13 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("served_model_name", str, "NAME", "what requests may call it; the first is shown", many=True),
         Option("dtype", str, "|".join(DTYPES), "of weights; auto is float32 on CPU, else bfloat16"),
         Option("kv_cache_dtype", str, "|".join(DTYPES), "of the KV cache; auto is that of the weights"),
+        Option(
+            "attention_backend",
+            str,
+            "|".join(ATTENTION_BACKENDS),
+            "what computes attention: jax.numpy; kernels where they serve; or those of a TPU or a Hopper GPU alone. "
+            "No device has run the kernels yet, so they are off unless asked for",
+        ),
         Option("chat_template", str, "FILE", "a Jinja chat template, instead of the model's own"),
         Option("seed", int, "N", "where the seeds of requests without one start"),
     ),

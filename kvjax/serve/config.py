@@ -8,6 +8,7 @@ from kvjax.store.config import StoreConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
+ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")  # as `EngineConfig.kernels`, whose module imports jax
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -27,6 +28,7 @@ class ServeConfig:
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
         eviction_policy, canary, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
         bytes.
+    attention_backend: what computes attention, as `EngineConfig.kernels`.
     when_full: what happens to an output longer than the room of a compressed view.
     """
 
@@ -42,6 +44,7 @@ class ServeConfig:
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float | None = None
+    attention_backend: str = "reference"
     compile_cache: str = "~/.cache/kvjax/compiled"
     seed: int = 0
     chat_template: str | None = None
@@ -85,6 +88,7 @@ class ServeConfig:
         _within("disk_cache_size", self.disk_cache_size, 0, 2**62)
         _ = self.store  # which checks itself
         for name, value, allowed in (
+            ("attention_backend", self.attention_backend, ATTENTION_BACKENDS),
             ("when_full", self.when_full, WHEN_FULL),
             ("dtype", self.dtype, DTYPES),
             ("kv_cache_dtype", self.kv_cache_dtype, DTYPES),

@@ -93,6 +93,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 store=config.store,
                 park=None if config.park is None else pathlib.Path(config.park).expanduser(),
                 group_layers=config.group_layers,
+                kernels=config.attention_backend,
             ),
             chat_template=config.chat_template,
         )

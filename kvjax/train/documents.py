@@ -136,7 +136,7 @@ class Documents:
         return self._needles(length, rng, shapes=(4, 2, 2), fillers=(1, 1, 3), ids=8)
 
     def id_needles(self, length: int, rng: random.Random) -> Document:
-        """Nearly all of them ids of two numbers, asked one by one, a third at the ends: the last to be found from afar."""
+        """Nearly all of them ids of two numbers, asked one by one, a third at the ends: learned last of all."""
         return self._needles(length, rng, shapes=(1, 0, 0), fillers=(1, 1, 3), ids=40, edges=0.3)
 
     def _needles(

@@ -19,6 +19,7 @@ from kvjax.engine.config import CHUNK, SHORTEST_BUCKET, EngineConfig, Layout
         ("prefill_piece", 255, "prefill_piece=255 must be a positive multiple of 256"),
         ("prefill_piece", 0, "prefill_piece=0 must be a positive multiple of 256"),
         ("prefill_piece", 300, "prefill_piece=300 must be a positive multiple of 256"),
+        ("kernels", "flash", "kernels='flash': choose one of reference, auto, tpu, gpu"),
         ("dtype", "fp8", "dtype='fp8': choose float32, bfloat16 or float16"),
         ("kv_cache_dtype", "int8", "kv_cache_dtype='int8': choose float32, bfloat16 or float16"),
     ],

@@ -1,6 +1,5 @@
 """A layer's decode step with kernels reads what it reads without: over a full view, and by stage 2."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from kvjax.attention.methods import LayerPlan
 from kvjax.attention.pages import summarize
 from kvjax.attention.stage2 import HybridPages, Quest
 from kvjax.cache import Terms, View
-from kvjax.engine.steps import LayerKind, Part
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
 from tests.pallas.interpreter import run
@@ -69,9 +67,3 @@ def test_a_layer_without_kernels_is_refused_by_name_and_falls_to_the_reference_o
         attend(plan, view, *others, implementation=None, **options),
         attend(plan, view, *others, implementation="reference", **options),
     )
-
-
-def test_kernels_and_several_devices_are_refused_together():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("tensor",))
-    with pytest.raises(NotImplementedError, match="not split over devices"):
-        LayerKind(Part(None, None), None, 0.1, mesh, "gpu")

@@ -1,5 +1,7 @@
 """Which implementation an operation runs."""
 
+import types
+
 import jax
 import pytest
 
@@ -21,9 +23,18 @@ def test_the_platform_decides_and_what_it_cannot_serve_falls_to_the_reference(mo
     assert dispatch("double", WAYS, None, 3) == (used, 3)
 
 
+def test_a_gpu_of_another_generation_has_no_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ways = WAYS | {"gpu": lambda x: ("gpu", x)}
+    for capability, used in (("9.0", "gpu"), ("8.0", "reference"), ("10.0", "reference")):
+        device = types.SimpleNamespace(device_kind="a GPU", compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert dispatch("double", ways, None, 3) == (used, 3)
+
+
 def test_the_reason_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         dispatch("double", WAYS, None, 2)
     assert "double runs as jax.numpy: odd numbers only" in caplog.text
 

@@ -42,6 +42,7 @@ PROMPTS = [
     Prompt(4, 128, 8, 640, (203,), window=16, observed=16),
     Prompt(3, 128, 8, 72, (9,), window=12, observed=5, per_head=True),
     Prompt(2, 128, 8, 130, (130,), dtype="float32", window=8, observed=3, pooling_kernel=1),
+    slow(Prompt(2, 128, 8, 32, (32,), window=32, observed=31)),
     slow(Prompt(4, 128, 8, 1100, (1025,), window=32, observed=32, pooling_kernel=63)),
     slow(Prompt(4, 128, 8, 1100, (1100,), kv_heads=2, window=32, observed=20, per_head=True)),
     slow(Prompt(1, 64, 8, 257, (192,), kv_heads=2, window=32, observed=32)),

@@ -1,10 +1,16 @@
 """Temporaries as compilers of devices that are not here count them, for the engine's own steps."""
 
+import dataclasses
+import json
+
 import pytest
 
+from kvjax.models import LayerConfig, RopeConfig
+from kvjax.models.families import find
 from kvjax.plan import find_device
 from kvjax.plan.compiled import measure
 from kvjax.plan.topology import why_not
+from tests.engine import tiny
 
 SMALL = ("models/kvjax_small", "--token-budget", "64", "--context", "2048", "--device")
 
@@ -18,6 +24,45 @@ def test_the_engines_steps_compile(device):
     assert not compiled.refused
     assert compiled.temporaries.keys() == {"prefill", "install", "decode"}
     assert 0 < compiled.largest < 1 << 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A config whose heads kernels serve, and can be split over four devices."""
+    config = dataclasses.replace(
+        tiny.CONFIG,
+        family="llama",
+        vocab_size=1024,
+        width=512,
+        mlp_width=1024,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        layers=(LayerConfig(RopeConfig(128, 1e4)),) * 2,
+        query_scale=128**-0.5,
+        activation="silu",
+        qk_norm=False,
+        post_norms=False,
+        norm_plus_one=False,
+        embed_scale=1.0,
+        max_position=32_768,
+    )
+    path = tmp_path_factory.mktemp("llama")
+    family = find(config.family)
+    (path / "config.json").write_text(json.dumps(family.to_hf(config) | {"model_type": family.model_type}))
+    return path
+
+
+@pytest.mark.aot
+@pytest.mark.slow  # half a minute a device
+@pytest.mark.parametrize(("device", "kernels"), [("v5e-4", "tpu"), ("tpu7x", "tpu"), ("h200", "gpu")])
+def test_steps_with_kernels_compile_over_one_device_and_several(folder, device, kernels):
+    question = (str(folder), "--token-budget", "1024", "--device", device, "--attention-backend")
+    compiled = measure([*question, kernels])
+    assert not compiled.refused
+    reference = measure([*question, "reference"])
+    # a kernel that was gathered to one device would need room for all of a view
+    assert compiled.temporaries["decode"] <= reference.temporaries["decode"] + (1 << 20)
 
 
 @pytest.mark.aot

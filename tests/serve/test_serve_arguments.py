@@ -9,9 +9,10 @@ import time
 import pytest
 
 import kvjax
+from kvjax.engine.config import KERNELS
 from kvjax.serve.__main__ import keep_compiled
 from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse
-from kvjax.serve.config import ServeConfig, is_loopback
+from kvjax.serve.config import ATTENTION_BACKENDS, ServeConfig, is_loopback
 from kvjax.store.sizes import memory, size
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "serve"
@@ -37,6 +38,10 @@ def test_defaults():
     assert ServeConfig().shutdown_timeout == 30
 
 
+def test_attention_backends_are_the_engines_kernels():
+    assert ATTENTION_BACKENDS == KERNELS
+
+
 def test_every_field_has_a_flag():
     assert {"model", *OPTIONS} == set(ServeConfig.__dataclass_fields__)
 
@@ -50,7 +55,7 @@ def test_all_flags(file):
         *("--gpu-memory-utilization", "0.9", "--seed", "7", "--chat-template", template),
         *("--shutdown-timeout", "2.5", "--log-level", "debug", "--compile-cache", "none"),
         *("--method", "snapkv", "--token-budget", "1K", "--room", "64", "--when-full", "stop", "--group-layers", "4"),
-        *("--host-cache-size", "1.5GiB"),
+        *("--host-cache-size", "1.5GiB", "--attention-backend", "auto"),
     )
     assert config == ServeConfig(
         model="org/model",
@@ -65,6 +70,7 @@ def test_all_flags(file):
         dtype="float32",
         kv_cache_dtype="bfloat16",
         gpu_memory_utilization=0.9,
+        attention_backend="auto",
         seed=7,
         chat_template="{{ messages }}",
         shutdown_timeout=2.5,
@@ -171,6 +177,7 @@ def test_a_file_that_is_wrong(file, text, said):
         (["--gpu-memory-utilization", "90"], "gpu_memory_utilization=90.0 is outside"),
         (["--gpu-memory-utilization", "nan"], "gpu_memory_utilization=nan is outside"),
         (["--dtype", "int8"], "dtype='int8' is not one of auto, float32"),
+        (["--attention-backend", "flash"], "attention_backend='flash' is not one of reference, auto, tpu, gpu"),
         (["--host", "0.0.0.0"], "Set --api-key or --api-key-file"),
         (["--host", "example.com"], "no API key is set"),
         (["--api-key", ""], "an api_key must be printable ASCII"),
@@ -268,6 +275,7 @@ def test_there_is_an_example():
         (["--help"], 0, "--max-num-queued-reqs"),
         (["--version"], 0, f"kvjax {kvjax.__version__}"),
         (["--port", "x"], 2, "--port='x'"),
+        (["--attention-backend", "flash"], 2, "attention_backend='flash' is not one of reference, auto, tpu, gpu"),
         (["--nonsense"], 2, "unrecognized arguments: --nonsense"),
         (["--method", "full", "--token-budget", "64"], 2, "leave out --token-budget"),
         (["--budgets", "/nowhere"], 2, "budgets='/nowhere' cannot be read"),

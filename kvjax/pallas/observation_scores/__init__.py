@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.observation import attention_received, max_pool
+from kvjax.attention import observation
 from kvjax.pallas.dispatch import dispatch
 from kvjax.pallas.observation_scores import gpu, tpu
 
@@ -32,9 +32,30 @@ def observation_scores(
     Returns:
         Scores of the tokens before `length - observed`; those behind do not matter.
     """
-    implementations = {"reference": attention_received, "tpu": tpu.attention_received, "gpu": gpu.attention_received}
     arguments = queries, k, length, observed
-    received = dispatch(
-        "observation_scores", implementations, implementation, *arguments, scale=scale, per_head=per_head
-    )
-    return max_pool(received, pooling_kernel, length - observed)
+    received = attention_received(*arguments, scale=scale, per_head=per_head, implementation=implementation)
+    return observation.max_pool(received, pooling_kernel, length - observed)
+
+
+def attention_received(
+    queries: Float[Array, "W H D"],
+    k: Float[Array, "K T D"],
+    length: Int[Array, ""],
+    observed: Int[Array, ""],
+    *,
+    scale: float,
+    per_head: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "R T"]:
+    """As `observation.attention_received`, before it is pooled: an `observation.Received` of each implementation.
+
+    Returns:
+        What each token gets; from `length` on it does not matter.
+    """
+    implementations = {
+        "reference": observation.attention_received,
+        "tpu": tpu.attention_received,
+        "gpu": gpu.attention_received,
+    }
+    arguments = queries, k, length, observed
+    return dispatch("observation_scores", implementations, implementation, *arguments, scale=scale, per_head=per_head)

@@ -35,12 +35,12 @@ def attention_received(
     """As `observation.attention_received`, and from `length` on anything; tiles that begin there are not read.
 
     Raises:
-        NotImplementedError: for other types than 16-bit floats, prompts of less than a tile, and for more queries
-            than shared memory has room for.
+        NotImplementedError: for other types than 16-bit floats, and for more queries than shared memory has room for.
     """
     heads, head_dim = queries.shape[1:]
-    kv_heads = k.shape[0]
+    kv_heads, tokens, _ = k.shape
     group = heads // kv_heads
+    k = jnp.pad(k, ((0, 0), (0, max(TILE - tokens, 0)), (0, 0)))  # a short prompt fills a tile
     # older queries, which do not count, so that those of a head fill whole columns
     queries = jnp.pad(queries, ((-len(queries) % COLUMNS, 0), (0, 0), (0, 0)))
     window = len(queries)
@@ -63,7 +63,7 @@ def attention_received(
     # where a query has seen nothing, nothing is left of any weight
     logarithm = jnp.where(total > 0, highest[:, :, 0] + jnp.log(total), -MASKED)
     [out] = sums(logarithm)
-    return out
+    return out[:, :tokens]
 
 
 def _call(rows, k, asking, length, logarithm=None, *, share, scale) -> Any:

@@ -1,0 +1,87 @@
+"""Prefill of Llama 3.1 8B over workspaces of 131,072 tokens, as programs for `benchmarks.aot`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.aot_decode import LLAMA
+from kvjax import cache, models
+from kvjax.cache import ArraySpec
+from kvjax.engine import steps
+from kvjax.engine.caches import Caches
+from kvjax.pallas.prefill_attention import prefill_attention
+
+Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
+
+PIECE = 2048
+# of a piece, in bytes: a layer's input before and after its norm, and both products that its MLP multiplies
+ACTIVATIONS = PIECE * 2 * (LLAMA.width + LLAMA.mlp_width) * 2
+NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def attention(window: int | None) -> tuple[Make, int]:
+    """One piece over a workspace, and the workspace's bytes.
+
+    Queries come as a projection leaves them and the output goes as the next one wants it, or XLA would have to lay them
+    out anew on a TPU, which a whole layer does not do.
+    """
+    heads, kv_heads, head_dim = LLAMA.num_heads, LLAMA.num_kv_heads, LLAMA.head_dim
+    flat = jax.ShapeDtypeStruct((PIECE, heads * head_dim), jnp.bfloat16)
+    kv = jax.ShapeDtypeStruct((kv_heads, LLAMA.max_position, head_dim), jnp.bfloat16)
+
+    def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        def operation(q: Any, k: Any, v: Any, start: Any) -> jax.Array:
+            q = q.reshape(PIECE, heads, head_dim)
+            out = prefill_attention(q, k, v, start, scale=LLAMA.query_scale, window=window, implementation=name)
+            return out.reshape(flat.shape)
+
+        return operation, (flat, kv, kv, NUMBER)
+
+    return make, 2 * kv.size * kv.dtype.itemsize
+
+
+def layer(kept: Caches) -> tuple[Make, int]:
+    """One piece through one layer, and its workspace's bytes. Hidden states and workspace, 1 and 2, are donated."""
+    workspace = kept.workspace(LLAMA.max_position)
+
+    def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        kind, leaves = _kind(name)
+        hidden = jax.ShapeDtypeStruct((LLAMA.max_position, LLAMA.width), jnp.bfloat16)
+
+        def step(leaves: Any, hidden: Any, workspace: Any, start: Any, length: Any) -> Any:
+            return steps.prefill_layer(kind, PIECE, leaves, hidden, workspace, start, length)
+
+        return step, _shapes((leaves, hidden, workspace, NUMBER, NUMBER))
+
+    return make, cache.nbytes(workspace)
+
+
+def install(kept: Caches) -> tuple[Make, int]:
+    """What a view keeps of a finished workspace, and the workspace's bytes. The view, 0, is donated."""
+    workspace = kept.workspace(LLAMA.max_position)
+
+    def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        kind, _ = _kind(name)
+        terms = cache.rows(cache.Terms.declare(kept.layout.slots))
+
+        def step(view: Any, workspace: Any, slot: Any, length: Any, terms: Any) -> Any:
+            return steps.install(kind, kept.plans[0], view, workspace, slot, length, terms)
+
+        return step, _shapes((kept.views[0], workspace, NUMBER, NUMBER, terms))
+
+    return make, cache.nbytes(workspace)
+
+
+def _kind(kernels: str) -> tuple[steps.LayerKind, tuple[Any, ...]]:
+    """A layer with these kernels, and its weights."""
+    part, leaves = steps.Part.split(models.abstract(LLAMA, jnp.bfloat16).layers[0])
+    return steps.LayerKind(part, LLAMA.layers[0].window, LLAMA.query_scale, None, kernels), leaves
+
+
+def _shapes(arguments: Any) -> Any:
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(shape, arguments, is_leaf=lambda leaf: isinstance(leaf, ArraySpec))

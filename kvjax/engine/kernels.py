@@ -1,0 +1,57 @@
+"""Whether kernels serve an engine: known, and said with the reason, before a weight is read."""
+
+import dataclasses
+import logging
+
+from kvjax.engine.abstract import abstract_steps
+from kvjax.engine.caches import Caches
+from kvjax.engine.config import Layout
+from kvjax.models.sharding import tensor_mesh
+from kvjax.pallas.dispatch import native, no_kernels
+
+logger = logging.getLogger(__name__)
+
+
+def settle(layout: Layout) -> Layout:
+    """The layout for the devices that are here: "auto" is the reference where they are not those of the kernels.
+
+    Raises:
+        ValueError: kernels are asked for by name, and no device here runs them.
+    """
+    reason = None if layout.kernels == "reference" else no_kernels()
+    if reason is None:
+        return layout
+    if layout.kernels != "auto":
+        raise ValueError(f"kernels={layout.kernels!r}: {reason}; choose --attention-backend reference, or auto")
+    logger.info("attention is computed in jax.numpy: %s", reason)
+    return dataclasses.replace(layout, kernels="reference")
+
+
+def check_kernels(caches: Caches, devices: int) -> None:
+    """Traces every step with the kernels that the layout asks for; where it asks for "auto", logs what they leave out.
+
+    Args:
+        devices: how many share the model.
+
+    Raises:
+        ValueError: kernels are asked for by name and do not serve a step; says why, and what to choose.
+    """
+    asked, buckets = caches.layout.kernels, caches.layout.buckets
+    if asked == "reference":
+        return
+    reasons: dict[str, list[str]] = {}
+    name = native() if asked == "auto" else asked
+    for bucket in {buckets[0], buckets[-1]}:  # what serves the shortest prompt and the longest serves those between
+        for step, trace in abstract_steps(caches, tensor_mesh(devices), None, name, bucket).items():
+            try:
+                trace()
+            except NotImplementedError as reason:
+                reasons.setdefault(str(reason), []).append(step)
+    listed = "; ".join(f"{reason} ({', '.join(dict.fromkeys(steps))})" for reason, steps in reasons.items())
+    if reasons and asked != "auto":
+        raise ValueError(
+            f"kernels={asked!r} do not serve this engine: {listed}. Choose --attention-backend auto, which leaves that "
+            "to jax.numpy, or reference"
+        )
+    if reasons:
+        logger.info("kernels do not serve all, and jax.numpy does what they leave: %s", listed)

@@ -1,0 +1,49 @@
+"""Which pages of a view a decode step reads: the best by their scores, and always the one that is being written."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kvjax.attention.selection import Selection, choose
+from kvjax.pallas.dispatch import dispatch
+from kvjax.pallas.page_selection import gpu, tpu
+
+
+def page_selection(
+    scores: Float[Array, "B R P"],
+    entries: Int[Array, "B"],
+    *,
+    page_size: int,
+    count: int,
+    most: Int[Array, "B"] | None = None,
+    implementation: str | None = None,
+) -> Selection:
+    """At most `count` pages of each row, as `Stage2.best` for a method that always reads the newest page.
+
+    Of equal scores the earlier page is better; 0 and -0 are equal. A page without an entry is never chosen, nor is one
+    that scores -inf. All implementations choose the same pages: the reference best first, kernels by their index.
+
+    Args:
+        scores: those of pages without an entry may be anything; no other is NaN.
+        entries: leading entries of a slot that are filled.
+        most: pages of each row of a slot, where that is fewer than `count`.
+        implementation: see `dispatch`.
+    """
+    implementations = {"reference": reference, "tpu": tpu.page_selection, "gpu": gpu.page_selection}
+    return dispatch(
+        "page_selection", implementations, implementation, scores, entries, page_size=page_size, count=count, most=most
+    )
+
+
+def reference(
+    scores: Float[Array, "B R P"],
+    entries: Int[Array, "B"],
+    *,
+    page_size: int,
+    count: int,
+    most: Int[Array, "B"] | None = None,
+) -> Selection:
+    """In jax.numpy, everywhere."""
+    pages = jnp.arange(scores.shape[2])
+    newest = (entries - 1) // page_size
+    eligible = jnp.broadcast_to(pages * page_size < entries[:, None, None], scores.shape)
+    return choose(jnp.where(pages == newest[:, None, None], jnp.inf, scores), eligible, count, most)
