@@ -81,6 +81,7 @@ class Settings:
     tasks: tuple[str, ...]
     turns: tuple[str, ...]
     samples: int
+    turn_samples: int
     seed: int
     room: int
     piece: int
@@ -144,8 +145,11 @@ def ask(engine: "Engine", cell: Cell, engines: "Engines", settings: Settings, ta
         if mode.like is not None and not caches.window:
             modes[mode.name] = modes[mode.like] | {"like": mode.like}
             continue
-        asked = [tasks[name] for name in (settings.turns if mode.turns else settings.tasks)]
-        cases = [Case(task, cell.length, index) for index in range(settings.samples) for task in asked]
+        names, count = settings.tasks, settings.samples
+        if mode.turns:
+            names, count = settings.turns, settings.turn_samples
+        asked = [tasks[name] for name in names]
+        cases = [Case(task, cell.length, index) for index in range(count) for task in asked]
         conduct = replace(mode.conduct, seed=settings.seed, concurrency=engines.slots)
         modes[mode.name] = summarize(evaluate(target, cases, conduct), asked)
     stats = engine.stats()
@@ -204,7 +208,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
     folder = given.model or small_model()
     return Settings(
         folder.resolve().name, fingerprint(folder), kvjax.__version__, tuple(given.tasks), tuple(given.turns),
-        given.samples, given.seed, given.room, PIECE,
+        given.samples, given.turn_samples or given.samples, given.seed, given.room, PIECE,
     )  # fmt: skip
 
 
@@ -222,6 +226,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help="of one turn")
     parser.add_argument("--turns", nargs="+", default=list(TURNS), metavar="NAME", help="tasks of several turns")
     parser.add_argument("--samples", type=int, default=50, help="of each task (default: 50)")
+    parser.add_argument("--turn-samples", type=int, help="of each task of several turns (default: as --samples)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--room", type=int, default=64, help="of a view, for generated tokens (default: 64)")
     parser.add_argument("--concurrency", type=int, default=4, help="samples asked at once (default: 4)")
@@ -257,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as resources:
         if left and given.store != "none":
             disk = pathlib.Path(given.store or resources.enter_context(tempfile.TemporaryDirectory()))
-            prompts = settings.samples * (len(settings.tasks) + len(settings.turns))
+            prompts = settings.samples * len(settings.tasks) + settings.turn_samples * len(settings.turns)
             engines = engines.keeping(prompts, sorted({cell.length for cell in left}), disk)
         number, tasks = 0, {name: Drawn(find_task(name)) for name in (*settings.tasks, *settings.turns)}
         for _, same in itertools.groupby(engines.shared(left), key=lambda served: served[0].length):

@@ -76,7 +76,7 @@ class Engines:
         return Caches.declare(self._model, layout)
 
     def shared(self, cells: Sequence[Cell]) -> list[list[Cell]]:
-        """The cells that each engine measures, in their order; it has the largest budget of them."""
+        """The cells that each engine measures, in their order. It has the largest budget of them."""
         engines = []
         for arm, length in dict.fromkeys((cell.arm, cell.length) for cell in cells):
             left = [cell for cell in cells if (cell.arm, cell.length) == (arm, length)]
@@ -85,7 +85,7 @@ class Engines:
                 served = [cell for cell in left if cell == largest or self._serves(largest, cell)]
                 engines.append(served)
                 left = [cell for cell in left if cell not in served]
-        return engines
+        return sorted(engines, key=lambda served: cells.index(served[0]))
 
     def equal(self, cell: Cell) -> Cell | None:
         """The largest budget of `rocketkv` that reads no more bytes a step than this cell does; None if there is none.

@@ -33,7 +33,7 @@ class EngineTarget(Target):
         """
         self.engine, self._token_budget = engine, token_budget
         # a prompt is counted, asked, and compared with what was known and what came before
-        self._encode = functools.lru_cache(maxsize=64)(engine.tokenizer.encode)
+        self._encode = functools.lru_cache(maxsize=512)(engine.tokenizer.encode)
         self.name = f"{engine.model_name}{_described(engine.layout)}"
         self.max_model_len = engine.max_model_len
         self.identity = dict(identity or {"model": engine.model_name})
