@@ -159,7 +159,7 @@ def test_neither_a_shared_store_nor_a_shared_engine_changes_a_row(folder, tmp_pa
     monkeypatch.setitem(TASKS, "recall_turns", Recall("recall_turns", turns=2))
 
     def row(*options: str) -> dict:
-        output = tmp_path / f"{len(options)}.json"
+        output = tmp_path / f"{options[-1]}.json"
         asked = ["--model", str(folder), "--output", str(output), "--lengths", "400", "--samples", "2", *options]
         asked += ["--tasks", "recall", "--turns", "recall_turns", "--room", str(ROOM), "--compile-cache", "none"]
         assert methods.main(asked) == 0
