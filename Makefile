@@ -22,7 +22,7 @@ endif
 .SHELLFLAGS := -ec
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-aot nightly lint format bench train-device constraints
+.PHONY: help serve test test-aot nightly lint format bench bench-device train-device constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,10 @@ train-device: .venv/installed-train-$(TRAIN_ON) ## Train the larger model from n
 	@JAX_COMPILATION_CACHE_DIR=.cache/jax exec $(BIN)/python -m kvjax.train.device \
 		--config configs/train/h200.yaml --compared 1 $(ARGS)
 
+# As above; the exit status of the program itself says whether points are left, that of make does not.
+bench-device: .venv/installed-bench-$(TRAIN_ON) ## Measure kernels and decode on a device (ARGS="--output device.json")
+	@JAX_COMPILATION_CACHE_DIR=.cache/jax exec $(BIN)/python -m benchmarks.device $(ARGS)
+
 constraints: .venv/installed-dev ## Move constraints.txt to the newest versions (jax stays at JAX=0.11.2)
 	@. scripts/phase.sh
 	phase "constraints" sh scripts/constraints.sh
@@ -82,6 +86,9 @@ constraints: .venv/installed-dev ## Move constraints.txt to the newest versions 
 
 .venv/installed-train-cpu .venv/installed-train-cuda .venv/installed-train-tpu: .venv/installed-train-%: $(INPUTS)
 	@sh scripts/install.sh train,parity$(EXTRA_$*:%=,%) && touch $@
+
+.venv/installed-bench-cpu .venv/installed-bench-cuda .venv/installed-bench-tpu: .venv/installed-bench-%: $(INPUTS)
+	@sh scripts/install.sh dev$(EXTRA_$*:%=,%) && touch $@
 
 .venv/installed-dev: $(INPUTS)
 	@sh scripts/install.sh dev && touch $@

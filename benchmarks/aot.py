@@ -183,11 +183,6 @@ def page_choice(page: int, implementation: str | None = None) -> Program:
     return Program(make, 2 * SLOTS * KV_HEADS * CONTEXT * HEAD_DIM * 2)
 
 
-def compared() -> dict[str, Program]:
-    """What kernels stand beside: the same in `jax.numpy`, as XLA compiles it. No gate holds these."""
-    return {f"lax.top_k, pages of {page}": page_choice(page, "reference") for page in (4, 8, 16)}
-
-
 def steps() -> dict[str, Program]:
     """Whole decode steps: compressed views of 8 conversations, and one full cache."""
     from benchmarks.aot_decode import caches, decode_step
@@ -227,7 +222,10 @@ def prefill_step(implementation: str | None = None) -> Program:
 
 def compared() -> dict[str, Program]:
     """What kernels stand beside: the same in `jax.numpy`, as XLA compiles it. No gate holds these."""
-    return {"prefill step of a layer, reference": prefill_step("reference")}
+    return {
+        **{f"lax.top_k, pages of {page}": page_choice(page, "reference") for page in (4, 8, 16)},
+        "prefill step of a layer, reference": prefill_step("reference"),
+    }
 
 
 def control() -> dict[str, Program]:

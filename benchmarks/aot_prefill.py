@@ -16,8 +16,8 @@ from kvjax.pallas.prefill_attention import prefill_attention
 Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
 
 PIECE = 2048
-# of a piece, in bytes: a layer's input before and after its norm, and both products that its MLP multiplies
-ACTIVATIONS = PIECE * 2 * (LLAMA.width + LLAMA.mlp_width) * 2
+# of a piece, in bytes: both products that the MLP multiplies, its input before and after the norm, and its output
+ACTIVATIONS = PIECE * (2 * LLAMA.mlp_width + 3 * LLAMA.width) * 2
 NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 
 

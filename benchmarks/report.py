@@ -7,7 +7,7 @@ import pathlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = ("kvjax", "jax", "jaxlib", "flax", "tensorstore", "numpy")
@@ -23,8 +23,13 @@ def write_report(path: pathlib.Path, command: str, rows: Sequence[Mapping[str, A
     report = {
         "date": datetime.date.today().isoformat(),
         "command": command,
-        "hardware": {"device": jax.devices()[0].device_kind, "processor": _processor(), "cores": os.cpu_count()},
-        "versions": {package: version(package) for package in packages},
+        "hardware": {
+            "device": jax.devices()[0].device_kind,
+            "driver": _driver(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+        "versions": {package: _version(package) for package in packages},
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +66,25 @@ def former_rows(path: pathlib.Path, settings: Mapping[str, Any]) -> list[dict[st
                 "Use the former ones to go on with it, or choose another --output"
             )
     return rows
+
+
+def _version(package: str) -> str | None:
+    """None for one that runs from its source, without having been installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    """What is between JAX and the device: the kernel's module of an NVIDIA GPU, else what JAX says of its platform."""
+    import jax
+
+    try:
+        return pathlib.Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except OSError:
+        said = getattr(jax.devices()[0].client, "platform_version", "")
+        return said.splitlines()[0] if said else None
 
 
 def _processor() -> str:

@@ -28,7 +28,18 @@ from benchmarks.quick import parse
 from benchmarks.random_model import write_random_model
 from benchmarks.report import former_rows, write_rows
 from benchmarks.restore import device
-from benchmarks.store_engine import Plan, engine_on, forget_host, in_turns, prompt, store_of, ttft
+from benchmarks.store_engine import (
+    ONE,
+    Plan,
+    engine_on,
+    forget_host,
+    in_pairs,
+    in_turns,
+    prompt,
+    settle,
+    store_of,
+    ttft,
+)
 from kvjax.store.config import StoreConfig
 from kvjax.store.disk import DiskTier
 from kvjax.store.keys import CHUNK
@@ -134,30 +145,40 @@ def curve(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         store = store_of(engine)
         cold = [ttft(engine, prompt(length, seed)) for seed in range(3)]
         compute = statistics.median(seconds for seconds, _ in cold)
-        forget_host(engine)
         for ratio in plan.ratios:
+            forget_host(engine)
             far = HeldBack(compute / (length / CHUNK) / ratio)
             store.below = (far,)
             store.planner._load.clear()
+            store.planner._passed.clear()
             ttft(engine, prompt(length, seed=99))
+            forget_host(engine)
+            learning, _ = ttft(engine, prompt(length, seed=99))
             taken, base = [], []
-            for turn in range(plan.rounds + 1):
+            for turn in range(2 * plan.rounds + 2):
                 forget_host(engine)
                 taken.append(ttft(engine, prompt(length, seed=99)))
                 base.append(ttft(engine, prompt(length, seed=1000 + 100 * turn + int(10 * ratio))))
             seconds, alone = (statistics.median(each for each, _ in arm[1:]) for arm in (taken, base))
-            row = {"r": ratio, "ttft_s": seconds, "recompute_s": alone, "first_s": taken[0][0], "cached": taken[-1][1]}
+            row = {
+                "r": ratio,
+                "ttft_s": seconds,
+                "recompute_s": alone,
+                "share": in_pairs([each for each, _ in taken[1:]], [each for each, _ in base[1:]]),
+                "first_s": learning,
+                "cached": taken[-1][1],
+            }
             rows.append(row)
             print(
-                f"curve     r = {ratio:4}: TTFT {seconds:.2f} s of {alone:.2f} s, {seconds / alone:.2f}; "
-                f"{row['cached']:,} of {length:,} tokens found"
+                f"curve     r = {ratio:4}: TTFT {seconds:.2f} s, computed {alone:.2f} s, {row['share']:.2f} of it; "
+                f"{row['cached']:,} of {length:,} tokens found; {learning:.2f} s when the tier was new"
             )
     return {"tokens": length, "rows": rows}
 
 
 def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """LMCache's long-doc-qa: a warm-up round over all documents, then questions in tile order; r is about 10."""
-    length, count, rounds = plan.lengths[0], plan.documents, 2
+    length, count, rounds = plan.lengths[len(plan.lengths) // 2], plan.documents, 2
     texts = [[100 + index, *prompt(length - 1, seed=index)] for index in range(count)]
     result: dict[str, Any] = {"tokens": length, "documents": count, "rounds": rounds}
     for name in ("without", "with"):
@@ -189,18 +210,25 @@ def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
-    """What storing costs prompts of which nothing is found."""
-    length = plan.lengths[0]
+    """What storing costs a run of prompts, one right after another, of which nothing is found."""
+    length, run = plan.lengths[0], 4
     store = StoreConfig(host_cache_size=plan.host, disk_cache=folder, disk_cache_size=64 << 30)
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     with engine_on(plan.model, length + 64, None) as bare, engine_on(plan.model, length + 64, store) as stored:
         for turn in range(2 * plan.rounds + 2):
             for name, engine in (("without", bare), ("with", stored)):
-                seconds[name].append(ttft(engine, prompt(length, seed=turn))[0])
-    median = {name: statistics.median(values[2:]) for name, values in seconds.items()}
-    share = median["with"] / median["without"] - 1
-    print(f"overhead  {median['without']:.3f} s without a store, {median['with']:.3f} s with: {100 * share:+.1f}%")
-    return {"seconds": median, "share": share}
+                began = time.perf_counter()
+                for number in range(run):
+                    engine.generate([prompt(length, seed=run * turn + number)], ONE, progress=False)
+                seconds[name].append(time.perf_counter() - began)
+            settle(stored)
+    share = in_pairs(seconds["with"][1:], seconds["without"][1:]) - 1
+    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    print(
+        f"overhead  {run} prompts of {length:,} tokens: {median['without']:.3f} s without a store, "
+        f"{median['with']:.3f} s with: {100 * share:+.1f}%"
+    )
+    return {"tokens": length, "prompts": run, "seconds": median, "share": share}
 
 
 def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
@@ -215,14 +243,16 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     for number in range(plan.chunks - len(list((folder / "kvjax-kv-1").glob("*/" + "?" * 64)))):
         key = f"{number % 256:02x}{number:062x}"
         (folder / "kvjax-kv-1" / key[:2] / key).write_bytes(b"x")
+    began = time.perf_counter()
     with engine_on(plan.model, length + 64, store) as engine:
-        opened = engine._seconds["store"]
+        ready, opened = time.perf_counter() - began, engine._seconds["store"]
         first, cached = ttft(engine, prompt(length, seed=7))
     print(
-        f"restart   {plan.chunks:,} chunks: store open after {opened:.2f} s; the first old conversation of "
-        f"{length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens found), {cold:.2f} s before"
+        f"restart   {plan.chunks:,} chunks: ready after {ready:.1f} s, {opened:.2f} s of them the store's; the first "
+        f"old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens found), "
+        f"{cold:.2f} s before"
     )
-    return {"store_s": opened, "ttft_s": first, "cold_s": cold, "cached": cached}
+    return {"tokens": length, "ready_s": ready, "store_s": opened, "ttft_s": first, "cold_s": cold, "cached": cached}
 
 
 PARTS: Mapping[str, Callable[[Plan, pathlib.Path], dict[str, Any]]] = {

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -61,10 +61,15 @@ def ttft(engine: Engine, tokens: list[int]) -> tuple[float, int]:
     began = time.perf_counter()
     [answer] = engine.generate([tokens], ONE, progress=False)
     seconds = time.perf_counter() - began
+    settle(engine)
+    return seconds, answer.cached_tokens
+
+
+def settle(engine: Engine) -> None:
+    """Waits until everything that was computed is stored, in every tier."""
     if engine._prefix is not None:
         engine._prefix.settle()
         engine._prefix.store.wait(600.0)
-    return seconds, answer.cached_tokens
 
 
 def prefix_of(engine: Engine) -> PrefixCache:
@@ -93,3 +98,8 @@ def in_turns(arms: dict[str, Callable[[], None]], rounds: int, size: int) -> dic
             arm()
             rates[name].append(size / (time.perf_counter() - began) / 1e9)
     return {name: statistics.median(values[1:]) for name, values in rates.items()}
+
+
+def in_pairs(these: Sequence[float], those: Sequence[float]) -> float:
+    """The median of the ratios of what was measured in turns: a machine that slows down does so for both."""
+    return statistics.median(a / b for a, b in zip(these, those, strict=True))

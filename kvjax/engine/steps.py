@@ -67,6 +67,11 @@ class LayerKind:
     mesh: Mesh | None
     kernels: str | None = REFERENCE
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What all that reads a workspace or a view takes beside arrays."""
+        return {"scale": self.scale, "implementation": self.kernels, "mesh": self.mesh}
+
 
 _Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
 
@@ -135,8 +140,7 @@ def prefill_layer(
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
             None if workspace.queries is None else observe(workspace.queries, q, start, length),
         )
-        options = {"scale": kind.scale, "window": kind.window, "implementation": kind.kernels, "mesh": kind.mesh}
-        return prefill.attend(workspace, q, start, **options)
+        return prefill.attend(workspace, q, start, window=kind.window, **kind.reading)
 
     x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, piece), start + jnp.arange(piece), attend)
     hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
@@ -180,8 +184,7 @@ def install(
     terms: Terms,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    options = {"scale": kind.scale, "implementation": kind.kernels, "mesh": kind.mesh}
-    new = prefill.install(plan, view, workspace, slot, length, terms, **options)
+    new = prefill.install(plan, view, workspace, slot, length, terms, **kind.reading)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -360,8 +363,7 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        options = {"scale": kind.scale, "window": kind.window, "implementation": kind.kernels, "mesh": kind.mesh}
-        return read(plan, view, q, position, active, **options)
+        return read(plan, view, q, position, active, window=kind.window, **kind.reading)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view

@@ -13,13 +13,13 @@ import errno
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorstore
 
+from kvjax.store.chunk import PAGE
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
 from kvjax.store.names import key_of, object_name
@@ -74,6 +74,7 @@ class DiskTier(Tier):
             with self._alone():
                 self._sweep("*")
                 self._refresh()
+                self._evict(self.used_bytes - most_bytes)  # it may have been larger before
         files = {"driver": "file", "path": f"{self._base}/", "file_io_sync": sync}
         self._writer = tensorstore.KvStore.open(files).result(timeout=TIMEOUT)
 
@@ -121,7 +122,7 @@ class DiskTier(Tier):
 
     def write(self, key: str, blob: memoryview) -> None:
         path = self._path(key)
-        with self._alone(), _errors(path):
+        with _errors(path), self._alone():
             self._refresh()
             if self._knows(key):
                 return
@@ -142,7 +143,7 @@ class DiskTier(Tier):
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with self._alone(), _errors(path):
+        with _errors(path), self._alone():
             path.unlink(missing_ok=True)
             self._listed[key[:2]] = 0
             self._refresh()
@@ -201,62 +202,86 @@ class DiskTier(Tier):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _make_room(self, nbytes: int) -> None:
-        """Removes chunks until a file of so many bytes fits.
+        """Removes chunks until a file of so many bytes fits; where it never will, only what is too much without it.
 
         Raises:
-            TierError: it does not fit, whatever is removed.
+            TierError: it does not fit.
         """
-        needed = -(-nbytes // 4096) * 4096
-        over = self.used_bytes + needed - self.most_bytes
+        needed = -(-nbytes // PAGE) * PAGE
         stat = os.statvfs(self._base)
-        over = max(over, self._least_free + needed - stat.f_bavail * stat.f_frsize)
-        for key in list(self._policy.order()) if over > 0 else ():
-            if over <= 0:
+        over = needed + max(self.used_bytes - self.most_bytes, self._least_free - stat.f_bavail * stat.f_frsize)
+        if over > 0:
+            over -= self._sweep_known()
+        if over <= sum(self._files[key[:2]][key] for key in self._policy.order()):
+            self._evict(over)
+            return
+        self._evict(self.used_bytes - self.most_bytes)
+        raise TierError("full", f"{self._base}: no room for {nbytes} bytes in {self.most_bytes}")
+
+    def _evict(self, nbytes: int) -> None:
+        """Removes chunks until so many bytes are free, or none is left."""
+        for key in list(self._policy.order()) if nbytes > 0 else ():
+            if nbytes <= 0:
                 break
-            over -= self._files[key[:2]][key]
+            nbytes -= self._files[key[:2]][key]
             self._path(key).unlink(missing_ok=True)
             self._forget(key)
             self.evictions += 1
-        if over > 0:
-            raise TierError("full", f"{self._base}: no room for {nbytes} bytes in {self.most_bytes}")
 
     def _forget(self, key: str) -> None:
         del self._files[key[:2]][key]
         self._policy.remove(key)
 
     def _refresh(self) -> None:
-        """Lists every folder that has changed since it was listed."""
+        """Lists every folder that has changed since it was listed. What an error cuts short is listed again."""
         fresh: list[tuple[float, str]] = []
-        for shard in os.scandir(self._base):
-            if not shard.is_dir(follow_symlinks=False):
-                continue
-            changed = os.stat(shard.path).st_mtime_ns
-            if self._listed.get(shard.name) == changed:
-                continue
-            racy = time.time() - changed / 1e9 < RACY
-            self._listed[shard.name] = 0 if racy else changed
-            known, there = self._files.setdefault(shard.name, {}), {}
-            for entry in os.scandir(shard.path):
-                with contextlib.suppress(FileNotFoundError):
-                    stat = entry.stat(follow_symlinks=False)
-                    there[entry.name] = _space(stat)
-                    if entry.name not in known and key_of(f"{shard.name}/{entry.name}"):
-                        fresh.append((stat.st_mtime, entry.name))
-            for name in known.keys() - there.keys():
-                self._policy.remove(name)
-            self._files[shard.name] = there
-        for _, name in sorted(fresh):
-            self._policy.add(name)
+        now = self._now()
+        try:
+            for shard in os.scandir(self._base):
+                if not shard.is_dir(follow_symlinks=False):
+                    continue
+                changed = os.stat(shard.path).st_mtime_ns
+                if self._listed.get(shard.name) == changed:
+                    continue
+                known, there, new = self._files.setdefault(shard.name, {}), {}, []
+                for entry in os.scandir(shard.path):
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = entry.stat(follow_symlinks=False)
+                        there[entry.name] = _space(stat)
+                        if entry.name not in known and key_of(f"{shard.name}/{entry.name}"):
+                            new.append((stat.st_mtime, entry.name))
+                for name in known.keys() - there.keys():
+                    self._policy.remove(name)
+                self._files[shard.name] = there
+                self._listed[shard.name] = 0 if now - changed / 1e9 < RACY else changed
+                fresh += new
+        finally:
+            for _, name in sorted(fresh):
+                self._policy.add(name)
+
+    def _now(self) -> float:
+        """By the clock that gives files their times, which may be another machine's and is not ours to trust."""
+        os.utime(self._lock)
+        return os.fstat(self._lock).st_mtime
 
     def _sweep(self, shard: str) -> None:
         """Removes temporary files. Whoever writes holds the lock, so these are of writers that are no more."""
         for path in self._base.glob(f"{shard}/*{TEMPORARY}"):
             path.unlink(missing_ok=True)
 
+    def _sweep_known(self) -> int:
+        """Removes the temporary files that were listed; returns their bytes."""
+        freed = 0
+        for shard, files in self._files.items():
+            for name in [name for name in files if name.endswith(TEMPORARY)]:
+                (self._base / shard / name).unlink(missing_ok=True)
+                freed += files.pop(name)
+        return freed
+
 
 def _space(stat: os.stat_result) -> int:
-    """What a file takes: some file systems say so only later, so never less than its length."""
-    return max(stat.st_blocks * 512, stat.st_size)
+    """What a file takes: some file systems say so only later, so never less than the pages of its length."""
+    return max(stat.st_blocks * 512, -(-stat.st_size // PAGE) * PAGE)
 
 
 @contextlib.contextmanager

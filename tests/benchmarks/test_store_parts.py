@@ -47,3 +47,19 @@ def test_results_of_other_sizes_are_not_joined(output, capsys):
     assert store.main(["--quick", "--rounds", "2", "--parts", "tiers", "--output", str(output)]) == 2
     assert "rounds was 1 and now is 2" in capsys.readouterr().err
     assert output.read_text() == before
+
+
+@pytest.mark.slow(reason="eight engines compile")
+def test_every_part_says_what_it_measured(output, capsys):
+    asked = ["warm", "curve", "documents", "overhead", "restart"]
+    assert store.main(["--quick", "--parts", *asked, "--output", str(output)]) == 0
+    printed, found = capsys.readouterr().out, rows(output)
+    assert set(found) == set(asked)
+    assert [line.split()[0] for line in printed.splitlines()] == ["warm", "curve", "curve", *asked[2:]]
+    [warm] = found["warm"]["rows"]
+    assert warm["cached"] == [1024, 1024]
+    assert [row["r"] for row in found["curve"]["rows"]] == [1, 10]
+    assert all(row["share"] > 0 for row in found["curve"]["rows"])
+    assert set(found["documents"]["less"]) == {"ttft_s", "round_s"}
+    assert found["restart"]["cached"] == 1024
+    assert found["restart"]["ready_s"] > found["restart"]["store_s"] > 0

@@ -1,6 +1,8 @@
 """KV that outlives the engine: after a restart, from another process, and from files that somebody has harmed."""
 
 import dataclasses
+import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,8 +13,9 @@ import pytest
 
 from kvjax.engine import Engine, EngineConfig
 from kvjax.store.config import StoreConfig
+from kvjax.store.keys import CHUNK
 from tests.engine import tiny
-from tests.engine.test_prefix import PIECE, ask, engine_of, equal
+from tests.engine.test_prefix import PIECE, Everything, ask, engine_of, equal
 
 PROMPT = tiny.prompt(850, seed=5)
 
@@ -56,6 +59,63 @@ def test_after_a_restart_the_disk_answers_as_the_first_run_did(folder, copied):
         assert engine.store_stats()["disk"].hits == 3
         equal(cold, warm)
         assert ask(engine, PROMPT, "another tenant").cached_tokens == 0
+
+
+def forget_host(engine: Engine) -> None:
+    """Only the tiers below hold anything now."""
+    store = engine._prefix.store
+    with store.mutex:
+        for slab in store._host.ready():
+            store._host.discard(slab.key)
+
+
+def test_prompts_that_end_at_a_chunk_or_a_token_beside_come_from_the_disk_to_the_bit(folder, copied):
+    with engine_of(folder, disk(copied[0])) as engine:
+        window, hits, engine._prefix.store.planner = max(engine.caches.window, 1), 0, Everything()
+        for length in (255, 256, 257, 511, 512, 513, 767, 768, 769):
+            forget_host(engine)
+            warm, cold = ask(engine, PROMPT[:length]), ask(engine, PROMPT[:length], f"cold {length}")
+            assert (cold.cached_tokens, warm.cached_tokens) == (0, (length - window) // PIECE * PIECE)
+            equal(cold, warm)
+            hits += warm.cached_tokens // CHUNK
+            assert engine.store_stats()["disk"].hits == hits
+        assert hits >= 9
+
+
+class FailingWriter:
+    """TensorStore's, but that one write fails as it does on a full or a broken disk."""
+
+    def __init__(self, writer, call: int, error: int) -> None:
+        self._writer, self._left, self._error = writer, call, error
+
+    def write(self, name, blob):
+        self._left -= 1
+        if self._left == 0:
+            raise OSError(self._error, os.strerror(self._error))
+        return self._writer.write(name, blob)
+
+
+def test_serving_goes_on_whichever_write_fails(folder, tmp_path):
+    errors = {errno.ENOSPC: "full", errno.EIO: "io"}
+    with engine_of(folder, disk(tmp_path)) as engine:
+        store = engine._prefix.store
+        [tier], store.planner = store.below, Everything()
+        writer, cold = tier._writer, ask(engine, PROMPT, "cold")
+        for error, call in itertools.product(errors, (1, 2, 3)):
+            salt = f"{error} {call}"
+            tier._writer = FailingWriter(writer, call, error)
+            equal(cold, ask(engine, PROMPT, salt))
+            tier._writer = writer
+            forget_host(engine)
+            warm = ask(engine, PROMPT, salt)
+            assert warm.cached_tokens < 768, "one of the three is missing"
+            equal(cold, warm)
+            forget_host(engine)
+            again = ask(engine, PROMPT, salt)
+            assert again.cached_tokens == 768, "it was written the next time"
+            equal(cold, again)
+        assert engine.store_stats()["disk"].errors == dict.fromkeys(errors.values(), 3)
+        tier.check_integrity()
 
 
 def test_another_view_of_the_same_kv_takes_it_from_the_disk(folder, copied):

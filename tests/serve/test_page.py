@@ -388,6 +388,19 @@ class TestInABrowser:
         assert tab.text("#model") == "fake"
         assert tab.text("#context") == "512 tokens of context"
 
+    def test_the_tiers_of_stored_kv(self, visit):
+        tab, _ = visit()
+        tab.until("document.querySelectorAll('#tiers li').length === 3")
+        assert tab.run("[...document.querySelectorAll('#tiers li')].map((tier) => tier.textContent)") == [
+            "host3 MiB of 8 MiB1,280 tokens found, 3 chunks written",
+            "disk3 MiB of 8 MiB512 tokens found, 0 chunks written, 1 error",
+            "remotesize unknown0 tokens found, 0 chunks written, 4 errors, left alone for now",
+        ]
+        assert (
+            tab.run("[...document.querySelectorAll('#tiers meter')].map((bar) => bar.value / bar.max)") == [3 / 8] * 2
+        )
+        assert tab.run("document.querySelectorAll('#tiers .warning').length") == 2
+
     def test_a_hidden_page_asks_nothing(self, visit):
         tab, server = visit()
         polls = lambda: tab.requests().count(f"{server.url}/state")  # noqa: E731

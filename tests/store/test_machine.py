@@ -99,7 +99,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=picks, seconds=st.integers(-(10**6), 10**6))
     def clocks_jump(self, pick, seconds):
-        self.meddle(lambda paths: os.utime(paths[pick % len(paths)], (time.time() + seconds,) * 2))
+        def jump(paths):
+            path = paths[pick % len(paths)]
+            for each in (path, path.parent, self.disk._base / "lock"):
+                os.utime(each, (time.time() + seconds,) * 2)
+
+        self.meddle(jump)
 
     @rule(chain=chains, length=lengths)
     def another_server_writes(self, chain, length):

@@ -5,6 +5,8 @@ as chunks of 64: a product with a triangle counts the chosen pages of a chunk up
 the n-th page is in the chunk whose span holds n.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -48,7 +50,7 @@ def page_selection(
         constant_values=NEVER,
     )
 
-    def operand() -> plgpu.SMEM:
+    def operand() -> Any:
         return plgpu.SMEM(SQUARE, jnp.bfloat16, transforms=TILED)
 
     units = plgpu.kernel(
@@ -106,50 +108,53 @@ def _kernel(ranked, wanted, out, **shared):
         return jnp.where(ties <= left, tried, end)
 
     end = lax.fori_loop(0, jnp.where(tied, bits, 0), later, jnp.where(tied, 0, pages))
-    for begin in range(0, out.shape[2], SIDE):
+
+    @pl.loop(0, out.shape[2] // SIDE)
+    def _(pack):  # a loop, so that what one pack needs is not kept for all: registers are few
+        begin = pack * SIDE
         plgpu.wait_smem_to_gmem(0)  # the former result has left
-        shared["result"][...] = _pack(least, end, begin, squares, shared)
+        shared["result"][...] = _pack(least, end, limit, begin, squares, shared)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(shared["result"], out.at[slot, row, pl.ds(begin, SIDE)])
+
     plgpu.wait_smem_to_gmem(0)
 
 
-def _pack(least, end, begin, squares, shared):
+def _pack(least, end, limit, begin, squares, shared):
     """The chosen pages of a row from the `begin`-th on, `SIDE` of them, and -1 where there are no more."""
     column = _LAYOUT.reduce(0)
 
     def add(square, carry):
-        orders, offset, chunk, held, passed = carry
+        orders, chunk, passed = carry
         rank = plgpu.load(shared["ranks"].at[square], layout=_LAYOUT, optimized=False)  # rows share their banks
         chosen = (rank > NEVER) & ((rank > least) | ((rank == least) & (_places(square, _LAYOUT) < end)))
-        chosen = _whole(chosen)
-        shared["chosen"][...] = chosen.astype(jnp.bfloat16)
+        own = jnp.sum(_whole(chosen), axis=1)
+        shared["chosen"][...] = _whole(chosen).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        # whole numbers up to 64, which bfloat16 holds
-        shared["order"][...] = (_product(shared["chosen"], shared["up_to"]) * chosen).astype(jnp.bfloat16)
         first = passed + jnp.sum(_product(shared["before"], shared["chosen"]), axis=1)
-        own = jnp.sum(chosen, axis=1)
         lies = lax.broadcast_in_dim(first, SQUARE, [0])
+        # from 1 on: whole numbers up to 64, which bfloat16 holds
+        order = _product(shared["chosen"], shared["up_to"]) + (lies - begin.astype(jnp.float32))
+        order = jnp.where((order > 0) & (order <= SIDE), order, 0.0)
+        # read again, since the registers are few
+        order = order * plgpu.load(shared["chosen"], layout=_LAYOUT).astype(jnp.float32)
+        shared["order"][...] = order.astype(jnp.bfloat16)
         nth = (begin + _iota(1, _LAYOUT)).astype(jnp.float32)
         inside = _whole((lies <= nth) & (nth < lies + lax.broadcast_in_dim(own, SQUARE, [0])))
-        shared["inside"][...] = inside.astype(jnp.bfloat16)  # one of a column in all squares
-        plgpu.commit_smem()
-        orders = orders + _product(shared["order"].transpose((1, 0)), shared["inside"])
-        offset = offset + jnp.sum(inside * lies, axis=0)
+        shared["inside"][...] = inside.astype(jnp.bfloat16)  # one of a column at most, in all squares together
         number = (square * SIDE + _iota(0, _LAYOUT)).astype(jnp.float32)
         chunk = chunk + jnp.sum(inside * number, axis=0)
-        held = held + jnp.sum(inside, axis=0)
-        passed = passed + jnp.sum(own)
-        return orders, offset, chunk, held, passed
+        plgpu.commit_smem()
+        orders = orders + _product(shared["order"].transpose((1, 0)), shared["inside"])
+        return orders, chunk, passed + jnp.sum(own)
 
-    none = plgpu.layout_cast(jnp.zeros((SIDE,), jnp.float32), column)
     empty = plgpu.layout_cast(jnp.zeros(SQUARE, jnp.float32), _LAYOUT)
-    start = (empty, none, none, none, jnp.float32(0))
-    orders, offset, chunk, held, _ = lax.fori_loop(0, squares, add, start)
-    nth = (begin + plgpu.broadcasted_iota(jnp.int32, (SIDE,), 0, layout=column)).astype(jnp.float32)
-    wanted = lax.broadcast_in_dim(nth + 1 - offset, SQUARE, [1])
-    lane = jnp.sum(jnp.where(orders == wanted, _iota(0, _LAYOUT).astype(jnp.float32), 0.0), axis=0)
-    return jnp.where(held > 0, chunk * SIDE + lane, -1.0).astype(jnp.int32)
+    none = plgpu.layout_cast(jnp.zeros((SIDE,), jnp.float32), column)
+    orders, chunk, _ = lax.fori_loop(0, squares, add, (empty, none, jnp.float32(0)))
+    found = orders == (1 + _iota(1, _LAYOUT)).astype(jnp.float32)  # in each column the lane of its page
+    lane = jnp.sum(jnp.where(found, _iota(0, _LAYOUT).astype(jnp.float32), 0.0), axis=0)
+    nth = begin + plgpu.broadcasted_iota(jnp.int32, (SIDE,), 0, layout=column)
+    return jnp.where(nth < limit, chunk * SIDE + lane, -1.0).astype(jnp.int32)
 
 
 def _iota(axis, layout):

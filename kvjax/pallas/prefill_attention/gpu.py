@@ -114,12 +114,15 @@ def _kernel(q, k, v, start, out, *, share, scale, window, **shared):
                 fetch(stage, stage, "keys", k)
                 fetch(stage, stage, "values", v)
 
-        @pl.loop(STAGES, jnp.maximum(count, STAGES))
+        @pl.loop(STAGES, count + STAGES)  # to the end: no barrier is left with arrivals that nobody has seen
         def _(tile):
             stage = lax.rem(tile, STAGES)
             for name, source in (("keys", k), ("values", v)):
                 plgpu.barrier_wait(shared[f"{name}_read"].at[stage])
-                fetch(tile, stage, name, source)
+
+                @pl.when(tile < count)
+                def _(name=name, source=source):
+                    fetch(tile, stage, name, source)
 
     @pl.when(warpgroup < READERS)
     def _():
