@@ -3,91 +3,169 @@
     python -m benchmarks.budgets [--tasks needles code chains] [--token-budgets 32 64 128] [--output FILE.json]
 
 For each task and budget evolution searches in both modes, and greedy and random search at equal cost; uniform, the
-pyramids, entropy and the full cache stand beside them. Only test samples are reported, which no search has seen.
-What is done is kept in `--runs`: the same command again goes on where it stopped.
+pyramids, entropy, streaming and the full cache stand beside them. Only test samples are reported, which no search has
+seen. What is done is kept in `--runs`: the same command again goes on where it stopped.
 """
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.report import write_report
 from kvjax.engine import Engine, EngineConfig, SamplingParams
+from kvjax.search.bench import Bench
 from kvjax.search.config import SearchConfig
+from kvjax.search.evolution import Mode
+from kvjax.search.outcome import FULL, Interval
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
 from kvjax.search.show import outcomes, table
+from kvjax.search.space import Scheme
+from kvjax.search.wording import gained
 from kvjax.store.digest import weights_digest
 
-TASKS: dict[str, dict[str, Any]] = {
-    "needles": {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2")},
-    "code": {"tasks": ("mini/next_line",), "measure": "tokens", "aware": True},
-    "chains": {"tasks": ("mini/chain",)},
-}
+HEURISTICS = ("uniform", "pyramid", "streaming")  # what the paper compares with
 COMPARED_CANDIDATES = 4  # judged one at a time through the engine
 
 
-def settings(args: argparse.Namespace, task: str, budget: int, mode: str) -> SearchConfig:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is searched of one task.
+
+    Attributes:
+        budgets: tokens a layer.
+        fields: of `SearchConfig`.
+    """
+
+    budgets: tuple[int, ...]
+    fields: dict[str, Any]
+
+
+TASKS = {
+    "needles": Row((48, 128, 256), {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2"), "length": 1024}),
+    # few next lines come out whole, with any cache; 16 tokens are 1.5% of this one
+    "code": Row((16, 48, 128), {"tasks": ("mini/next_line",), "measure": "tokens", "aware": True, "length": 1024}),
+    "chains": Row((24, 48, 96), {"tasks": ("mini/chain",), "measure": "tokens", "length": 256}),
+}
+
+
+def settings(args: argparse.Namespace, task: str, budget: int, mode: Mode) -> SearchConfig:
     """The search of one cell of the table."""
+    project, fields = mode == "project", dict(TASKS[task].fields)
+    if args.length is not None:
+        fields["length"] = args.length
     return SearchConfig(
         model=args.model,
         token_budget=budget,
-        length=args.length,
-        mode=mode,  # type: ignore[arg-type]
-        warm_start="greedy" if mode == "project" else "uniform",
+        allocator="evolution",
+        mode=mode,
         evaluations=args.evaluations,
         samples=args.samples,
         selection=2 * args.samples,
-        test=4 * args.samples,
-        compare=("greedy", "random") if mode == "project" else (),
+        test=6 * args.samples,
+        compare=("greedy", "fine-greedy", "random", "streaming") if project else (),
         seed=args.seed,
         runs=args.runs / f"{task}-{budget}-{mode}",
         output=args.runs / f"{task}-{budget}-{mode}.json",
-        **TASKS[task],
+        **fields,
     )
 
 
-def found(config: SearchConfig) -> SearchResult:
-    """The result of a search, if it was not made before by the same config and with the same weights."""
+def found(config: SearchConfig, bench: Callable[[], Bench]) -> SearchResult:
+    """The result of a search, unless it was made before by the same config and with the same weights."""
     assert config.output is not None
     path = config.output.with_suffix(".search.json")
     if path.exists():
         result = SearchResult.from_json(path.read_text())
         if result.config == config and result.model.weights == weights_digest(config.model):
             return result
-    return search(config)
+    return search(config, bench=bench())
 
 
-def speed(config: SearchConfig) -> dict[str, float]:
+def points(gain: Interval) -> str:
+    """A paired difference as points, '+8.6 (+3.1 to +14.1)'."""
+    return "{} ({})".format(*gained(gain))
+
+
+def verdict(project: SearchResult, paper: SearchResult) -> dict[str, Any]:
+    """What one cell says: both modes against the best heuristic, uniform, greedy and the full cache, by sample."""
+    best = max((project.outcome(name) for name in HEURISTICS), key=lambda outcome: outcome.test.mean)
+    ours = {"project": project.outcome("evolution"), "paper": paper.outcome("evolution")}
+    others = {name: project.outcome(name) for name in ("uniform", "greedy", "fine-greedy", "random", FULL)}
+    return {
+        "best_heuristic": best.name,
+        "full_cache": others[FULL].test.mean,
+        **{
+            mode: {
+                "test": plain(its.test),
+                "over_best_heuristic": its.over(best),
+                **{f"over_{name.replace(' ', '_')}": its.over(other) for name, other in others.items()},
+                "calibration_gap": its.calibration_gap,
+                "evaluations": its.evaluations,
+                "seconds": its.seconds,
+            }
+            for mode, its in ours.items()
+        },
+        "greedy": {
+            "test": plain(others["greedy"].test),
+            "over_best_heuristic": others["greedy"].over(best),
+            "over_full_cache": others["greedy"].over(others[FULL]),
+            "calibration_gap": others["greedy"].calibration_gap,
+            "evaluations": others["greedy"].evaluations,
+            "seconds": others["greedy"].seconds,
+        },
+    }
+
+
+def verdicts(cells: dict[tuple[str, int], dict[str, Any]]) -> Table:
+    """The terminal's table of paired differences: a row for each cell and way to search."""
+    shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    heads = ("", "by", "test", "over best heuristic", "over greedy", "over full", "gap", "judged", "seconds")
+    for head in heads:
+        shown.add_column(head, justify="left" if head in ("", "by") else "right", no_wrap=True)
+    for (task, budget), cell in cells.items():
+        for by in ("project", "paper", "greedy"):
+            its = cell[by]
+            shown.add_row(
+                f"{task} {budget}" if by == "project" else "",
+                by,
+                f"{100 * its['test']['mean']:.1f}",
+                f"{points(its['over_best_heuristic'])} {cell['best_heuristic']}",
+                points(its["over_greedy"]) if by != "greedy" else "",
+                points(its["over_full_cache"]),
+                f"{100 * its['calibration_gap']:+.1f}",
+                str(its["evaluations"]),
+                f"{its['seconds']:.0f}",
+            )
+    return shown
+
+
+def speed(result: SearchResult) -> dict[str, float]:
     """Candidates a second: a population in one call, and the same samples through the engine, one scheme at a time.
 
     The engine's figure flatters it: one engine answers for a uniform scheme all over again, though each candidate
     would need one of its own, which is compiled anew.
     """
-    its = Search(dataclasses.replace(config, runs=None, warm_start="uniform", allocator="uniform", compare=()))
-    space = its.space
-    schemes = np.array(
-        [space.project(row) for row in np.random.default_rng(0).random((4 * config.batch, space.layers))]
-    )
+    config = dataclasses.replace(result.config, runs=None, warm_start="uniform", compare=())
+    its = Search(config)
+    space, rng = its.space, np.random.default_rng(0)
+    schemes = np.array([space.decode(point) for point in rng.standard_normal((4 * config.batch, space.dims))])
     its.bench.judge("search", schemes)  # compiles
     began = time.perf_counter()
     its.bench.judge("search", schemes)
     together = len(schemes) / (time.perf_counter() - began)
-    result = its.result()
-    assert config.output is not None
-    profile = config.output.with_suffix(".uniform.json")
-    result.profile_of(space.uniform).save(profile, result.model)
     cases = its.bench.sets.search
-    engine_config = EngineConfig(budgets=str(profile), room=config.room, max_model_len=config.length + config.room)
-    began = time.perf_counter()
-    with Engine.from_pretrained(config.model, engine_config) as engine:
-        ready = time.perf_counter() - began
+    with _engine(result, result.uniform) as engine:
         prompts = [[*case.prompt, *case.tail[: -case.reply]] for case in cases]
         params = [
             SamplingParams(temperature=0.0, max_tokens=case.reply, ignore_eos=True, select_after=len(case.prompt))
@@ -102,9 +180,37 @@ def speed(config: SearchConfig) -> dict[str, float]:
         "candidates_a_second": together,
         "candidates_a_second_by_the_engine": alone,
         "ratio": together / alone,
-        "seconds_until_an_engine_is_ready": ready,
         "samples": len(cases),
     }
+
+
+def memory(result: SearchResult) -> dict[str, float]:
+    """Bytes of K and V that an engine holds for one sequence, counted on its device: full cache, uniform, found.
+
+    Beside them what the profiles say. A view has room for generated tokens besides what it keeps of a prompt.
+    """
+    found: dict[str, float] = {}
+    for name, scheme in (("full_cache", None), ("uniform", result.uniform), ("found", result.chosen.scheme)):
+        with _engine(result, scheme) as engine:
+            held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
+            found[f"kv_bytes_of_a_sequence_{name}"] = held / engine.layout.slots
+        if scheme is not None:
+            model = result.model
+            said = result.profile_of(scheme).nbytes(model.kv_heads, model.head_dim, "float32")
+            found[f"kv_bytes_as_the_profile_says_{name}"] = said
+    return found
+
+
+def _engine(result: SearchResult, scheme: Scheme | None) -> Engine:
+    """An engine with a scheme's profile, or with the full cache."""
+    config, profile = result.config, None
+    if scheme is not None:
+        assert config.output is not None
+        profile = config.output.with_suffix(".served.json")
+        result.profile_of(scheme).save(profile, result.model)
+    most = config.length + config.room
+    budgets = None if profile is None else str(profile)
+    return Engine.from_pretrained(config.model, EngineConfig(budgets=budgets, room=config.room, max_model_len=most))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,40 +220,71 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--model", type=pathlib.Path, default=pathlib.Path("models/kvjax_small"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--token-budgets", type=int, nargs="+", default=[16, 48, 128])
-    parser.add_argument("--length", type=int, default=1024, help="tokens of prompt and reply")
-    parser.add_argument("--evaluations", type=int, default=300)
+    parser.add_argument("--token-budgets", type=int, nargs="+", help="for every task; else three of its own")
+    parser.add_argument("--length", type=int, help="tokens of prompt and reply, for every task; else its own")
+    parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument(
-        "--samples", type=int, default=32, help="of the search set; 2 and 4 times as many of the others"
+        "--samples", type=int, default=24, help="of the search set; 2 and 6 times as many of the others"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/budgets"))
     parser.add_argument("--output", type=pathlib.Path, help="also write the figures here, as JSON")
+    parser.add_argument("--plots", type=pathlib.Path, help="also draw the table and each task's front into this folder")
+    parser.add_argument("--table-only", action="store_true", help="without candidates a second and bytes held")
     args = parser.parse_args(argv)
     args.runs.mkdir(parents=True, exist_ok=True)
-    results: list[SearchResult] = []
+    results: dict[tuple[str, int], dict[Mode, SearchResult]] = {}
+    modes: tuple[Mode, ...] = ("project", "paper")
     for task in args.tasks:
-        for budget in args.token_budgets:
-            for mode in ("project", "paper"):
-                results.append(found(settings(args, task, budget, mode)))
-                Console().print(outcomes(results[-1]))
-    measured = speed(settings(args, args.tasks[0], args.token_budgets[-1], "project"))
-    Console().print(table(results))
+        budgets = args.token_budgets or TASKS[task].budgets
+        bench = functools.cache(functools.partial(Bench, settings(args, task, budgets[0], "project")))
+        for budget in budgets:
+            results[task, budget] = {mode: found(settings(args, task, budget, mode), bench) for mode in modes}
+            for its in results[task, budget].values():
+                Console().print(outcomes(its))
+    every = [its for cell in results.values() for its in cell.values()]
+    wide = Console(width=160)  # also where the output is a file
+    wide.print(table(every))
+    cells = {key: verdict(cell["project"], cell["paper"]) for key, cell in results.items()}
+    wide.print(verdicts(cells))
+    measured = {} if args.table_only else speed(every[0]) | memory(every[0])
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):40s} {value:,.2f}")
+    if args.plots is not None:
+        draw(args.plots, results)
     if args.output is not None:
-        cells = [
+        rows = [
             {
-                "task": result.config.tasks,
-                "token_budget": result.config.token_budget,
-                "mode": result.config.mode,
-                "chosen": result.chosen.name,
-                "outcomes": plain(result.outcomes),
+                "task": task,
+                "token_budget": budget,
+                "verdict": cells[task, budget],
+                **{
+                    mode: {
+                        "config": plain(its.config),
+                        "chosen": its.chosen.name,
+                        "outcomes": [plain(dataclasses.replace(each, each=())) for each in its.outcomes],
+                    }
+                    for mode, its in cell.items()
+                },
             }
-            for result in results
+            for (task, budget), cell in results.items()
         ]
         command = " ".join(["python -m benchmarks.budgets", *(sys.argv[1:] if argv is None else argv)])
-        write_report(args.output, command, [*cells, measured], PACKAGES)
+        write_report(args.output, command, [*rows, measured] if measured else rows, PACKAGES)
+
+
+def draw(folder: pathlib.Path, results: dict[tuple[str, int], dict[Mode, SearchResult]]) -> None:
+    """The table of all searches, and accuracy against bytes of each task."""
+    from kvjax.search import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    project = {key: cell["project"] for key, cell in results.items()}
+    plots.table(list(project.values())).savefig(folder / "table.png")
+    for task in dict.fromkeys(task for task, _ in project):
+        its = [result for (name, _), result in project.items() if name == task]
+        plots.pareto(its).savefig(folder / f"{task}.png")
+        for name in ("budgets", "convergence", "generations"):
+            getattr(plots, name)(its[0]).savefig(folder / f"{task}-{name}.png")
 
 
 if __name__ == "__main__":

@@ -2,26 +2,30 @@
 
     python -m benchmarks.methods [--model FOLDER] [--output benchmarks/results/methods.json]
 
-Every arm answers the same generated samples greedily, one engine for each arm, budget and length. It does so in four
-ways: with the question in sight when a method chooses what to keep, with the question hidden, and with several
-questions on one context, where each turn chooses anew or lives with what the first one kept. What is measured is
-written at once: the same command again goes on where it stopped, and prints the tables at the end.
+Every arm answers the same generated samples greedily. It does so in four ways: with the question in sight when a
+method chooses what to keep, with the question hidden, and with several questions on one context, where each turn
+chooses anew or lives with what the first one kept. What is measured is written at once: the same command again goes on
+where it stopped, and prints the tables at the end.
 """
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import kvjax
-from benchmarks.methods_table import tables
+from benchmarks.methods_cell import Cell, cells
+from benchmarks.methods_table import equal_tables, tables
 from benchmarks.report import former_rows, write_rows
 from kvjax.eval.arguments import COMPILE_CACHE
 from kvjax.eval.metrics import mean_interval
@@ -29,6 +33,11 @@ from kvjax.eval.record import Record
 from kvjax.eval.runner import Case, Conduct, evaluate
 from kvjax.eval.target_open import keep_compiled, small_model
 from kvjax.eval.tasks import Task, find_task
+from kvjax.eval.tasks_sample import CountTokens, Sample
+
+if TYPE_CHECKING:  # these import JAX, which first has to be told of its compile cache
+    from benchmarks.methods_engine import Engines
+    from kvjax.engine import Engine
 
 ARMS = (
     "full", "topk-per-head", "topk", "rocketkv-faithful", "rocketkv", "rocketkv-mt", "rocketkv-stage1",
@@ -36,7 +45,7 @@ ARMS = (
 )  # fmt: skip
 TASKS = ("mini/niah_single_2", "mini/niah_multikey_1", "mini/niah_multikey_2", "mini/vt")
 TURNS = ("mini/turns_niah", "mini/turns_kv")
-MARGIN = 256  # tokens beyond a sample's length: answers in several turns may be longer than the right ones
+SAVING = 60.0  # seconds in which an engine that ends has written what it read
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,6 @@ MODES = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What one engine measures: an arm with a token budget, None for the full cache, at a length in tokens."""
-
-    arm: str
-    budget: int | None
-    length: int
-
-    def __str__(self) -> str:
-        return f"{self.arm}{'' if self.budget is None else f' {self.budget}'} at {self.length:,}"
-
-
-@dataclass(frozen=True)
 class Settings:
     """What every cell has in common; results of other settings are not joined with these."""
 
@@ -84,58 +81,81 @@ class Settings:
     tasks: tuple[str, ...]
     turns: tuple[str, ...]
     samples: int
+    turn_samples: int
     seed: int
     room: int
+    piece: int
 
 
-def cells(arms: Sequence[str], budgets: Sequence[int], lengths: Sequence[int]) -> list[Cell]:
-    """All cells, those of a length together: a table of it is whole before the next one begins."""
-    return [
-        Cell(arm, budget, length)
-        for length in lengths
-        for arm in arms
-        for budget in ((None,) if arm == "full" else budgets)
-    ]
+@dataclass(frozen=True)
+class Drawn:
+    """A task that draws each sample once: every engine asks the same ones, and drawing one takes as long as asking."""
+
+    task: Task
+    samples: dict[tuple[int, int], Sample] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def metric(self) -> str:
+        return self.task.metric
+
+    def sample(self, *, length: int, seed: int, count: CountTokens) -> Sample:
+        """As the task's own; `count` of every engine is that of the same tokenizer."""
+        if (length, seed) not in self.samples:
+            self.samples[length, seed] = self.task.sample(length=length, seed=seed, count=count)
+        return self.samples[length, seed]
 
 
-def measure(cell: Cell, settings: Settings, folder: pathlib.Path, concurrency: int) -> dict[str, Any]:
-    """One row: the bytes and the scores of each mode, or why the method refuses the budget."""
-    import jax
+Tasks = Mapping[str, Drawn]
 
-    from kvjax.engine import Engine, EngineConfig
-    from kvjax.eval.target_engine import EngineTarget
-    from kvjax.models import read_config
 
-    row: dict[str, Any] = {"arm": cell.arm, "budget": cell.budget, "length": cell.length, "refused": None}
-    context = min(cell.length + MARGIN, read_config(folder).max_position)
+def measure(served: Sequence[Cell], engines: "Engines", settings: Settings, tasks: Tasks) -> Iterator[dict[str, Any]]:
+    """A row for each cell of one engine: the bytes and the scores of each mode, or why it is refused."""
+    from kvjax.engine import Engine
+
     began = time.monotonic()
     try:
-        config = EngineConfig(
-            max_model_len=context,
-            max_num_seqs=concurrency,
-            method=cell.arm,
-            token_budget=cell.budget,
-            room=settings.room,
-        )
-        engine = Engine.from_pretrained(folder, config)
+        engine = Engine.from_pretrained(engines.folder, engines.config(max(served, key=lambda cell: cell.budget or 0)))
     except ValueError as error:
-        return row | {"refused": str(error)}
-    caches = engine.caches
-    row |= {"context": context, "dtype": engine.layout.dtype, "full": caches.full_bytes(cell.length)}
-    row |= {"kept": caches.kept_bytes(cell.length), "read": caches.read_bytes(cell.length)}
-    modes: dict[str, Any] = {}
+        for cell in served:
+            yield {**vars(cell), "refused": str(error)}
+        return
     with engine:
-        target = EngineTarget(engine)
-        for mode in MODES:
-            if mode.like is not None and not caches.window:
-                modes[mode.name] = modes[mode.like] | {"like": mode.like}
-                continue
-            tasks = [find_task(name) for name in (settings.turns if mode.turns else settings.tasks)]
-            cases = [Case(task, cell.length, index) for index in range(settings.samples) for task in tasks]
-            conduct = replace(mode.conduct, seed=settings.seed, concurrency=concurrency)
-            modes[mode.name] = summarize(evaluate(target, cases, conduct), tasks)
-    jax.clear_caches()  # a process that compiles for a hundred engines would keep all of it
-    return row | {"modes": modes, "seconds": round(time.monotonic() - began, 1)}
+        for cell in served:
+            row = ask(engine, cell, engines, settings, tasks)
+            yield row | {"seconds": round(time.monotonic() - began, 1)}
+            began = time.monotonic()
+        engine.drain(SAVING)
+
+
+def ask(engine: "Engine", cell: Cell, engines: "Engines", settings: Settings, tasks: Tasks) -> dict[str, Any]:
+    """The row of a cell, asked of an engine that is ready."""
+    from kvjax.eval.target_engine import EngineTarget
+
+    caches = engine.caches.within(cell.budget)
+    row = {**vars(cell), "refused": None, "context": engine.max_model_len, "dtype": engine.layout.dtype}
+    row |= {"full": caches.full_bytes(cell.length)}
+    row |= {"kept": caches.kept_bytes(cell.length), "read": caches.read_bytes(cell.length)}
+    target, before = EngineTarget(engine, token_budget=cell.budget), engine.stats()
+    modes: dict[str, Any] = {}
+    for mode in MODES:
+        if mode.like is not None and not caches.window:
+            modes[mode.name] = modes[mode.like] | {"like": mode.like}
+            continue
+        names, count = settings.tasks, settings.samples
+        if mode.turns:
+            names, count = settings.turns, settings.turn_samples
+        asked = [tasks[name] for name in names]
+        cases = [Case(task, cell.length, index) for index in range(count) for task in asked]
+        conduct = replace(mode.conduct, seed=settings.seed, concurrency=engines.slots)
+        modes[mode.name] = summarize(evaluate(target, cases, conduct), asked)
+    stats = engine.stats()
+    reused = stats.cached_tokens - before.cached_tokens
+    row |= {"reused": round(reused / max(stats.prompt_tokens - before.prompt_tokens, 1), 3)}
+    return row | {"modes": modes}
 
 
 def summarize(records: Sequence[Record], tasks: Sequence[Task]) -> dict[str, Any]:
@@ -150,6 +170,7 @@ def summarize(records: Sequence[Record], tasks: Sequence[Task]) -> dict[str, Any
         found[task.name] = {
             **_mean(scores),
             "failed": len(own) - len(scores),
+            "scores": {str(record.index): record.score for record in own if record.score is not None},
             "errors": sorted({record.error for record in own if record.error is not None}),
             "said": {str(record.index): _digest(record) for record in own if record.error is None},
         }
@@ -181,12 +202,13 @@ def known_rows(path: pathlib.Path, settings: Settings) -> dict[Cell, dict[str, A
 
 def settings_of(given: argparse.Namespace) -> Settings:
     """Raises OSError if there is no such folder."""
+    from benchmarks.methods_engine import PIECE
     from kvjax.eval.target_engine import fingerprint
 
     folder = given.model or small_model()
     return Settings(
         folder.resolve().name, fingerprint(folder), kvjax.__version__, tuple(given.tasks), tuple(given.turns),
-        given.samples, given.seed, given.room,
+        given.samples, given.turn_samples or given.samples, given.seed, given.room, PIECE,
     )  # fmt: skip
 
 
@@ -204,9 +226,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help="of one turn")
     parser.add_argument("--turns", nargs="+", default=list(TURNS), metavar="NAME", help="tasks of several turns")
     parser.add_argument("--samples", type=int, default=50, help="of each task (default: 50)")
+    parser.add_argument("--turn-samples", type=int, help="of each task of several turns (default: as --samples)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--room", type=int, default=64, help="of a view, for generated tokens (default: 64)")
     parser.add_argument("--concurrency", type=int, default=4, help="samples asked at once (default: 4)")
+    parser.add_argument("--store", metavar="DIR", help="keeps the KV of prompts for later runs; none: no such store")
     parser.add_argument("--compile-cache", default=COMPILE_CACHE, metavar="DIR", help="none: compile anew")
     return parser
 
@@ -215,6 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what is missing and prints all of it; returns the exit status."""
     given = build_parser().parse_args(arguments)
     keep_compiled(given.compile_cache)
+    import jax
+
+    from benchmarks.methods_engine import Engines
+
     folder = given.model or small_model()
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
     try:
@@ -226,18 +254,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.methods: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     wanted = cells(given.arms, given.budgets, given.lengths)
-    left = [cell for cell in wanted if cell not in rows]
-    if len(left) < len(wanted):
-        out.print(f"{len(wanted) - len(left)} of {len(wanted)} arms are in {given.output} already")
-    for number, cell in enumerate(left, start=1):
-        rows[cell] = row = measure(cell, settings, folder, given.concurrency)
-        write_rows(given.output, "benchmarks.methods", list(rows.values()), vars(settings))
-        scores = [f"{name} {100 * mode['mean']:.1f}" for name, mode in row.get("modes", {}).items() if mode["scored"]]
-        said = row["refused"] or f"{', '.join(scores)}  ({row['seconds']:.0f} s)"
-        out.print(f"{number}/{len(left)}  {cell}: {said}", markup=False)
+    engines = Engines(folder, given.room, given.concurrency)
+    every = list(dict.fromkeys([*wanted, *equals(wanted, engines)]))
+    left = [cell for cell in every if cell not in rows]
+    if len(left) < len(every):
+        out.print(f"{len(every) - len(left)} of {len(every)} cells are in {given.output} already")
+    with contextlib.ExitStack() as resources:
+        if left and given.store != "none":
+            disk = pathlib.Path(given.store or resources.enter_context(tempfile.TemporaryDirectory()))
+            prompts = settings.samples * len(settings.tasks) + settings.turn_samples * len(settings.turns)
+            engines = engines.keeping(prompts, sorted({cell.length for cell in left}), disk)
+        number, tasks = 0, {name: Drawn(find_task(name)) for name in (*settings.tasks, *settings.turns)}
+        for _, same in itertools.groupby(engines.shared(left), key=lambda served: served[0].length):
+            for served in same:
+                for cell, row in zip(served, measure(served, engines, settings, tasks), strict=True):
+                    rows[cell], number = row, number + 1
+                    write_rows(given.output, "benchmarks.methods", list(rows.values()), vars(settings))
+                    out.print(f"{number}/{len(left)}  {cell}: {line(row)}", markup=False)
+            jax.clear_caches()  # engines of one length share some of what they compile; all of a run is too much
     for part in tables([rows[cell] for cell in wanted]):
         out.print(part)
+    for part in equal_tables([rows[cell] for cell in every]):
+        out.print(part)
     return 0
+
+
+def equals(wanted: Sequence[Cell], engines: "Engines") -> list[Cell]:
+    """RocketKV of whole pages where it reads as many bytes a step as the published one, if both are asked for."""
+    arms, found = {cell.arm for cell in wanted}, []
+    for cell in wanted if "rocketkv" in arms else ():
+        if cell.arm == "rocketkv-faithful":
+            with contextlib.suppress(ValueError):  # refused, as its row will say
+                found.append(engines.equal(cell))
+    return [cell for cell in found if cell is not None]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row for whoever watches."""
+    if row["refused"]:
+        return row["refused"]
+    scores = [f"{name} {100 * mode['mean']:.1f}" for name, mode in row["modes"].items() if mode["scored"]]
+    return f"{', '.join(scores)}  ({row['seconds']:.0f} s, {row['reused']:.0%} of the prompts' tokens from the store)"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_no_cell_writes_to_stderr(budget_search):
 def test_the_result_and_its_figures_show_themselves(budget_search):
     notebook, _ = budget_search
     assert "over uniform" in outputs(notebook, "text/html")[0]
-    assert len(outputs(notebook, "image/png")) == 3
+    assert len(outputs(notebook, "image/png")) == 5
 
 
 def test_the_profile_answers_better_than_uniform(budget_search):

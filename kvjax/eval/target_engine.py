@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -23,9 +24,16 @@ _ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
 class EngineTarget(Target):
     """Asks an engine, which the caller starts before the first `complete` and closes after the last."""
 
-    def __init__(self, engine: Engine, identity: Mapping[str, str] | None = None) -> None:
-        """`identity` defaults to the name of the model, which tells nothing about its weights."""
-        self.engine = engine
+    def __init__(
+        self, engine: Engine, identity: Mapping[str, str] | None = None, *, token_budget: int | None = None
+    ) -> None:
+        """`identity` defaults to the name of the model, which tells nothing about its weights.
+
+        `token_budget` is that of each request; None is the engine's own.
+        """
+        self.engine, self._token_budget = engine, token_budget
+        # a prompt is counted, asked, and compared with what was known and what came before
+        self._encode = functools.lru_cache(maxsize=512)(engine.tokenizer.encode)
         self.name = f"{engine.model_name}{_described(engine.layout)}"
         self.max_model_len = engine.max_model_len
         self.identity = dict(identity or {"model": engine.model_name})
@@ -71,7 +79,12 @@ class EngineTarget(Target):
         selected = None if known is None else self.shared(known, tokens)
         turn = None if earlier is None else max(len(tokens) - self.shared(earlier, tokens), 1)
         params = SamplingParams(
-            max_tokens=max_tokens, temperature=temperature, seed=seed, select_after=selected, turn=turn
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            select_after=selected,
+            turn=turn,
+            token_budget=self._token_budget,
         )
         text, count, first, began = "", 0, None, time.monotonic()
         last = Delta()
@@ -96,7 +109,7 @@ class EngineTarget(Target):
         return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
 
     def footprint(self, length: int) -> Footprint | None:
-        caches = self.engine.caches
+        caches = self.engine.caches.within(self._token_budget)
         if caches.layout.method == "full":
             return None
         return Footprint(caches.kept_bytes(length), caches.read_bytes(length), caches.full_bytes(length))
@@ -115,7 +128,9 @@ class EngineTarget(Target):
         """
         tokens = self._tokens(prompt)
         selected = None if known is None else self.shared(known, tokens)
-        params = SamplingParams(max_tokens=1, temperature=0.0, select_after=selected, kept=True)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, select_after=selected, token_budget=self._token_budget, kept=True
+        )
         try:
             [completion] = self.engine.generate([tokens], params, progress=False)
         except ValueError as error:
@@ -129,11 +144,10 @@ class EngineTarget(Target):
         return max(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
-        tokenizer = self.engine.tokenizer
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
+            return self._encode(prompt)
         try:
-            return tokenizer.apply_chat_template(prompt)
+            return self.engine.tokenizer.apply_chat_template(prompt)
         except ValueError as error:
             raise RequestFailedError(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import yaml
 from rich.console import Console
 
 from kvjax.search.config import SearchConfig, from_fields
+from kvjax.search.outcome import FULL
+from kvjax.search.result import SearchResult
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,10 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
     from kvjax.search.run import search
-    from kvjax.search.show import outcomes
+    from kvjax.search.show import outcomes, table
 
+    command = f"python -m kvjax.search {shlex.join(sys.argv[1:] if argv is None else argv)}"
     try:
-        result = search(config, fresh=args.fresh)
+        result = search(config, fresh=args.fresh, made_by=command)
     except KeyboardInterrupt:
         kept = "the same command goes on from there" if config.runs else "runs is not set, so nothing was saved"
         print(f"\nstopped: {kept}", file=sys.stderr)
@@ -42,8 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     Console().print(outcomes(result))
+    if config.expand:
+        Console().print(table([_briefly(its, result.chosen.name) for its in result.sweep]))
     if config.output is not None:
         print(f"wrote {config.output}: python -m kvjax.serve {config.model} --budgets {config.output}")
+
+
+def _briefly(result: SearchResult, chosen: str) -> SearchResult:
+    """What there is at every token budget: the full cache, uniform budgets and what was chosen."""
+    shown = (FULL, "uniform", chosen)
+    return dataclasses.replace(result, outcomes=tuple(each for each in result.outcomes if each.name in shown))
 
 
 def _read(path: Path, changes: list[str]) -> SearchConfig:

@@ -1,6 +1,8 @@
 """Where schemes are judged: one model, three sets of samples, each read when it is first needed."""
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,12 +19,18 @@ from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator
 from kvjax.search.objective import Objective
 from kvjax.search.ray_evaluator import RayEvaluator
-from kvjax.search.reading import Reader
+from kvjax.search.reading import Reader, streaming_order
 from kvjax.search.samples import SampleSets, SetName, draw_sets
 from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme, Space
 from kvjax.search.stage_space import StageSpace
 from kvjax.search.stages import StageArena, Stages
+
+# what changes neither the samples nor how they are read
+_MAY_DIFFER = (
+    "token_budget", "allocator", "mode", "evaluations", "group_layers", "measure", "compare", "seed", "warm_start",
+    "expand", "runs", "output",
+)  # fmt: skip
 
 
 class Bench:
@@ -51,7 +59,7 @@ class Bench:
             tasks = [find_task(name) for name in config.tasks]
             sets = draw_sets(tasks, encode or _tokenizer(config), config.length, counts, aware=config.aware)
         self.sets = sets
-        self.objective = Objective(config.measure, config.mode == "paper", config.token_budget)
+        self.config, self.objective = config, _objective(config)
         self.layers = [layer for layer, window in enumerate(self.windows) if window is None]
         longest = self.longest = max(len(case.prompt) for case in sets.all)
         tail = max(len(case.tail) for case in sets.all)
@@ -77,22 +85,50 @@ class Bench:
         """Of every scheme on every sample of a set."""
         return self.arena.judge(schemes, self._blocks(name), len(getattr(self.sets, name)))
 
-    def scores(self, name: SetName, scheme: Scheme | None) -> Float[np.ndarray, "2 S"]:
-        """Score and log-probability of each sample; with the full cache where there is no scheme."""
-        row = self.arena.full if scheme is None else scheme
-        scores = self.judge(name, np.array([row], np.int64))
-        return np.stack([self.objective.score(scores)[0], scores.log_probability[0]]).astype(np.float64)
+    def scores(self, name: SetName, schemes: Sequence[Scheme | None]) -> Float[np.ndarray, "P 2 S"]:
+        """Score and log-probability of each sample by schemes; None is the full cache."""
+        rows = [self.arena.full if scheme is None else scheme for scheme in schemes]
+        return self._scores(self.judge(name, np.array(rows, np.int64)))
+
+    def streaming(self, name: SetName) -> Float[np.ndarray, "2 S"]:
+        """The same where all layers keep as many as by uniform budgets, but the first tokens and the last."""
+        blocks = [streaming_order(block, self.config.sinks) for block in self._blocks(name)]
+        uniform = np.full((1, len(self.layers)), self.config.token_budget)
+        one = Evaluator(self.model, batch=1)  # compiles a batch of its own, but only where this is asked for
+        return self._scores(one(uniform, blocks, len(getattr(self.sets, name))))[0]
+
+    def again(self, config: SearchConfig) -> "Bench":
+        """This bench for another search on the same samples, whose prompts need not be read anew.
+
+        Raises:
+            ValueError: the other config asks for other samples, or reads them otherwise.
+        """
+        theirs = dataclasses.replace(self.config, **{name: getattr(config, name) for name in _MAY_DIFFER})
+        if theirs != config:
+            raise ValueError(f"{config} does not read what {self.config} has read: only {_MAY_DIFFER} may differ")
+        other = copy.copy(self)
+        other.config, other.objective = config, _objective(config)
+        space = dataclasses.replace(self.problem.space, mean=config.token_budget, group_layers=config.group_layers)
+        other.problem = Problem(space, self.problem.entropy)
+        return other
 
     def close(self) -> None:
         """Ends the Ray actors, where there are any."""
         if self._ray is not None:
             self._ray.close()
 
+    def _scores(self, scores: Scores) -> Float[np.ndarray, "P 2 S"]:
+        return np.stack([self.objective.score(scores), scores.log_probability], axis=1).astype(np.float64)
+
     def _blocks(self, name: SetName) -> Any:
         """The readings of one set, made when they are first needed."""
         if name not in self._read:
             self._read[name] = self.arena.read(getattr(self.sets, name))
         return self._read[name]
+
+
+def _objective(config: SearchConfig) -> Objective:
+    return Objective(config.measure, config.mode == "paper", config.token_budget)
 
 
 def _actors(config: SearchConfig, model: Decoder | None) -> RayEvaluator:

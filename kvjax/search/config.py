@@ -9,7 +9,11 @@ import yaml
 from kvjax.search.evolution import Mode
 from kvjax.search.objective import Measure
 
-AllocatorName = Literal["evolution", "greedy", "random", "uniform", "pyramid", "inverse-pyramid", "entropy"]
+AllocatorName = Literal[
+    "evolution", "greedy", "fine-greedy", "random", "uniform", "pyramid", "inverse-pyramid", "entropy"
+]
+STREAMING = "streaming"  # no allocator: uniform budgets, spent otherwise
+Compared = AllocatorName | Literal["streaming"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,20 +28,21 @@ class SearchConfig:
             both stages.
         token_budget: tokens that a layer keeps of a prompt on average (the paper's c); for 'rocketkv' those that a step
             reads.
-        allocator: what finds the scheme.
+        allocator: what finds the scheme; evolution or random for 'rocketkv'.
         mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
         evaluations: schemes judged for each group of layers, by evolution and random search.
         group_layers: layers searched together, one group after another.
         measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
         aware: the question is in the prompt that is compressed; else it comes after.
         samples, selection, test: sizes of the three sets of samples.
-        compare: allocators run beside this one, on the same sets with the same number of evaluations.
+        compare: allocators run beside this one, on the same sets with the same number of evaluations; 'streaming' is
+            the last tokens of a prompt in every layer (StreamingLLM).
         window, kernel, sinks: of stage 1: the last tokens, whose queries choose and which stay; the width of
             max-pooling; the first tokens, which stay too.
         room: entries that served views keep free for generated tokens.
         warm_start: what evolution begins with: 'greedy', whose evaluations then count as its own, 'uniform', or the
-            file of a profile, whose proportions it takes.
-        expand: other token budgets, to which the found scheme is scaled without another search.
+            file of a profile, whose proportions it takes; None is greedy, and uniform in mode 'paper'.
+        expand: other token budgets, to which the chosen scheme is scaled without another search, and tested there.
         batch: schemes judged at a time.
         actors: Ray actors that judge, each with a share of the schemes (extra `ray`); 0 judges in this process.
         runs: folder of checkpoints; None keeps none.
@@ -49,7 +54,7 @@ class SearchConfig:
     token_budget: int
     length: int = 1024
     search: Literal["tokens", "heads", "rocketkv"] = "tokens"
-    allocator: AllocatorName = "evolution"
+    allocator: AllocatorName = "greedy"
     mode: Mode = "project"
     evaluations: int = 400
     group_layers: int = 8
@@ -58,13 +63,13 @@ class SearchConfig:
     samples: int = 32
     selection: int = 64
     test: int = 128
-    compare: tuple[AllocatorName, ...] = ()
+    compare: tuple[Compared, ...] = ()
     window: int = 8
     kernel: int = 7
     sinks: int = 4
     room: int = 128
     seed: int = 0
-    warm_start: str = "greedy"
+    warm_start: str | None = None
     expand: tuple[int, ...] = ()
     batch: int = 10
     actors: int = 0
@@ -77,10 +82,16 @@ class SearchConfig:
         for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "room", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.search == "rocketkv" and (self.mode == "paper" or self.allocator not in ("evolution", "random")):
+        named = {self.allocator, *self.compare}
+        if self.search == "rocketkv" and (self.mode == "paper" or named - {"evolution", "random"} or self.expand):
             raise ValueError(
-                "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project', or by random"
+                "RocketKV's numbers are no tokens to share: search them by evolution in mode 'project' or by random, "
+                "compare nothing else, and expand to nothing"
             )
+        if self.mode == "paper" and self.allocator != "evolution":
+            raise ValueError(f"mode=paper is evolution's, and allocator={self.allocator}: set allocator=evolution")
+        if STREAMING in self.compare and (self.actors or self.search != "tokens"):
+            raise ValueError("compare: streaming is judged in this process, with a number a layer: leave it out")
         if self.actors < 0 or (self.actors and self.search == "rocketkv"):
             raise ValueError(
                 f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is judged in this process"
@@ -91,8 +102,15 @@ class SearchConfig:
                 f"token_budget={self.token_budget} is less than the {floor} tokens that every layer keeps, "
                 f"window={self.window} and sinks={self.sinks}: raise it, or lower those"
             )
+        if self.token_budget in self.expand:
+            raise ValueError(f"expand={self.expand} names the token budget that is searched: leave it out")
         if self.token_budget > self.length:
             raise ValueError(f"token_budget={self.token_budget} exceeds length={self.length}: nothing is compressed")
+
+    @property
+    def begins_with(self) -> str:
+        """What evolution begins with."""
+        return self.warm_start or ("uniform" if self.mode == "paper" else "greedy")
 
 
 def read_config(path: Path) -> SearchConfig:

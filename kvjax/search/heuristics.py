@@ -150,4 +150,11 @@ class Greedy(Allocator):
         return space.project(kept)
 
 
+@dataclasses.dataclass(frozen=True)
+class FineGreedy(Greedy):
+    """Greedy that measures as many sizes as the others judge schemes: what it gains by an equal cost."""
+
+    name: ClassVar[str] = "fine-greedy"
+
+
 ANCHORS: tuple[Fixed, ...] = (Uniform(), Pyramid(), InversePyramid(), Entropy())

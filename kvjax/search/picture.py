@@ -26,7 +26,16 @@ __all__ = [
 ]
 
 INK, BODY, BASE, QUIET, PALE = "#263238", "#5b8db8", "#1f3a57", "#78909c", "#cfd8dc"
-MARKERS = {"uniform": "s", "pyramid": "v", "inverse-pyramid": "^", "entropy": "D", "greedy": "P", "random": "X"}
+MARKERS = {
+    "uniform": "s",
+    "pyramid": "v",
+    "inverse-pyramid": "^",
+    "entropy": "D",
+    "greedy": "P",
+    "fine-greedy": "p",
+    "random": "X",
+    "streaming": "<",
+}
 
 
 class Picture(Figure):

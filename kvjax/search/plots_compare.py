@@ -1,12 +1,14 @@
 """Several searches, or allocators, side by side as one picture."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from kvjax.search.outcome import FULL, Outcome
 from kvjax.search.picture import BODY, INK, MARKERS, PALE, QUIET, Axes, Picture, Rectangle, legend_below
-from kvjax.search.result import FULL, Outcome, SearchResult
+from kvjax.search.result import SearchResult
 from kvjax.search.wording import cell, label, measured
 
 KIB = 1024
@@ -27,15 +29,15 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     axes = picture.subplots()
     axes.set_xscale("log", base=2)
     points: list[tuple[float, float]] = []
-    others = 0
+    lead, others = statistics.mode(result.chosen.name for result in results), 0
     for name in dict.fromkeys(o.name for r in results for o in r.outcomes if o.scheme is not None):
         its = [(r, o) for r in results for o in r.outcomes if o.name == name and o.scheme is not None]
         found = [o for _, o in its]
         means = np.array([r.cost_of(o.scheme or ()) for r, o in its])
         points += [(float(mean), 100 * o.test.mean) for mean, o in zip(means, found, strict=True)]
-        own = name == first.config.allocator
+        own = name == lead
         others += not own
-        steps = 0 if own else (others + 1) // 2 * (-1) ** others  # the searched one in the middle, others around it
+        steps = 0 if own else (others + 1) // 2 * (-1) ** others  # the chosen one in the middle, others around it
         middle = np.array([100 * o.test.mean for o in found])
         reach = np.abs(np.array([(100 * o.test.low, 100 * o.test.high) for o in found]).T - middle)
         axes.errorbar(

@@ -99,6 +99,20 @@ class Reader:
         return Readings(layers, start, tails, weight, first, entropy)
 
 
+@partial(jax.jit, static_argnums=1)
+def streaming_order(readings: Readings, sinks: int) -> Readings:
+    """What was read, put in the order in which StreamingLLM would keep it: the first `sinks` tokens, then the last."""
+
+    def reordered(held: LayerReading) -> LayerReading:
+        last = held.order.shape[-1]
+        first = jnp.where(held.order < sinks, held.order - last, -held.order)
+        at = jnp.argsort(jnp.where(held.order < 0, last, first), axis=-1)
+        k, v = (jnp.take_along_axis(x, at[..., None], axis=2) for x in (held.k, held.v))
+        return LayerReading(k, v, jnp.take_along_axis(held.order, at, axis=2))
+
+    return dataclasses.replace(readings, layers=tuple(map(reordered, readings.layers)))
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _prefill(
     graph: nnx.GraphDef[Decoder],

@@ -12,50 +12,12 @@ from jaxtyping import Bool, Int
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.search.config import SearchConfig, from_fields
 from kvjax.search.generation import Generation
+from kvjax.search.outcome import SETS, Outcome, SetScore
 from kvjax.search.space import Scheme
 from kvjax.search.stages import Stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FULL = "full cache"
-
-
-@dataclasses.dataclass(frozen=True)
-class SetScore:
-    """A mean over a set of samples, the 95% interval of it, and the mean log-probability of the answers."""
-
-    mean: float
-    low: float
-    high: float
-    log_probability: float
-    samples: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """One scheme on the three sets.
-
-    Attributes:
-        name: of what found it.
-        scheme: None for the full cache.
-        gain: test score less that of uniform budgets on the same samples, with the 95% interval of the difference.
-        evaluations, seconds: spent to find it.
-    """
-
-    name: str
-    scheme: Scheme | None
-    search: SetScore
-    selection: SetScore
-    test: SetScore
-    gain: tuple[float, float, float]
-    evaluations: int
-    seconds: float
-
-    @property
-    def calibration_gap(self) -> float:
-        """By how much the search set flatters it."""
-        return self.search.mean - self.test.mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +28,13 @@ class SearchResult:
         windows: the sliding window of each layer of the model, None where a layer has a budget.
         longest: tokens of the longest prompt, which no layer's number exceeds.
         context: tokens of the model's context, for which the profile is made.
-        chosen: what was best on the selection set, never worse there than uniform.
+        chosen: the best of `outcomes` on the selection set, of equals the one that took the fewest evaluations; so
+            never worse there than uniform.
         outcomes: the full cache, the anchors, what was compared, and the allocator that the config names.
-        expanded: the chosen proportions at other token budgets.
+        expanded: for other token budgets, uniform ones and the chosen proportions scaled to them.
         history: of the config's allocator.
         versions: of the packages that decide the numbers.
+        made_by: the command that searched.
     """
 
     config: SearchConfig
@@ -80,14 +44,43 @@ class SearchResult:
     context: int
     chosen: Outcome
     outcomes: tuple[Outcome, ...]
-    expanded: dict[int, Scheme]
+    expanded: dict[int, tuple[Outcome, ...]]
     history: tuple[Generation, ...]
     versions: dict[str, str]
+    made_by: str = "kvjax.search.run.search"
 
     @property
     def uniform(self) -> Scheme:
         """What even budgets of the same cost are."""
-        return next(outcome.scheme for outcome in self.outcomes if outcome.name == "uniform" and outcome.scheme)
+        return self.outcome("uniform").scheme or ()
+
+    def outcome(self, name: str) -> Outcome:
+        """What the allocator of that name has found.
+
+        Raises:
+            KeyError: nothing of that name was compared.
+        """
+        found = {outcome.name: outcome for outcome in self.outcomes}
+        if name not in found:
+            raise KeyError(f"{name} was not compared, there are {', '.join(found)}: name it in `compare`")
+        return found[name]
+
+    @property
+    def sweep(self) -> tuple["SearchResult", ...]:
+        """This search and what it expands to, as a result for each token budget, the smallest first."""
+        full = tuple(outcome for outcome in self.outcomes if outcome.scheme is None)
+        others = [
+            dataclasses.replace(
+                self,
+                config=dataclasses.replace(self.config, token_budget=mean, expand=()),
+                chosen=found[-1],
+                outcomes=full + found,
+                expanded={},
+                history=(),
+            )
+            for mean, found in self.expanded.items()
+        ]
+        return tuple(sorted((self, *others), key=lambda result: result.config.token_budget))
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -146,23 +139,27 @@ class SearchResult:
     def provenance(self) -> dict[str, Any]:
         """Where the profile comes from, as it is written into its file."""
         return {
-            "made_by": "python -m kvjax.search",
+            "made_by": self.made_by,
             "config": plain(self.config),
             "tokens_kept_of_a_prompt": list(self.tokens),
             "mean": float(np.mean(self.tokens)),
             "chosen": self.chosen.name,
-            "outcomes": [plain(outcome) for outcome in self.outcomes],
+            "outcomes": [plain(dataclasses.replace(outcome, each=())) for outcome in self.outcomes],
             "versions": self.versions,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the profile, and beside it everything else, as NAME.search.json.
+        """Writes the profile, beside it those of other token budgets as NAME-64.json, and all else as NAME.search.json.
 
         Raises:
             FileNotFoundError: the folder is not there.
         """
-        self.profile.save(path, self.model, self.provenance)
-        Path(path).with_suffix(".search.json").write_text(self.to_json() + "\n")
+        path = Path(path)
+        for its in self.sweep:
+            mean = its.config.token_budget
+            file = path if mean == self.config.token_budget else path.with_stem(f"{path.stem}-{mean}")
+            its.profile.save(file, its.model, its.provenance)
+        path.with_suffix(".search.json").write_text(self.to_json() + "\n")
 
     def to_json(self) -> str:
         """Everything, to draw and compare later; `from_json` reads it."""
@@ -178,7 +175,7 @@ class SearchResult:
         fields["windows"] = tuple(fields["windows"])
         fields["chosen"] = _outcome(fields["chosen"])
         fields["outcomes"] = tuple(_outcome(each) for each in fields["outcomes"])
-        fields["expanded"] = {int(mean): tuple(scheme) for mean, scheme in fields["expanded"].items()}
+        fields["expanded"] = {int(mean): tuple(map(_outcome, found)) for mean, found in fields["expanded"].items()}
         fields["history"] = tuple(_generation(each) for each in fields["history"])
         return cls(**fields)
 
@@ -200,6 +197,12 @@ class SearchResult:
 
         return plots.generations(self)
 
+    def plot_pareto(self) -> "Figure":
+        """Accuracy against bytes at the token budget and at all that it expands to."""
+        from kvjax.search import plots
+
+        return plots.pareto(self.sweep)
+
     def _repr_html_(self) -> str:
         from kvjax.search.show import html
 
@@ -207,9 +210,10 @@ class SearchResult:
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    sets = {name: SetScore(**fields[name]) for name in ("search", "selection", "test")}
+    sets = {name: SetScore(**fields[name]) for name in SETS}
+    tuples = {name: tuple(fields[name]) for name in ("gain", "each")}
     scheme = None if fields["scheme"] is None else tuple(fields["scheme"])
-    return Outcome(**{**fields, **sets, "scheme": scheme, "gain": tuple(fields["gain"])})
+    return Outcome(**{**fields, **sets, **tuples, "scheme": scheme})
 
 
 def _generation(fields: dict[str, Any]) -> Generation:

@@ -6,24 +6,24 @@ import functools
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from kvjax.budget import BudgetProfile, ModelFingerprint
-from kvjax.eval.metrics import mean_interval
 from kvjax.models import Decoder
 from kvjax.search.allocator import Allocator
 from kvjax.search.bench import Bench
 from kvjax.search.checkpoint import Checkpoint
-from kvjax.search.config import SearchConfig
+from kvjax.search.config import STREAMING, SearchConfig
 from kvjax.search.evolution import Evolution
 from kvjax.search.generation import AllocatorRun, Generation
-from kvjax.search.heuristics import ANCHORS, Greedy, RandomSearch
-from kvjax.search.result import FULL, Outcome, SearchResult, SetScore, plain
+from kvjax.search.heuristics import ANCHORS, FineGreedy, Fixed, Greedy, RandomSearch
+from kvjax.search.outcome import FULL, SETS, Outcome
+from kvjax.search.result import SearchResult, plain
 from kvjax.search.samples import SampleSets, SetName
 from kvjax.search.space import Scheme, Space
 from kvjax.store.digest import weights_digest
@@ -31,7 +31,8 @@ from kvjax.store.digest import weights_digest
 FINALISTS = 8  # schemes of an allocator that are compared on the selection set
 SAVE_EVERY = 5.0  # seconds between two checkpoints
 PACKAGES = ("jax", "jaxlib", "evosax", "flax", "numpy")
-SETS: tuple[SetName, ...] = ("search", "selection", "test")
+
+Judged = dict[SetName, Float[np.ndarray, "2 _S"]]  # score and log-probability of each sample
 
 
 class Search:
@@ -39,7 +40,9 @@ class Search:
 
     Args:
         model, encode, sets: as `Bench`.
+        bench: of another search on the same samples, instead of those.
         fresh: forget what an earlier run has saved.
+        made_by: the command that searches, as it will stand in the profile.
 
     Raises:
         ValueError: the tasks do not fit the length, or another search is saved in the folder of runs.
@@ -52,11 +55,15 @@ class Search:
         model: Decoder | None = None,
         encode: Callable[[str], list[int]] | None = None,
         sets: SampleSets | None = None,
+        bench: Bench | None = None,
         fresh: bool = False,
+        made_by: str = SearchResult.made_by,
     ) -> None:
-        self.config = config
-        self.bench = Bench(config, model, encode, sets)
+        self.config, self._made_by = config, made_by
+        self._owner = bench is None
+        self.bench = Bench(config, model, encode, sets) if bench is None else bench.again(config)
         self.space = self.bench.problem.space
+        self._spaces = {mean: dataclasses.replace(self.bench.problem.tokens, mean=mean) for mean in config.expand}
         self._weights = weights_digest(config.model) if (config.model / "config.json").exists() else None
         self.runs: dict[str, AllocatorRun] = {}
         if fresh and config.runs is not None:
@@ -74,7 +81,8 @@ class Search:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bench.close()
+        if self._owner:
+            self.bench.close()
 
     def allocator(self, name: str) -> Allocator:
         """The allocator of that name, with the config's settings."""
@@ -84,9 +92,12 @@ class Search:
                 return anchor
         if name == "greedy":
             return Greedy()
+        most = config.evaluations * len(self.space.groups)
+        if name == "fine-greedy":
+            return FineGreedy(sizes=max((most - 1) // self.space.units, Greedy.sizes))
         if name == "random":
-            return RandomSearch(config.evaluations * len(self.space.groups))
-        start, spent = self._start(), self._warm_up_evaluations
+            return RandomSearch(most)
+        start, spent = self._start(), sum(len(generation.schemes) for generation in self._warm_up)
         return Evolution(config.mode, max(config.evaluations - spent // len(self.space.groups), 1), start=start)
 
     def result(self, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
@@ -95,19 +106,18 @@ class Search:
         Args:
             progress: told what is being done.
         """
-        for name in (self.config.allocator, *self._anchors, *self.config.compare):
-            progress(f"running {name}")
-            self._finished(name)
+        for name in (self.config.allocator, *self.config.compare):
+            if name != STREAMING:
+                progress(f"running {name}")
+                self._finished(name)
         progress("choosing on the selection set, testing")
-        uniform = self.bench.scores("test", self.space.uniform)
-        outcomes = {FULL: self._outcome(FULL, None, uniform)}
-        for name, run in self.runs.items():
-            extra = self._warm_up_evaluations if name == "evolution" else 0
-            outcomes[name] = self._outcome(name, self._best(run), uniform, run, extra)
-        own, even = outcomes[self.config.allocator].selection, outcomes["uniform"].selection
-        wins = (own.mean, own.log_probability) >= (even.mean, even.log_probability)
-        chosen = outcomes[self.config.allocator if wins else "uniform"]
-        kept = np.array(chosen.scheme)
+        outcomes = self._outcomes()
+        # of equals what was cheaper to find; streaming is no scheme of these budgets but another way to spend them
+        chosen = max(
+            (each for each in outcomes if each.scheme is not None and each.name != STREAMING),
+            key=lambda each: (each.selection.mean, each.selection.log_probability, -each.evaluations),
+        )
+        progress("testing other budgets")
         return SearchResult(
             config=self.config,
             model=ModelFingerprint.of(self.bench.model.config, self._weights),
@@ -115,10 +125,11 @@ class Search:
             longest=self.bench.longest,
             context=self.bench.model.config.max_position,
             chosen=chosen,
-            outcomes=tuple(outcomes.values()),
-            expanded={mean: self._expand(kept, mean) for mean in self.config.expand},
+            outcomes=outcomes,
+            expanded=self._expanded(chosen),
             history=tuple(self.run.history),
             versions=_versions(),
+            made_by=self._made_by,
         )
 
     def _begin(self, name: str) -> AllocatorRun:
@@ -128,10 +139,15 @@ class Search:
         return run
 
     @property
-    def _warm_up_evaluations(self) -> int:
+    def _warm_up(self) -> list[Generation]:
         """What evolution owes to the allocator that it begins with."""
-        warmed = self.config.allocator == "evolution" and self.config.warm_start == "greedy"
-        return self.runs["greedy"].evaluations if warmed and isinstance(self.space, Space) else 0
+        warmed = self.config.begins_with == "greedy" and isinstance(self.space, Space)
+        return self._finished("greedy").history if warmed else []
+
+    def _spent(self, name: str) -> list[Generation]:
+        """All that was judged to find what an allocator found; nothing for rules."""
+        own = self.runs[name].history if name in self.runs else []
+        return [*self._warm_up, *own] if name == "evolution" else own
 
     def _finished(self, name: str) -> AllocatorRun:
         run = self.runs.get(name) or self._begin(name)
@@ -171,42 +187,55 @@ class Search:
     def _best(self, run: AllocatorRun) -> Scheme:
         """Of a run's best schemes the one that does best on samples it was not chosen for."""
         finalists = run.finalists(FINALISTS)
-        objective = dataclasses.replace(self.bench.objective, paper=False)
-        fitness = objective(finalists, self.bench.judge("selection", finalists))
-        return tuple(int(kept) for kept in finalists[int(np.argmax(fitness))])
+        if len(finalists) > 1:
+            objective = dataclasses.replace(self.bench.objective, paper=False)
+            fitness = objective(finalists, self.bench.judge("selection", finalists))
+            finalists = finalists[int(np.argmax(fitness)) :]
+        return tuple(int(kept) for kept in finalists[0])
 
-    def _outcome(
-        self,
-        name: str,
-        scheme: Scheme | None,
-        uniform: Float[np.ndarray, "2 S"],
-        run: AllocatorRun | None = None,
-        extra: int = 0,
-    ) -> Outcome:
-        sets: dict[str, SetScore] = {}
-        gain = (0.0, 0.0, 0.0)
-        for each in SETS:
-            scores = self.bench.scores(each, scheme)
-            sets[each] = SetScore(*mean_interval(scores[0].tolist()), float(scores[1].mean()), scores.shape[1])
-            if each == "test":  # a difference of two scores lies in [-1, 1]; paired by sample
-                middle, low, high = mean_interval(((scores[0] - uniform[0] + 1) / 2).tolist())
-                gain = (2 * middle - 1, 2 * low - 1, 2 * high - 1)
-        history = [] if run is None else run.history
-        evaluations = extra + sum(len(generation.schemes) for generation in history)
-        spent = math.fsum(generation.seconds for generation in history)
-        return Outcome(name, scheme, **sets, gain=gain, evaluations=evaluations, seconds=spent)
+    def _outcomes(self) -> tuple[Outcome, ...]:
+        """Of the full cache, the anchors, and everything that was run."""
+        schemes: dict[str, Scheme | None] = {FULL: None}
+        schemes |= {rule.name: rule.scheme(self.bench.problem) for rule in self._anchors}
+        schemes |= {name: self._best(run) for name, run in self.runs.items()}
+        judged = dict(zip(schemes, self._judged(list(schemes.values())), strict=True))
+        uniform = judged["uniform"]["test"][0]
+        found: list[Outcome] = []
+        for name, scheme in schemes.items():
+            history = self._spent(name)
+            spent = sum(len(generation.schemes) for generation in history)
+            seconds = math.fsum(generation.seconds for generation in history)
+            found.append(Outcome.of(name, scheme, judged[name], uniform, spent, seconds))
+        if STREAMING in self.config.compare:
+            streaming: Judged = {name: self.bench.streaming(name) for name in SETS}
+            found.insert(1, Outcome.of(STREAMING, self.space.uniform, streaming, uniform))
+        return tuple(found)
+
+    def _judged(self, schemes: Sequence[Scheme | None]) -> list[Judged]:
+        """Each scheme on the three sets; all of them at once, for a batch takes as long however few are in it."""
+        scores = {name: self.bench.scores(name, schemes) for name in SETS}
+        return [{name: scores[name][place] for name in SETS} for place in range(len(schemes))]
+
+    def _expanded(self, chosen: Outcome) -> dict[int, tuple[Outcome, ...]]:
+        """Uniform budgets and the chosen proportions at the other token budgets."""
+        pairs = {mean: (its.uniform, its.completed(np.array(chosen.scheme))) for mean, its in self._spaces.items()}
+        judged = iter(self._judged([scheme for pair in pairs.values() for scheme in pair]) if pairs else ())
+        found: dict[int, tuple[Outcome, ...]] = {}
+        for mean, pair in pairs.items():
+            both = next(judged), next(judged)
+            names = dict.fromkeys(("uniform", chosen.name))  # one, where nothing was better
+            rows = zip(names, pair, both, strict=False)
+            found[mean] = tuple(Outcome.of(name, kept, its, both[0]["test"][0]) for name, kept, its in rows)
+        return found
 
     @property
-    def _anchors(self) -> tuple[str, ...]:
+    def _anchors(self) -> tuple[Fixed, ...]:
         """The rules that stand beside every search of this kind."""
-        return tuple(each.name for each in (ANCHORS if isinstance(self.space, Space) else ANCHORS[:1]))
-
-    def _expand(self, scheme: Int[np.ndarray, "L"], mean: int) -> Scheme:
-        return dataclasses.replace(self.bench.problem.tokens, mean=mean).completed(scheme)
+        return ANCHORS if isinstance(self.space, Space) else ANCHORS[:1]
 
     def _start(self) -> tuple[float, ...] | None:
         """Shares beyond the floor, of mean 1, that evolution begins with; None for equal ones."""
-        begin = self.config.warm_start
+        begin = self.config.begins_with
         if begin == "uniform" or not isinstance(self.space, Space):
             return None
         if begin == "greedy":
@@ -224,21 +253,24 @@ def search(
     model: Decoder | None = None,
     encode: Callable[[str], list[int]] | None = None,
     sets: SampleSets | None = None,
+    bench: Bench | None = None,
     fresh: bool = False,
     progress: bool = True,
+    made_by: str = SearchResult.made_by,
 ) -> SearchResult:
     """Finds how many tokens each layer should keep, and says how good that is on samples it has never seen.
 
     Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there.
 
     Args:
-        model, encode, sets, fresh: as `Search`.
+        model, encode, sets, bench, fresh, made_by: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=None, unit="scheme", disable=not progress))
         bar.set_description("reading prompts")
-        its = stack.enter_context(Search(config, model=model, encode=encode, sets=sets, fresh=fresh))
+        its = Search(config, model=model, encode=encode, sets=sets, bench=bench, fresh=fresh, made_by=made_by)
+        stack.enter_context(its)
         bar.set_description(f"{config.allocator}, {config.token_budget} tokens a layer")
         if config.allocator in ("evolution", "random"):
             bar.reset(total=config.evaluations * len(its.space.groups))

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kvjax.search.result import Outcome, SearchResult, SetScore
+from kvjax.search.outcome import Outcome, SetScore
+from kvjax.search.result import SearchResult
 from kvjax.search.wording import cell, gained, label, measured, setting
 
 HEIGHT = 96  # pixels of the longest bar
@@ -95,7 +96,7 @@ def outcomes(result: SearchResult) -> Table:
     It fits 80 columns.
     """
     caption = f"{measured(result)}, x100: {setting(result)}\n{LEGEND}"
-    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=0, pad_edge=False)
     for head in HEAD:
         shown.add_column(head, justify="right" if head else "left", no_wrap=True)
     for outcome in result.outcomes:

@@ -1,6 +1,7 @@
 """How a search is put into words, the same in pictures, in the terminal and in a notebook."""
 
-from kvjax.search.result import SearchResult, SetScore
+from kvjax.search.outcome import SetScore
+from kvjax.search.result import SearchResult
 
 
 def measured(result: SearchResult) -> str:

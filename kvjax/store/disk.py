@@ -237,27 +237,33 @@ class DiskTier(Tier):
         fresh: list[tuple[float, str]] = []
         now = self._now()
         try:
-            for shard in os.scandir(self._base):
-                if not shard.is_dir(follow_symlinks=False):
-                    continue
-                changed = os.stat(shard.path).st_mtime_ns
-                if self._listed.get(shard.name) == changed:
-                    continue
-                known, there, new = self._files.setdefault(shard.name, {}), {}, []
-                for entry in os.scandir(shard.path):
-                    with contextlib.suppress(FileNotFoundError):
-                        stat = entry.stat(follow_symlinks=False)
-                        there[entry.name] = _space(stat)
-                        if entry.name not in known and key_of(f"{shard.name}/{entry.name}"):
-                            new.append((stat.st_mtime, entry.name))
-                for name in known.keys() - there.keys():
-                    self._policy.remove(name)
-                self._files[shard.name] = there
-                self._listed[shard.name] = 0 if now - changed / 1e9 < RACY else changed
-                fresh += new
+            with os.scandir(self._base) as shards:
+                for shard in shards:
+                    if not shard.is_dir(follow_symlinks=False):
+                        continue
+                    changed = os.stat(shard.path).st_mtime_ns
+                    if self._listed.get(shard.name) != changed:
+                        fresh += self._list(shard.name)
+                        self._listed[shard.name] = 0 if now - changed / 1e9 < RACY else changed
         finally:
             for _, name in sorted(fresh):
                 self._policy.add(name)
+
+    def _list(self, shard: str) -> list[tuple[float, str]]:
+        """Looks at every file of a folder; returns the chunks that are new, with their times."""
+        known, there = self._files.setdefault(shard, {}), {}
+        fresh: list[tuple[float, str]] = []
+        with os.scandir(self._base / shard) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = entry.stat(follow_symlinks=False)
+                    there[entry.name] = _space(stat)
+                    if entry.name not in known and key_of(f"{shard}/{entry.name}"):
+                        fresh.append((stat.st_mtime, entry.name))
+        for name in known.keys() - there.keys():
+            self._policy.remove(name)
+        self._files[shard] = there
+        return fresh
 
     def _now(self) -> float:
         """By the clock that gives files their times, which may be another machine's and is not ours to trust."""

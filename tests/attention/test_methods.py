@@ -1,10 +1,13 @@
 """Every method by name: its budgets hold together, and a file of twenty lines adds another."""
 
 import dataclasses
+import functools
 import re
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from kvjax.attention.methods import METHODS, Demand, LayerPlan, Method, find_method
@@ -113,7 +116,14 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     plan = plans(find_method("lownorm:LowNorm"), demand())[0]
     assert plan.keep == 256
-    assert type(plan.stage1).__name__ == "SmallKeys"
+    assert plan.stage1 is not None
+    k = np.random.default_rng(0).normal(0, 1, (2, 300, 64)).astype(np.float32)
+    queries = np.zeros((8, 4, 64), np.float32)
+    select = jax.jit(functools.partial(plan.stage1.select, keep=40, capacity=48, scale=0.1))
+    kept = np.asarray(select(queries, k, np.int32(300)))
+    smallest = np.argsort(np.linalg.norm(k[:, :292], axis=-1), axis=-1)[:, :32]
+    np.testing.assert_array_equal(kept[:, :32], np.sort(smallest))
+    assert kept[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2
     del sys.modules["lownorm"]
 
 

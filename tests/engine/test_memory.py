@@ -1,6 +1,7 @@
 """What the engine plans with is what it takes, and what cannot fit is refused with a way out."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from kvjax.engine.engine import Engine
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, plan
 from kvjax.engine.runner import Runner
 from kvjax.store.sizes import show_size
-from tests.engine.tiny import CONFIG, CONTEXT
+from tests.engine.tiny import CONFIG, CONTEXT, GLOBAL
 
 GIB = 1 << 30
 LARGE = dataclasses.replace(CONFIG, width=1024, mlp_width=4096, vocab_size=32_000, head_dim=64, max_position=16_384)
@@ -50,6 +51,28 @@ def test_xla_needs_no_more_temporaries_than_planned():
         if executable.hlo_modules()[0].name in ("jit_prefill_layer", "jit_decode", "jit_score", "jit_first_token")
     ]
     assert 0 < max(ours) <= plan(caches)["temporaries"]
+
+
+@pytest.mark.parametrize("token_budget", [256, 1024])
+@pytest.mark.parametrize("context", [16_384, 65_536])
+def test_a_budget_keeps_its_share_and_holds_less_than_half_until_then(context, token_budget):
+    """Of the full cache 1/c^r stays, and what the pages' summaries take; weights and temporaries are those of any."""
+    model = dataclasses.replace(LARGE, layers=(GLOBAL,) * 8, num_heads=8, num_kv_heads=4, max_position=context)
+
+    def declare(token_budget: int | None) -> tuple[Caches, int]:
+        config = EngineConfig(max_num_seqs=1, token_budget=token_budget)
+        caches = Caches.declare(model, Layout.resolve(config, context, "gpu"))
+        parts = plan(caches)
+        return caches, sum(parts.values()) - parts["weights"] - parts["temporaries"]
+
+    (full, most), (ours, held) = declare(None), declare(token_budget)
+    assert held < most / 2
+    compression = context / token_budget
+    share = compression ** -min(0.2 + 0.06 * math.log2(compression), 0.8)
+    length = context - ours.layout.room
+    pages = sum(math.ceil(layer.kept(length) / layer.page_size) for layer in ours.plans)
+    summaries = pages * model.num_kv_heads * 2 * model.head_dim  # of one byte a number, half the cache's
+    assert summaries < ours.kept_bytes(length) <= share * full.full_bytes(length) + summaries
 
 
 def test_what_fits_is_not_refused():

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from benchmarks import methods
+from benchmarks import methods, methods_engine
 from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
 from kvjax.eval.kept import Kept
@@ -130,7 +130,7 @@ def test_results_of_another_compression_are_another_identity(folder, tmp_path):
 def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TASKS, "recall", Recall())
     monkeypatch.setitem(TASKS, "recall_turns", Recall("recall_turns", turns=2))
-    monkeypatch.setattr(methods, "MARGIN", 32)
+    monkeypatch.setattr(methods_engine, "MARGIN", 32)
     output = tmp_path / "methods.json"
     asked = ["--model", str(folder), "--output", str(output), "--lengths", str(LENGTH), "--samples", "2"]
     asked += ["--tasks", "recall", "--turns", "recall_turns", "--room", str(ROOM), "--concurrency", "2"]
@@ -147,10 +147,31 @@ def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypat
     monkeypatch.setattr(methods, "measure", None)  # nothing is left to measure
     assert methods.main(asked) == 0
     again = capsys.readouterr().out
-    assert again.startswith("2 of 2 arms are in ")
+    assert again.startswith("2 of 2 cells are in ")
     assert again.split("\n\n", 1)[1:] == first.split("\n\n", 1)[1:]
     assert methods.main([*asked, "--samples", "3"]) == 2
     assert "samples was 2 and now is 3" in capsys.readouterr().err
+
+
+def test_neither_a_shared_store_nor_a_shared_engine_changes_a_row(folder, tmp_path, monkeypatch):
+    """The last cell finds its prompts read by another method, in an engine of a larger budget."""
+    monkeypatch.setitem(TASKS, "recall", Recall())
+    monkeypatch.setitem(TASKS, "recall_turns", Recall("recall_turns", turns=2))
+
+    def row(*options: str) -> dict:
+        output = tmp_path / f"{options[-1]}.json"
+        asked = ["--model", str(folder), "--output", str(output), "--lengths", "400", "--samples", "2", *options]
+        asked += ["--tasks", "recall", "--turns", "recall_turns", "--room", str(ROOM), "--compile-cache", "none"]
+        assert methods.main(asked) == 0
+        rows = methods.known_rows(output, methods.settings_of(methods.build_parser().parse_args(asked)))
+        return rows[methods.Cell("rocketkv-stage1", BUDGET, 400)]
+
+    shared = row("--arms", "streaming", "rocketkv-stage1", "--budgets", "128", str(BUDGET))
+    alone = row("--arms", "rocketkv-stage1", "--budgets", str(BUDGET), "--store", "none")
+    assert (shared.pop("reused"), alone.pop("reused")) == (pytest.approx(256 / 396, abs=0.01), 0.0)
+    assert shared.pop("seconds") * alone.pop("seconds") > 0
+    assert shared == alone
+    assert [mode["mean"] for mode in alone["modes"].values()] == [1.0, 0.0, 1.0, 0.5]
 
 
 def test_a_command_shows_what_is_kept(folder, tmp_path):

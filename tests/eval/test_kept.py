@@ -8,10 +8,12 @@ import pytest
 from rich.console import Console
 
 from benchmarks.methods import MODES, Cell, cells, summarize
-from benchmarks.methods_table import agreement, tables
+from benchmarks.methods_engine import Engines
+from benchmarks.methods_table import agreement, difference, equal_pairs, equal_tables, tables
 from kvjax.eval.kept import Kept, masks, spans
 from kvjax.eval.kept_plot import shades
 from kvjax.eval.record import Record, Turn
+from kvjax.eval.target_open import small_model
 from kvjax.eval.tasks import find_task
 
 PIECES = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]
@@ -103,3 +105,56 @@ def test_refused_budgets_are_dashes_with_the_reason_below():
     assert ["snapkv", "16", *["-"] * 4] in lines
     assert "- snapkv 16 at 64: too small" in text
     assert "- quest 16 at 64: broke" in text
+
+
+def test_differences_are_those_of_the_samples_that_both_answered():
+    ours, theirs = (
+        row("rocketkv", 16, ["yes", "yes", "no", "yes", ""]),
+        row("full", None, ["yes", "no", "no", "", "yes"]),
+    )
+    found = difference(ours, theirs, "aware")
+    assert found is not None
+    mean, low, high = found
+    assert mean == pytest.approx(1 / 3)
+    assert low == 0.0
+    assert mean < high <= 1.0
+    assert difference(theirs, ours, "aware") == pytest.approx((-mean, -high, -low))
+    assert difference(ours, row("full", None, [""] * 5), "aware") is None
+
+
+def test_whole_pages_are_compared_where_they_read_no_more():
+    faithful = row("rocketkv-faithful", 16, ["no", "no"]) | {"read": 2048}
+    paged = [row("rocketkv", budget, ["yes", "yes"]) | {"read": 128 * budget} for budget in (8, 15, 16, 17)]
+    [(published, ours)] = equal_pairs([faithful, *paged, row("rocketkv", 15, []) | {"length": 128}])
+    assert (published["budget"], ours["budget"]) == (16, 16)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(*equal_tables([faithful, *paged]))
+    [line] = [line.split() for line in console.export_text().splitlines() if line.split()[:1] == ["64"]]
+    assert line == ["64", "16", "2", "KiB", "16", "2", "KiB", *["+100.0", "+100.0", "to", "+100.0"] * 4]
+    refused = row("rocketkv-faithful", 16, [], refused="too small")
+    assert not list(equal_tables([refused, *paged]))
+
+
+@pytest.mark.parametrize("budget", [32, 64, 128])
+def test_equal_bytes_are_the_most_that_are_no_more(budget):
+    engines = Engines(small_model(), room=64, slots=2)
+    published = engines.caches(Cell("rocketkv-faithful", budget, 1024)).read_bytes(1024)
+    cell = engines.equal(Cell("rocketkv-faithful", budget, 1024))
+    assert cell is not None
+    assert cell.budget is not None
+    assert 0.9 * published <= engines.caches(cell).read_bytes(1024) <= published
+    assert engines.caches(Cell("rocketkv", cell.budget + 1, 1024)).read_bytes(1024) > published
+
+
+def test_an_engine_measures_all_budgets_that_it_has_the_plans_of():
+    """Where pages or head dims follow the budget each has an engine of its own, and so has what is refused."""
+    engines = Engines(small_model(), room=64, slots=2)
+    arms = ["full", "snapkv", "rocketkv-stage2", "topk", "rocketkv-faithful"]
+    found = engines.shared(cells(arms, [32, 64, 1 << 20, 48], [1024]))
+    assert [[cell.budget for cell in served] for served in found if served[0].arm == "snapkv"] == [
+        [32, 64, 48],
+        [1 << 20],
+    ]
+    assert [[cell.budget for cell in served] for served in found if served[0].arm == "full"] == [[None]]
+    assert all(len(served) == 1 for served in found if served[0].arm.startswith("rocketkv"))
+    assert sorted(map(str, itertools.chain(*found))) == sorted(map(str, cells(arms, [32, 64, 1 << 20, 48], [1024])))

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from kvjax.budget import ModelFingerprint
-from kvjax.eval.metrics import mean_interval
 from kvjax.search.allocator import Allocator, Fixed, Problem
 from kvjax.search.config import SearchConfig
 from kvjax.search.evolution import Evolution
 from kvjax.search.generation import AllocatorRun
 from kvjax.search.heuristics import ANCHORS, Greedy
 from kvjax.search.objective import Objective
-from kvjax.search.result import FULL, Outcome, SearchResult, SetScore
+from kvjax.search.outcome import FULL, SETS, Outcome
+from kvjax.search.result import SearchResult
 from kvjax.search.scores import Scores
 from kvjax.search.space import Scheme, Space
 
@@ -36,11 +36,10 @@ class Needs:
         met = np.minimum(1.0, schemes[:, None] / self.tokens).mean(axis=-1).astype(np.float32)
         return Scores((met > 0.9).astype(np.float32), met, np.log(met))
 
-    def score(self, schemes: np.ndarray) -> SetScore:
-        scores = self(schemes)
-        return SetScore(
-            *mean_interval(scores.exact[0].tolist()), float(scores.log_probability.mean()), len(self.tokens)
-        )
+    def score(self, scheme: np.ndarray) -> np.ndarray:
+        """Score and log-probability of each sample."""
+        scores = self(scheme[None])
+        return np.concatenate([scores.exact, scores.log_probability]).astype(np.float64)
 
 
 @functools.cache
@@ -87,7 +86,12 @@ def search_result(
         empty,
         chosen=chosen,
         outcomes=(empty.chosen, *anchors, found),
-        expanded={2 * token_budget: tuple(2 * kept for kept in chosen.scheme or ())},
+        expanded={
+            2 * token_budget: tuple(
+                _outcome(each.name, tuple(2 * kept for kept in each.scheme or ()), layers, 2 * token_budget, sets)
+                for each in dict.fromkeys((anchors[0], chosen))
+            )
+        },
         history=tuple(run.history),
     )
 
@@ -103,10 +107,7 @@ def _tuple(scheme: np.ndarray) -> Scheme:
 def _outcome(
     name: str, scheme: Scheme | None, layers: int, mean: int, sets: list[Needs], evaluations: int = 1
 ) -> Outcome:
-    kept = np.array([scheme or (CEILING,) * layers])
-    uniform = np.full((1, layers), mean)
-    apart = (sets[2](kept).exact - sets[2](uniform).exact)[0]
-    spread = 1.96 * float(apart.std()) / len(apart) ** 0.5
-    gain = float(apart.mean())
-    scores = (needs.score(kept) for needs in sets)
-    return Outcome(name, scheme, *scores, (gain, gain - spread, gain + spread), evaluations, 0.05 * evaluations)
+    kept = np.array(scheme or (CEILING,) * layers)
+    scores = dict(zip(SETS, (needs.score(kept) for needs in sets), strict=True))
+    uniform = sets[2].score(np.full(layers, mean))[0]
+    return Outcome.of(name, scheme, scores, uniform, evaluations, 0.05 * evaluations)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ FIELDS = {
     "tasks": ["mini/niah_single_1"],
     "token_budget": 32,
     "length": 128,
+    "allocator": "evolution",
     "evaluations": 60,
     "samples": 4,
     "selection": 4,
@@ -44,6 +46,17 @@ def test_a_search_prints_a_table_and_writes_a_profile(config, capsys, tmp_path):
     assert len(document["layers"]) == 8
     assert sum(document["provenance"]["tokens_kept_of_a_prompt"]) == 8 * 32
     assert len(document["model"]["weights"]) == 64
+    assert document["provenance"]["made_by"] == f"python -m kvjax.search --config {config}"
+
+
+def test_a_search_that_expands_prints_every_budget_and_writes_a_profile_of_each(config, capsys, tmp_path):
+    main(["--config", str(config), "--set", "expand=[24, 64]", "allocator=greedy"])
+    out = capsys.readouterr().out
+    for mean in (24, 32, 64):
+        assert f"{mean} kept" in out
+    for mean in (24, 64):
+        document = json.loads((tmp_path / f"found-{mean}.json").read_text())
+        assert sum(document["provenance"]["tokens_kept_of_a_prompt"]) == 8 * mean
 
 
 @pytest.mark.slow  # two processes
@@ -64,6 +77,28 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(config, tmp_path):
     assert (tmp_path / "found.json").exists()
 
 
+@pytest.mark.slow  # four processes
+def test_a_search_killed_twice_ends_in_the_bits_of_one_that_was_not(config, tmp_path):
+    command = [sys.executable, "-m", "kvjax.search", "--config", str(config), "--set", "evaluations=2000"]
+    whole = [*command, f"output={tmp_path / 'whole.json'}", f"runs={tmp_path / 'whole'}"]
+    subprocess.run(whole, cwd=ROOT, capture_output=True, check=True, timeout=600)
+    saved: set[Path] = set()
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 300
+        while (found := set((tmp_path / "runs/evolution").glob("[0-9]*"))) <= saved and time.monotonic() < end:
+            time.sleep(0.05)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        saved |= found
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=600)
+    one, other = (json.loads((tmp_path / name).read_text()) for name in ("found.search.json", "whole.search.json"))
+    for fields in (generation for each in (one, other) for generation in each["history"]):
+        del fields["seconds"]
+    assert one["history"] == other["history"]
+    assert one["chosen"]["scheme"] == other["chosen"]["scheme"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -73,6 +108,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(config, tmp_path):
         (["token_budget"], "write NAME=VALUE"),
         (["tasks=[]"], "tasks is empty"),
         (["search=rocketkv", "mode=paper"], "are no tokens to share"),
+        (["allocator=greedy", "mode=paper"], "set allocator=evolution"),
+        (["search=rocketkv", "compare=[greedy]"], "compare nothing else"),
+        (["expand=[32]"], "names the token budget that is searched"),
     ],
 )
 def test_bad_settings_are_said_at_once(config, capsys, changes, message):

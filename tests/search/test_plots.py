@@ -12,8 +12,9 @@ from matplotlib.image import imread
 
 from kvjax.search import plots
 from kvjax.search.heuristics import Greedy
+from kvjax.search.outcome import FULL
 from kvjax.search.picture import BASE, BODY, MARKERS
-from kvjax.search.result import FULL, SearchResult
+from kvjax.search.result import SearchResult
 from tests.search.result import search_result
 
 ONE = [plots.budgets, plots.convergence, plots.generations]
@@ -125,6 +126,17 @@ def test_nothing_lies_above_the_front_and_bytes_are_those_of_the_profile():
         spent = sum(each.nbytes(model.kv_heads, model.head_dim, "bfloat16") for each in budgets)
         one = 2 * 2 * model.kv_heads * model.head_dim
         assert int(said.get_text()) * 1024 == spent - one * len(profile.layers)
+
+
+def test_one_search_has_a_front_over_all_its_budgets():
+    result = search_result()
+    axes = result.plot_pareto().axes[0]
+    assert axes.get_xticks().tolist() == [64, 128]
+    score = labelled(axes, "Pareto front").get_ydata()
+    assert score[0] == max(100 * each.test.mean for each in result.outcomes if each.scheme is not None)
+    doubled = [100 * each.test.mean for each in result.expanded[128]]
+    assert max(doubled) > score[0]
+    assert max(doubled) in score
 
 
 @pytest.mark.parametrize(("field", "value"), [("tasks", ("mini/vt",)), ("length", 512), ("test", 64), ("aware", True)])

@@ -3,23 +3,37 @@
 import dataclasses
 import itertools
 import json
+import shutil
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.budget import BudgetProfile
 from kvjax.engine.compiles import CompileCounter
+from kvjax.search import run
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator
-from kvjax.search.result import FULL, SearchResult
+from kvjax.search.outcome import FULL
+from kvjax.search.reading import Reader, streaming_order
+from kvjax.search.result import SearchResult
 from kvjax.search.run import Search, search
-from tests.search.copying import MODEL, WINDOW, sets
+from tests.search.copying import MODEL, WINDOW, case, sets
 
 CONFIG = SearchConfig(
-    model=Path("hand-set"), tasks=("copying",), token_budget=40, length=96, evaluations=120, window=WINDOW, sinks=0
+    model=Path("hand-set"),
+    tasks=("copying",),
+    token_budget=40,
+    length=96,
+    allocator="evolution",
+    evaluations=120,
+    window=WINDOW,
+    sinks=0,
 )
+EVERY = np.array([(first, 80 - first) for first in range(WINDOW, 77)])  # all schemes of that cost
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +43,108 @@ def model():
 
 @pytest.fixture(scope="module")
 def found(model) -> SearchResult:
-    config = dataclasses.replace(CONFIG, warm_start="uniform", compare=("greedy", "random"), expand=(20,))
+    config = dataclasses.replace(
+        CONFIG, warm_start="uniform", compare=("greedy", "fine-greedy", "random", "streaming"), expand=(20, 48)
+    )
     return search(config, model=model, sets=sets(), progress=False)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("warm_start", ["greedy", "uniform"])
 def test_the_known_best_budgets_are_found(model, seed, warm_start):
+    """Every scheme of that cost is judged to know the best: the first layer gets the floor, the second all else."""
     config = dataclasses.replace(CONFIG, seed=seed, warm_start=warm_start)
-    result = search(config, model=model, sets=sets(24), progress=False)
-    assert result.chosen.scheme is not None
-    assert sum(result.chosen.scheme) == 80
-    assert result.chosen.scheme[0] <= WINDOW + 2
+    began = time.monotonic()
+    with Search(config, model=model, sets=sets(24)) as its:
+        result = its.result()
+        assert time.monotonic() - began < 30
+        every = its.bench.judge("test", EVERY).exact.mean(axis=1)
+    assert np.argmax(every) == 0
+    found = result.outcome("evolution")
+    assert found.scheme is not None
+    assert sum(found.scheme) == 80
+    assert found.scheme[0] <= WINDOW + 2
+    assert found.test.mean >= every[2] > result.outcome("uniform").test.mean
 
 
 def test_what_is_reported(found):
     by_name = {outcome.name: outcome for outcome in found.outcomes}
-    assert {FULL, "evolution", "uniform", "pyramid", "inverse-pyramid", "entropy", "greedy", "random"} == set(by_name)
+    rules = {"uniform", "pyramid", "inverse-pyramid", "entropy"}
+    assert {FULL, *rules, "evolution", "greedy", "fine-greedy", "random", "streaming"} == set(by_name)
     assert by_name[FULL].test.mean == 1
-    assert found.chosen.name == "evolution"
     assert found.chosen.test.mean > by_name["uniform"].test.mean
+    assert found.outcome("greedy") == by_name["greedy"]
+    with pytest.raises(KeyError, match="pyramidal was not compared"):
+        found.outcome("pyramidal")
     mean, low, high = found.chosen.gain
     assert low <= mean <= high
     assert mean == pytest.approx(found.chosen.test.mean - by_name["uniform"].test.mean)
     assert found.chosen.calibration_gap == pytest.approx(found.chosen.search.mean - found.chosen.test.mean)
     assert by_name["evolution"].evaluations == by_name["random"].evaluations == CONFIG.evaluations
-    assert sum(found.expanded[20]) == 40
-    assert found.expanded[20][0] <= WINDOW + 1
+    assert by_name["greedy"].evaluations == 2 * 6 + 1
+    assert CONFIG.evaluations // 2 < by_name["fine-greedy"].evaluations <= CONFIG.evaluations  # sizes that round alike
+    assert {by_name[rule].evaluations for rule in rules} == {0}
+    assert by_name["streaming"].scheme == by_name["uniform"].scheme
+    assert found.made_by == found.provenance["made_by"] == "kvjax.search.run.search"
+
+
+def test_the_last_tokens_answer_what_is_asked_of_them(found):
+    """Streaming keeps the last 40 tokens, 20 of 48 pairs, and answers what is asked of those, the rest by chance."""
+    places = np.array([case.prompt[::2].index(case.tail[0]) for case in sets().test])
+    said = np.array(found.outcome("streaming").each)
+    assert said[places >= 28].min() == 1
+    assert said[places < 28].mean() < 0.1
+
+
+@pytest.mark.parametrize("kept", [4, 7, 40, 96])
+def test_what_was_read_is_put_in_the_order_of_streaming(model, kept):
+    """As if it had been read with StreamingLLM's stage 1: the first entries are the same, in whatever order."""
+    cases = sets(2).search
+    read = Reader(model, Observation(WINDOW, 7, 2), 96).read([*cases, case(9, pairs=40)])
+    expected = Reader(model, Streaming(1, 2), 96).read([*cases, case(9, pairs=40)])
+    for ours, theirs in zip(streaming_order(read, 2).layers, expected.layers, strict=True):
+        places = [np.sort(np.asarray(held.order)[..., :kept], axis=-1) for held in (ours, theirs)]
+        np.testing.assert_array_equal(*places)
+        by_place = [
+            np.take_along_axis(np.asarray(h.k), np.argsort(h.order, axis=-1)[..., None], 2) for h in (ours, theirs)
+        ]
+        np.testing.assert_array_equal(*by_place)
+
+
+def test_what_is_best_on_the_selection_set_is_chosen_and_of_equals_the_cheaper(found):
+    schemes = [each for each in found.outcomes if each.scheme is not None and each.name != "streaming"]
+    best = max((each.selection.mean, each.selection.log_probability) for each in schemes)
+    assert (found.chosen.selection.mean, found.chosen.selection.log_probability) == best
+    equals = [each.evaluations for each in schemes if each.scheme == found.chosen.scheme]
+    assert found.chosen.evaluations == min(equals)
+
+
+def test_two_outcomes_are_paired_by_sample(found):
+    chosen, even = found.chosen, found.outcome("uniform")
+    assert len(chosen.each) == len(even.each) == chosen.test.samples
+    assert np.mean(chosen.each) == pytest.approx(chosen.test.mean)
+    assert chosen.over(even) == chosen.gain
+    assert chosen.over(chosen)[0] == 0
+    mean, low, high = even.over(chosen)
+    assert (mean, low, high) == pytest.approx([-value for value in (chosen.gain[0], chosen.gain[2], chosen.gain[1])])
+    with pytest.raises(ValueError, match="score the same samples"):
+        chosen.over(dataclasses.replace(even, each=even.each[1:]))
+
+
+def test_one_search_is_tested_at_other_budgets_too(model, found):
+    """The proportions hold, each scheme costs its total, and it is scored by what it keeps."""
+    budgets = [result.config.token_budget for result in found.sweep]
+    assert budgets == [20, 40, 48]
+    its = Search(CONFIG, model=model, sets=sets())
+    for result in found.sweep:
+        mean = result.config.token_budget
+        assert sum(result.chosen.scheme or ()) == 2 * mean
+        assert (result.chosen.scheme or ())[0] <= WINDOW + 3
+        assert result.uniform == (mean, mean)
+        assert result.chosen.test.mean >= result.outcome("uniform").test.mean
+        [[scores, _]] = its.bench.scores("test", [result.chosen.scheme])
+        assert scores.mean() == result.chosen.test.mean
+    assert [result.chosen.test.mean for result in found.sweep] == sorted(r.chosen.test.mean for r in found.sweep)
 
 
 def test_anchors_cost_the_same(found):
@@ -78,6 +167,10 @@ def test_the_result_survives_as_json(found, tmp_path):
     again = SearchResult.from_json((tmp_path / "profile.search.json").read_text())
     assert again.profile == found.profile
     assert BudgetProfile.load(tmp_path / "profile.json", found.model) == found.profile
+    half, *_ = found.sweep
+    assert BudgetProfile.load(tmp_path / "profile-20.json", found.model) == half.profile
+    capacities = [[budget.capacity for budget in each.profile.layers] for each in (half, found)]
+    assert capacities == [[kept + CONFIG.room for kept in each.chosen.scheme or ()] for each in (half, found)]
     provenance = json.loads((tmp_path / "profile.json").read_text())["provenance"]
     assert provenance["tokens_kept_of_a_prompt"] == list(found.chosen.scheme)
     assert provenance["mean"] == CONFIG.token_budget
@@ -88,7 +181,7 @@ def test_one_compile_for_a_whole_search(model):
     its = Search(dataclasses.replace(CONFIG, evaluations=30), model=model, sets=sets(24))
     list(itertools.islice(its, 1))
     for name in ("selection", "test"):
-        its.bench.scores(name, its.space.uniform)
+        its.bench.scores(name, [its.space.uniform])
     counter = CompileCounter()
     counter.start()
     try:
@@ -99,25 +192,26 @@ def test_one_compile_for_a_whole_search(model):
         counter.stop()
 
 
-@pytest.mark.parametrize("stop", [1, 4, 9])
 @pytest.mark.parametrize("allocator", ["evolution", "random", "greedy"])
-def test_a_search_that_was_stopped_ends_as_one_that_was_not(model, tmp_path, allocator, stop):
+def test_a_search_killed_at_any_generation_ends_as_one_that_was_not(model, tmp_path, monkeypatch, allocator):
+    """What a killed process leaves is what was saved last: the folder is copied after each generation."""
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
     config = dataclasses.replace(CONFIG, allocator=allocator, evaluations=60, warm_start="uniform")
-    whole = Search(config, model=model, sets=sets(16))
-    list(whole)
-    stopped = Search(dataclasses.replace(config, runs=tmp_path), model=model, sets=sets(16))
-    generations = iter(stopped)
-    for _ in itertools.islice(generations, stop):
-        pass
-    generations.close()
-    resumed = Search(dataclasses.replace(config, runs=tmp_path), model=model, sets=sets(16))
-    list(resumed)
-    assert len(resumed.run.history) == len(whole.run.history)
-    for ours, theirs in zip(resumed.run.history, whole.run.history, strict=True):
-        np.testing.assert_array_equal(ours.schemes, theirs.schemes)
-        np.testing.assert_array_equal(ours.fitness, theirs.fitness)
-    for ours, theirs in zip(jax.tree.leaves(resumed.run.state), jax.tree.leaves(whole.run.state), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    whole = Search(dataclasses.replace(config, runs=tmp_path / "whole"), model=model, sets=sets(16))
+    left = []
+    for generation, _ in enumerate(whole):
+        left.append(tmp_path / str(generation))
+        shutil.copytree(tmp_path / "whole", left[-1])
+    assert len(left) == len(whole.run.history) == {"evolution": 10, "random": 6, "greedy": 2}[allocator]
+    for number, folder in enumerate(left, 1):
+        resumed = Search(dataclasses.replace(config, runs=folder), model=model, sets=sets(16))
+        judged = len(list(resumed))
+        assert judged == len(left) - number  # nothing twice
+        for ours, theirs in zip(resumed.run.history, whole.run.history, strict=True):
+            np.testing.assert_array_equal(ours.schemes, theirs.schemes)
+            np.testing.assert_array_equal(ours.fitness, theirs.fitness)
+        for ours, theirs in zip(jax.tree.leaves(resumed.run.state), jax.tree.leaves(whole.run.state), strict=True):
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_another_search_is_not_resumed(model, tmp_path):
@@ -160,7 +254,7 @@ def test_budgets_of_each_head(model):
         if budget.head_tokens is not None:
             assert budget.head_tokens == tuple(row)
         assert budget.capacity == min(max(row) + config.room, MODEL.max_position)
-    assert sum(result.expanded[20]) == 80
+    assert sum(result.expanded[20][-1].scheme or ()) == 80
 
 
 def test_the_numbers_of_rocketkv(model):
@@ -175,3 +269,17 @@ def test_the_numbers_of_rocketkv(model):
     for budget in result.profile.layers:
         assert budget.stage2_tokens is not None
         assert budget.page_size == 4
+
+
+def test_searches_on_the_same_samples_share_what_was_read(model):
+    """Another budget and mode, the same prompts: the results are those of searches that read them anew."""
+    config = dataclasses.replace(CONFIG, evaluations=20)
+    bench = Search(config, model=model, sets=sets(16)).bench
+    other = dataclasses.replace(config, token_budget=30, mode="paper")
+    shared = search(other, bench=bench, progress=False)
+    alone = search(other, model=model, sets=sets(16), progress=False)
+    assert [dataclasses.replace(each, seconds=0.0) for each in shared.outcomes] == [
+        dataclasses.replace(each, seconds=0.0) for each in alone.outcomes
+    ]
+    with pytest.raises(ValueError, match="does not read what"):
+        search(dataclasses.replace(config, kernel=5), bench=bench, progress=False)

@@ -87,6 +87,14 @@ def test_the_table_of_one_search_fits_a_terminal():
         assert f"{100 * outcome.test.mean:.1f}" in row
 
 
+def test_the_widest_numbers_fit_a_terminal_too():
+    result = search_result()
+    wide = dataclasses.replace(result.outcome("inverse-pyramid"), gain=(-0.999, -1.0, -0.985), evaluations=12_345)
+    text = rendered(outcomes(dataclasses.replace(result, outcomes=(*result.outcomes, wide))), 80)
+    assert "-99.9 (-100 to -98)" in text
+    assert "12,345" in text
+
+
 def test_the_table_of_searches_has_a_row_each_and_a_column_an_allocator():
     results = [search_result(mean) for mean in (64, 128)]
     shown = table(results)

@@ -123,9 +123,9 @@ def test_each_byte_and_each_length_of_a_file(tmp_path, reason):
             path_of(tmp_path, name).write_bytes(flipped(place)(blob) if reason == "corrupt" else blob[:place])
         with contextlib.ExitStack() as stack:
             fetches = [stack.enter_context(store.fetch([name], unit=1)) for name in names]
-            wait_until(lambda fetches=fetches: all(fetch.done for fetch in fetches))
+            wait_until(lambda fetches=fetches: all(fetch.done for fetch in fetches), 60.0)
             assert not [start + offset for offset, fetch in enumerate(fetches) if fetch.loaded]
-        assert store.wait(10.0)
+        assert store.wait(60.0)
         assert not any(path_of(tmp_path, name).exists() for name in names)
     assert store.stats()["disk"].errors == {reason: SMALL.nbytes}
     path_of(tmp_path, names[0]).write_bytes(blobs[0])

@@ -58,8 +58,8 @@ def found(store: KVStore, names, unit: int = 1) -> int:
         return fetch.loaded
 
 
-def wait_until(condition) -> None:
-    until = time.monotonic() + 10
+def wait_until(condition, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
