@@ -82,7 +82,7 @@ class Outcome:
         return paired(np.array(self.each), np.array(other.each))
 
 
-def paired(ours: Float[np.ndarray, "S"], theirs: Float[np.ndarray, "S"]) -> Interval:
+def paired(ours: Float[np.ndarray, "S"], theirs: Float[np.ndarray, "N"]) -> Interval:
     """The mean difference of scores in [0, 1] of the same samples, and its 95% interval.
 
     Raises:
