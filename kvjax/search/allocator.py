@@ -67,6 +67,11 @@ class Allocator(abc.ABC):
         del state
         return np.zeros((0, problem.space.units), np.int64)
 
+    def group(self, problem: Problem, state: State) -> range | None:
+        """The numbers of a scheme that are searched now; None where it is all of them."""
+        del problem, state
+        return None
+
     def spread(self, state: State) -> float:
         """How far the next schemes lie apart, where that means something (CMA-ES's sigma); else NaN."""
         del state

@@ -128,7 +128,9 @@ class Bench:
 
 
 def _objective(config: SearchConfig) -> Objective:
-    return Objective(config.measure, config.mode == "paper", config.token_budget)
+    return Objective(
+        config.measure, config.mode == "paper", config.token_budget, of_group=config.cache_score == "group"
+    )
 
 
 def _actors(config: SearchConfig, model: Decoder | None) -> RayEvaluator:

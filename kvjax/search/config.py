@@ -30,6 +30,8 @@ class SearchConfig:
             reads.
         allocator: what finds the scheme; evolution or random for 'rocketkv'.
         mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
+        cache_score: of mode 'paper': what its CacheScore is the mean of, the whole 'scheme' or the 'group' of layers
+            that is being searched.
         evaluations: schemes judged for each group of layers, by evolution and random search.
         group_layers: layers searched together, one group after another.
         measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
@@ -56,6 +58,7 @@ class SearchConfig:
     search: Literal["tokens", "heads", "rocketkv"] = "tokens"
     allocator: AllocatorName = "greedy"
     mode: Mode = "project"
+    cache_score: Literal["scheme", "group"] = "scheme"
     evaluations: int = 400
     group_layers: int = 8
     measure: Measure = "exact"

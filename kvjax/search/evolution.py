@@ -16,6 +16,7 @@ from evosax.algorithms import CMA_ES
 from jaxtyping import Array, Float, Int
 
 from kvjax.search.allocator import Allocator, Problem, State
+from kvjax.search.space import Space
 
 LEAST_SHARE = 0.02  # of the mean, where a search of logarithms may begin
 Mode = Literal["project", "paper"]
@@ -92,6 +93,9 @@ class Evolution(Allocator):
         group, point = problem.space.groups[int(state["group"])], np.array(state["best"])
         point[group.start : group.stop] = state["es"].mean
         return np.array([self._scheme(problem, point), self._scheme(problem, self._first(problem))])
+
+    def group(self, problem: Problem, state: State) -> range | None:
+        return problem.space.groups[int(state["group"])] if isinstance(problem.space, Space) else None
 
     def spread(self, state: State) -> float:
         return float(state["es"].std)

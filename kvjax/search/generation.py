@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -55,7 +55,7 @@ class AllocatorRun:
                 return
             began = time.perf_counter()
             scores = self._judge(schemes)
-            fitness = self.objective(schemes, scores)
+            fitness = self.objective(schemes, scores, self.allocator.group(self.problem, state))
             generation = Generation(
                 schemes,
                 self.objective.score(scores).mean(axis=1, dtype=np.float64),
@@ -67,6 +67,22 @@ class AllocatorRun:
             self.state = self.allocator.tell(self.problem, state, schemes, fitness)
             self.history.append(generation)
             yield generation
+
+    def replay(self, history: Sequence[Generation]) -> None:
+        """Takes the allocator to where it stood after `history`, without judging anything again.
+
+        Raises:
+            ValueError: it would have asked for other schemes, so `history` is of another search.
+        """
+        for number, generation in enumerate(history):
+            schemes, state = self.allocator.ask(self.problem, self.state)
+            if not np.array_equal(schemes, generation.schemes):
+                raise ValueError(
+                    f"generation {number} is of another search: go on with the same seed, budget, allocator and "
+                    "samples, and with no fewer evaluations"
+                )
+            self.state = self.allocator.tell(self.problem, state, schemes, generation.fitness)
+            self.history.append(generation)
 
     @property
     def evaluations(self) -> int:

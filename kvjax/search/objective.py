@@ -22,21 +22,32 @@ class Objective:
             cost is fixed, and of equal scores the more probable answers.
         mean: the target of CacheScore, tokens a layer.
         weight: of CacheScore; 0.3 in the paper.
+        of_group: CacheScore is of the layers that are searched together; else of the whole scheme. The paper can be
+            read either way.
     """
 
     measure: Measure = "exact"
     paper: bool = False
     mean: int = 1
     weight: float = 0.3
+    of_group: bool = False
 
     def score(self, scores: Scores) -> Float[np.ndarray, "P S"]:
         """What is reported, of each sample."""
         return scores.exact if self.measure == "exact" else scores.tokens
 
-    def __call__(self, schemes: Int[np.ndarray, "P L"], scores: Scores) -> Float[np.ndarray, "P"]:
+    def __call__(
+        self, schemes: Int[np.ndarray, "P L"], scores: Scores, group: range | None = None
+    ) -> Float[np.ndarray, "P"]:
+        """Fitness.
+
+        Args:
+            group: the numbers of a scheme that are searched now; None, all of them.
+        """
         score = self.score(scores).mean(axis=1, dtype=np.float64)
         if self.paper:
-            saved = np.array([cache_score(tuple(scheme.tolist()), self.mean) for scheme in schemes])
+            counted = schemes[:, group.start : group.stop] if group and self.of_group else schemes
+            saved = np.array([cache_score(tuple(scheme.tolist()), self.mean) for scheme in counted])
             return score * (1 + self.weight * saved)
         # less than the least difference of two shares of right replies, so that it decides between equals only
         answers = 1 / (1 - scores.log_probability.mean(axis=1, dtype=np.float64))  # exp would make 0 of -100 and -200

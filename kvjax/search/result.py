@@ -148,6 +148,23 @@ class SearchResult:
             "versions": self.versions,
         }
 
+    def resume(self, evaluations: int, **given: Any) -> "SearchResult":
+        """The search goes on to so many `evaluations`, and ends as one that had been given as many at once.
+
+        What was judged is not judged again, prompts are read anew; a result read from JSON will do.
+
+        Args:
+            given: model, encode, sets, bench and progress, as `kvjax.search.search` takes them.
+
+        Raises:
+            ValueError: it has judged more than that, or `given` is not what it was made with.
+        """
+        from kvjax.search.run import search
+
+        # what is saved there ends at the former number
+        config = dataclasses.replace(self.config, evaluations=evaluations, runs=None)
+        return search(config, history=self.history, **given)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile, beside it those of other token budgets as NAME-64.json, and all else as NAME.search.json.
 

@@ -42,10 +42,12 @@ class Search:
         model, encode, sets: as `Bench`.
         bench: of another search on the same samples, instead of those.
         fresh: forget what an earlier run has saved.
+        history: what an earlier search has judged, to go on from; it differs in nothing but `evaluations`.
         made_by: the command that searches, as it will stand in the profile.
 
     Raises:
-        ValueError: the tasks do not fit the length, or another search is saved in the folder of runs.
+        ValueError: the tasks do not fit the length, another search is saved in the folder of runs, or `history` is of
+            another search.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Search:
         sets: SampleSets | None = None,
         bench: Bench | None = None,
         fresh: bool = False,
+        history: Sequence[Generation] = (),
         made_by: str = SearchResult.made_by,
     ) -> None:
         self.config, self._made_by = config, made_by
@@ -70,6 +73,7 @@ class Search:
             for name in (config.allocator, "greedy", *(anchor.name for anchor in ANCHORS), *config.compare):
                 Checkpoint(config.runs / name, {}).remove()
         self.run = self._begin(config.allocator)
+        self.run.replay(history)
 
     def __iter__(self) -> Iterator[Generation]:
         with self._saved(self.run) as save:
@@ -255,6 +259,7 @@ def search(
     sets: SampleSets | None = None,
     bench: Bench | None = None,
     fresh: bool = False,
+    history: Sequence[Generation] = (),
     progress: bool = True,
     made_by: str = SearchResult.made_by,
 ) -> SearchResult:
@@ -263,13 +268,22 @@ def search(
     Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there.
 
     Args:
-        model, encode, sets, bench, fresh, made_by: as `Search`.
+        model, encode, sets, bench, fresh, history, made_by: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=None, unit="scheme", disable=not progress))
         bar.set_description("reading prompts")
-        its = Search(config, model=model, encode=encode, sets=sets, bench=bench, fresh=fresh, made_by=made_by)
+        its = Search(
+            config,
+            model=model,
+            encode=encode,
+            sets=sets,
+            bench=bench,
+            fresh=fresh,
+            history=history,
+            made_by=made_by,
+        )
         stack.enter_context(its)
         bar.set_description(f"{config.allocator}, {config.token_budget} tokens a layer")
         if config.allocator in ("evolution", "random"):

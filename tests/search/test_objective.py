@@ -22,6 +22,16 @@ def test_the_papers_objective_weighs_the_score_with_what_it_costs():
     assert Objective("tokens", paper=True, mean=100, weight=0.0)(SCHEMES, found) == pytest.approx([0.75] * 3)
 
 
+def test_the_papers_cost_is_of_the_scheme_or_of_the_group_that_is_searched():
+    found = scores([[1, 1, 0, 0]] * 3, [[-1.0] * 4] * 3)
+    second = range(1, 2)
+    whole = Objective(paper=True, mean=100)(SCHEMES, found, second)
+    assert whole == pytest.approx([0.5 * 1.3, 0.5 * 1.27, 0.5 * 1.294])
+    # of [100, 100, 80]: CacheScores of 1, 1 and 1 - 0.2 * 0.2
+    part = Objective(paper=True, mean=100, of_group=True)(SCHEMES, found, second)
+    assert part == pytest.approx([0.5 * 1.3, 0.5 * 1.3, 0.5 * 1.288])
+
+
 def test_of_equal_scores_the_more_probable_answers_are_worth_more():
     found = scores([[1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]], [[-2.0] * 4, [-1.0] * 4, [-3.0] * 4])
     assert np.argsort(-Objective()(SCHEMES, found)).tolist() == [1, 0, 2]

@@ -54,10 +54,10 @@ def found(model) -> SearchResult:
 def test_the_known_best_budgets_are_found(model, seed, warm_start):
     """Every scheme of that cost is judged to know the best: the first layer gets the floor, the second all else."""
     config = dataclasses.replace(CONFIG, seed=seed, warm_start=warm_start)
-    began = time.monotonic()
+    began = time.process_time()
     with Search(config, model=model, sets=sets(24)) as its:
         result = its.result()
-        assert time.monotonic() - began < 30
+        assert time.process_time() - began < 60  # half a minute of two cores, whatever else these do
         every = its.bench.judge("test", EVERY).exact.mean(axis=1)
     assert np.argmax(every) == 0
     found = result.outcome("evolution")
@@ -214,6 +214,24 @@ def test_a_search_killed_at_any_generation_ends_as_one_that_was_not(model, tmp_p
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
+def test_a_result_goes_on_as_if_it_had_been_given_more_at_once(model):
+    config = dataclasses.replace(CONFIG, evaluations=60)
+    given = {"model": model, "sets": sets(16), "progress": False}
+    whole = search(config, **given)
+    part = SearchResult.from_json(search(dataclasses.replace(config, evaluations=40), **given).to_json())
+    resumed = part.resume(60, **given)
+    assert 0 < len(part.history) < len(resumed.history)
+    timeless = [[dataclasses.replace(each, seconds=0.0) for each in result.outcomes] for result in (whole, resumed)]
+    assert timeless[0] == timeless[1]
+    for ours, theirs in zip(resumed.history, whole.history, strict=True):
+        np.testing.assert_array_equal(ours.schemes, theirs.schemes)
+        np.testing.assert_array_equal(ours.fitness, theirs.fitness)
+    with pytest.raises(ValueError, match="no fewer evaluations"):
+        resumed.resume(30, **given)
+    with pytest.raises(ValueError, match="another search"):
+        dataclasses.replace(part, config=dataclasses.replace(config, seed=5)).resume(60, **given)
+
+
 def test_another_search_is_not_resumed(model, tmp_path):
     config = dataclasses.replace(CONFIG, evaluations=20, warm_start="uniform", runs=tmp_path)
     list(itertools.islice(Search(config, model=model, sets=sets(8)), 1))
@@ -263,8 +281,9 @@ def test_the_numbers_of_rocketkv(model):
         CONFIG, search="rocketkv", token_budget=24, room=8, evaluations=60, group_layers=8, warm_start="uniform"
     )
     result = search(config, model=model, sets=sets(16), progress=False)
-    even = next(outcome for outcome in result.outcomes if outcome.name == "uniform")
-    assert result.chosen.selection.mean >= even.selection.mean
+    found, even = result.outcome("evolution"), result.outcome("uniform")
+    assert found.test.mean > even.test.mean
+    assert result.chosen.name == "evolution"
     assert {outcome.name for outcome in result.outcomes} == {FULL, "evolution", "uniform"}
     for budget in result.profile.layers:
         assert budget.stage2_tokens is not None
