@@ -15,12 +15,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
-def contract(x: Array, weight: Array, axes: int = 1, dtype: DTypeLike | None = None) -> Array:
-    """x [*B, *inputs] times weight [*outputs, *inputs] over the last `axes` axes: [*B, *outputs].
+def contract(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
+    """x [*B inputs] times weight [*outputs inputs]: [*B *outputs].
 
     Sums in float32 and returns `dtype`, x's own if None. Differentiable in reverse mode only.
     """
-    return cast(Array, _contract(x, weight, axes, jnp.dtype(dtype or x.dtype)))
+    return cast(Array, _contract(x, weight, jnp.dtype(dtype or x.dtype)))
 
 
 def _product(x: Array, y: Array, over_x: Sequence[int], over_y: Sequence[int], dtype: DTypeLike) -> Array:
@@ -28,22 +28,21 @@ def _product(x: Array, y: Array, over_x: Sequence[int], over_y: Sequence[int], d
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32).astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _contract(x: Array, weight: Array, axes: int, dtype: DTypeLike) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _contract(x: Array, weight: Array, dtype: DTypeLike) -> Array:
     # as two matrices: XLA's CPU backend transposes a weight of three dimensions at every call
-    batch, outputs = x.shape[: x.ndim - axes], weight.shape[: weight.ndim - axes]
+    outputs = weight.shape[:-1]
     matrix = weight.reshape(math.prod(outputs), -1)
-    rows = x.reshape(*batch, matrix.shape[1])
-    return _product(rows, matrix, [len(batch)], [1], dtype).reshape(*batch, *outputs)
+    return _product(x, matrix, [x.ndim - 1], [1], dtype).reshape(*x.shape[:-1], *outputs)
 
 
-def _forward(x: Array, weight: Array, axes: int, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x, weight, axes, dtype), (x, weight)
+def _forward(x: Array, weight: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return contract(x, weight, dtype), (x, weight)
 
 
-def _backward(axes: int, dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, weight = saved
-    batch, outputs = x.ndim - axes, weight.ndim - axes
+    batch, outputs = x.ndim - 1, weight.ndim - 1
     over = range(batch, batch + outputs)
     to_x = _product(cotangent.astype(weight.dtype), weight, over, range(outputs), x.dtype)
     to_weight = _product(cotangent.astype(x.dtype), x, range(batch), range(batch), weight.dtype)

@@ -65,7 +65,7 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "*B E"]) -> Float[Array, "*B V"]:
         """Float32 logits of hidden states after the last layer: final norm, then the output matrix."""
         table = self.embedding if self.config.tied else self.unembedding
-        return contract(self.norm(x), table[...], 1, jnp.float32)
+        return contract(self.norm(x), table[...], jnp.float32)
 
     def __call__(
         self,

@@ -55,7 +55,8 @@ class Attention(nnx.Module):
         self.query = declare(Normal(width), dtype, heads=heads, head_dim=dim, width=width)
         self.key = declare(Normal(width), dtype, kv_heads=kv_heads, head_dim=dim, width=width)
         self.value = declare(Normal(width), dtype, kv_heads=kv_heads, head_dim=dim, width=width)
-        self.output = declare(Normal(heads * dim), dtype, width=width, heads=heads, head_dim=dim)
+        # heads and their dims are one axis: a TPU tiles the last two, and would copy three to flatten them
+        self.output = declare(Normal(heads * dim), dtype, width=width, heads=heads * dim)
         if config.qkv_bias:
             self.query_bias = declare(Constant(0.0), dtype, heads=heads, head_dim=dim)
             self.key_bias = declare(Constant(0.0), dtype, kv_heads=kv_heads, head_dim=dim)
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         cos, sin = rotation(self.rope, positions)
         attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        out = contract(attended, self.output[...], 2)
+        out = contract(attended.reshape(*attended.shape[:-2], -1), self.output[...])
         return out + self.output_bias[...] if self.output_biased else out
 
 

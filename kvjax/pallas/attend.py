@@ -104,7 +104,8 @@ def _attend(
         return out
     few = entries <= dense  # a slot that is not dense has no entries there, and costs nothing
     whole = decode_attention(q, view.k, view.v, jnp.where(few, entries, 0), scale=scale, implementation=implementation)
-    return jnp.where(few[:, None, None], whole, out)
+    flat = (q.shape[0], -1)
+    return jnp.where(few[:, None], whole.reshape(flat), out.reshape(flat)).reshape(q.shape)
 
 
 def _unserved(plan: LayerPlan, window: int | None) -> str | None:

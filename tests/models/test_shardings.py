@@ -36,7 +36,7 @@ def test_heads_stay_whole():
     leaves = jax.tree.leaves(models.shardings(decoder, mesh(2)))
     specs = {path: leaf.spec for (path, _), leaf in zip(walk(decoder), leaves, strict=True)}
     assert specs["layers.0.attention.query"] == PartitionSpec("tensor", None, None)
-    assert specs["layers.0.attention.output"] == PartitionSpec(None, "tensor", None)
+    assert specs["layers.0.attention.output"] == PartitionSpec(None, "tensor")
     assert specs["layers.2.mlp.down"] == PartitionSpec(None, "tensor")
     assert specs["embedding"] == PartitionSpec("tensor", None)
 
