@@ -43,6 +43,17 @@ def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, roo
             assert plan.stage2.tokens <= plan.capacity
 
 
+@pytest.mark.parametrize("token_budget", [256, 512, 1024, 2048])
+@pytest.mark.parametrize("context", [5000, 33_333, 131_072])
+def test_large_views_have_whole_tiles_of_pages_and_keep_no_more(context, token_budget):
+    asked = demand(context, token_budget, 512)
+    budget, plan = METHODS["rocketkv"].profile(asked).layers[0], plans(METHODS["rocketkv"], asked)[0]
+    pages = plan.capacity / budget.page_size
+    assert pages % (8 if pages >= 256 + 7 else 1) == 0
+    assert budget.capacity <= plan.capacity < budget.capacity + 8 * budget.page_size
+    assert plan.keep == budget.capacity - asked.room
+
+
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
     context = 300

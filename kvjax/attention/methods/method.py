@@ -11,6 +11,11 @@ from kvjax.attention.stage2 import Stage2
 from kvjax.budget import BudgetProfile, LayerBudget
 from kvjax.cache import Terms
 
+# A TPU lays out the summary of whole tiles of pages as a kernel reads it, any other it copies at every step. The room
+# for them, at most 7 of 256 pages, is never filled.
+TILE = 8
+WORTH_TILES = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
@@ -134,6 +139,8 @@ class Method(abc.ABC):
         if stage2 is None and budget.stage2_tokens is not None:
             raise ValueError(f"stage2_tokens={budget.stage2_tokens} has no effect with {name}: leave it out")
         unit = 1 if stage2 is None else max(stage2.unit, stage2.summary)
+        if unit > 1 and budget.capacity >= WORTH_TILES * unit:
+            unit *= TILE
         capacity = -(-budget.capacity // unit) * unit
         if stage1 is None:
             return LayerPlan(capacity, stage2=stage2)
