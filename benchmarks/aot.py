@@ -38,7 +38,7 @@ class Report:
     """One program compiled for one target. Bytes, unless said otherwise.
 
     Attributes:
-        refused: why the implementation does not serve the case; then nothing was compiled.
+        refused: why the implementation or the device does not serve the case; then nothing was compiled.
         activations: as in `Program`.
         share: what part of `cache` the other temporaries are.
         vmem: of the hungriest kernel, on a TPU; a tpu7x says what a kernel may take.
@@ -274,6 +274,9 @@ def compile_for(target: str, name: str, program: Program) -> Report:
     with _printed() as printed:
         try:
             operation, arguments = program.make("gpu" if gpu else "tpu")
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
+            if size > find_device(target).memory:
+                return Report(target, name, refused=f"{size / 2**30:.1f} GiB of arguments do not fit into one device")
             here = SingleDeviceSharding(device)
             arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
             with as_if_on(device):

@@ -14,25 +14,10 @@ from kvjax.engine.config import Layout
 from kvjax.engine.kernels import check_kernels, settle
 from kvjax.engine.parking import identity
 from kvjax.engine.prefix import namespace
-from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
+from kvjax.models import DecoderConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
 
-# heads fill the lanes of a TPU, and every layer sees everything
-CONFIG = dataclasses.replace(
-    tiny.CONFIG,
-    family="llama",
-    head_dim=128,
-    num_heads=4,
-    layers=(LayerConfig(RopeConfig(128, 1e4)),) * 2,
-    query_scale=128**-0.5,
-    activation="silu",
-    qk_norm=False,
-    post_norms=False,
-    norm_plus_one=False,
-    embed_scale=1.0,
-    max_position=256,
-)
 BUDGET = {"method": "rocketkv", "token_budget": 32, "room": 32}
 
 
@@ -49,14 +34,14 @@ def config(kernels: str, **settings) -> EngineConfig:
     return EngineConfig(max_num_seqs=2, prefill_piece=256, decode_steps=2, dtype="float32", kernels=kernels, **settings)
 
 
-def caches(kernels: str, model: DecoderConfig = CONFIG, **settings) -> Caches:
+def caches(kernels: str, model: DecoderConfig = tiny.LLAMA, **settings) -> Caches:
     return Caches.declare(model, Layout.resolve(config(kernels, **settings), model.max_position, "tpu"))
 
 
 @pytest.mark.slow  # an interpreter runs every kernel of every step
 @pytest.mark.parametrize("settings", [{}, BUDGET], ids=["full", "rocketkv"])
 def test_an_engine_with_kernels_answers_as_one_without(on_tpu, tmp_path, settings):
-    folder = tiny.write(tmp_path, CONFIG)
+    folder = tiny.write(tmp_path, tiny.LLAMA)
     asked = [(tiny.prompt(150), dataclasses.replace(GREEDY, max_tokens=7)), (tiny.prompt(20), GREEDY)]
     answers = {}
     for kernels in ("reference", "tpu"):

@@ -4,6 +4,7 @@ The scores of its attention are large, so a key too many or too few, or one at t
 logit.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -49,6 +50,21 @@ CONFIG = DecoderConfig(
     embed_scale=48**0.5,
     bos_token_id=2,
     eos_token_ids=(EOS,),
+)
+# heads fill the lanes of a TPU, so that kernels serve it, and every layer sees everything
+LLAMA = dataclasses.replace(
+    CONFIG,
+    family="llama",
+    num_heads=4,
+    head_dim=128,
+    layers=(LayerConfig(RopeConfig(128, 1e4)),) * 2,
+    query_scale=128**-0.5,
+    max_position=256,
+    activation="silu",
+    qk_norm=False,
+    post_norms=False,
+    norm_plus_one=False,
+    embed_scale=1.0,
 )
 
 

@@ -12,12 +12,20 @@ from benchmarks import aot
 LARGEST_SHARE = 0.02  # of the cache: temporaries beyond it, and beyond activations, are a copy nobody asked for
 MOST_SPILLED = 0  # bytes
 
-NOT_SERVED = {("h200", "selected attention, pages of 4"): "page_size=4"}
+NOT_SERVED = {
+    ("h200", "selected attention, pages of 4"): "page_size=4",
+    # compiled over eight of them instead: tests/plan/test_compiled.py
+    ("v5e", "decode step, rocketkv 1024"): "GiB of arguments do not fit",
+    ("v5e", "decode step, full cache"): "GiB of arguments do not fit",
+}
 
 
-@functools.cache
-def reports(target: str) -> dict[str, aot.Report]:
-    found = {report.program: report for report in aot.measure(target)}
+@functools.cache  # which keeps no exceptions, and every test of a target would compile all of it again
+def reports(target: str) -> dict[str, aot.Report] | RuntimeError:
+    try:
+        found = {report.program: report for report in aot.measure(target)}
+    except RuntimeError as error:
+        return error
     print("", *found.values(), sep="\n")
     return found
 
@@ -27,7 +35,10 @@ def reports(target: str) -> dict[str, aot.Report]:
 @pytest.mark.parametrize("program", sorted(aot.programs()))
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_compiles_without_spills_or_hidden_copies(target, program):
-    report = reports(target)[program]
+    found = reports(target)
+    if isinstance(found, RuntimeError):
+        raise found
+    report = found[program]
     if (target, program) in NOT_SERVED:
         assert report.refused is not None
         assert NOT_SERVED[target, program] in report.refused

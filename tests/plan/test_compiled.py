@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from kvjax.models import LayerConfig, RopeConfig
 from kvjax.models.families import find
 from kvjax.plan import find_device
 from kvjax.plan.compiled import measure
@@ -13,6 +12,7 @@ from kvjax.plan.topology import why_not
 from tests.engine import tiny
 
 SMALL = ("models/kvjax_small", "--token-budget", "64", "--context", "2048", "--device")
+LARGE = ("llama-3.1-8b", "--token-budget", "1024", "--context", "131072", "--num-seqs", "8")
 
 
 @pytest.mark.aot
@@ -30,21 +30,12 @@ def test_the_engines_steps_compile(device):
 def folder(tmp_path_factory):
     """A config whose heads kernels serve, and can be split over four devices."""
     config = dataclasses.replace(
-        tiny.CONFIG,
-        family="llama",
+        tiny.LLAMA,
         vocab_size=1024,
         width=512,
         mlp_width=1024,
         num_heads=32,
         num_kv_heads=8,
-        head_dim=128,
-        layers=(LayerConfig(RopeConfig(128, 1e4)),) * 2,
-        query_scale=128**-0.5,
-        activation="silu",
-        qk_norm=False,
-        post_norms=False,
-        norm_plus_one=False,
-        embed_scale=1.0,
         max_position=32_768,
     )
     path = tmp_path_factory.mktemp("llama")
@@ -63,6 +54,16 @@ def test_steps_with_kernels_compile_over_one_device_and_several(folder, device, 
     reference = measure([*question, "reference"])
     # a kernel that was gathered to one device would need room for all of a view
     assert compiled.temporaries["decode"] <= reference.temporaries["decode"] + (1 << 20)
+
+
+@pytest.mark.aot
+@pytest.mark.slow  # minutes
+def test_a_large_model_decodes_over_eight_small_devices_and_copies_nothing():
+    """Llama 3.1 8B and 8 conversations of 131,072 tokens, with kernels; one v5e does not hold the weights."""
+    compiled = measure([*LARGE, "--device", "v5e-8", "--attention-backend", "tpu"])
+    assert not compiled.refused
+    views = 32 * 8 * 6472 * 2 * 128 * 2  # of one device: layers, slots, entries, K and V, dims, bytes
+    assert compiled.temporaries["decode"] < 0.02 * views + 3 * 8 * 128_256 * 4  # and logits
 
 
 @pytest.mark.aot
