@@ -17,7 +17,8 @@ Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
 
 PIECE = 2048
 # of a piece, in bytes: both products that the MLP multiplies, its input before and after the norm, and its output
-ACTIVATIONS = PIECE * (2 * LLAMA.mlp_width + 3 * LLAMA.width) * 2
+PRODUCT = PIECE * LLAMA.mlp_width * 2
+ACTIVATIONS = 2 * PRODUCT + 3 * PIECE * LLAMA.width * 2
 NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 
 
@@ -72,6 +73,11 @@ def install(kept: Caches) -> tuple[Make, int]:
         return step, _shapes((kept.views[0], workspace, NUMBER, NUMBER, terms))
 
     return make, cache.nbytes(workspace)
+
+
+def kept_bytes(kept: Caches) -> int:
+    """Of the K and V of one view of one slot, which a tpu7x gathers before it writes them."""
+    return cache.nbytes((kept.views[0].k, kept.views[0].v)) // kept.layout.slots
 
 
 def _kind(kernels: str) -> tuple[steps.LayerKind, tuple[Any, ...]]:
