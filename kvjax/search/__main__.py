@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     from kvjax.search.run import search
     from kvjax.search.show import outcomes, table
 
-    command = f"python -m kvjax.search {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    given = sys.argv[1:] if argv is None else argv
+    command = f"python -m kvjax.search {shlex.join(word for word in given if word != '--fresh')}"
     try:
         result = search(config, fresh=args.fresh, made_by=command)
     except KeyboardInterrupt:
