@@ -123,6 +123,11 @@ class HostTier:
         if slab is not None and slab.leases == 0:
             self._drop(slab)
 
+    def close(self) -> None:
+        """Lets go of the memory, which is back with the last lease. No call may follow."""
+        self._free.clear()
+        self._slabs.clear()
+
     def _evict(self) -> bool:
         for key in self._policy.order():
             slab = self._slabs[key]

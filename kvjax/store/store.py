@@ -136,6 +136,7 @@ class KVStore:
         self._writers.shutdown(cancel_futures=True)
         for tier in self.below:
             tier.close()
+        self._host.close()  # gigabytes, for which nobody should wait until cycles are collected
 
     def stats(self) -> dict[str, TierStats]:
         """What each tier holds and has done."""

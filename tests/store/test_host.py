@@ -1,6 +1,8 @@
 """Slabs: never more than fit, never given away while somebody reads them."""
 
+import gc
 import itertools
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -34,6 +36,22 @@ def test_memory_is_cut_into_whole_pages_and_never_more_than_asked_for():
     assert {b - a for a, b in itertools.pairwise(places)} == {2 * PAGE}
     assert HostTier(PAGE, PAGE + 1, LRU()).take("a") is None
     assert HostTier(0, PAGE, LRU()).capacity == 0
+
+
+def test_closed_it_gives_the_memory_back_with_the_last_lease():
+    tier = host(3)
+    put(tier, "a")
+    held = tier.take("b")
+    assert held is not None
+    memory = weakref.ref(held.blob.base)
+    gc.disable()  # engines are in cycles, and gigabytes do not wait for their collection
+    try:
+        tier.close()
+        assert memory() is not None
+        del held
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 def test_the_oldest_leaves_unless_somebody_holds_it():
