@@ -62,8 +62,11 @@ def test_a_large_model_decodes_over_eight_small_devices_and_copies_nothing():
     """Llama 3.1 8B and 8 conversations of 131,072 tokens, with kernels; one v5e does not hold the weights."""
     compiled = measure([*LARGE, "--device", "v5e-8", "--attention-backend", "tpu"])
     assert not compiled.refused
-    views = 32 * 8 * 6472 * 2 * 128 * 2  # of one device: layers, slots, entries, K and V, dims, bytes
-    assert compiled.temporaries["decode"] < 0.02 * views + 3 * 8 * 128_256 * 4  # and logits
+    rows = 32 * 8 * 2 * 128  # of one device: layers, slots, K and V or both bounds, dims
+    views, summaries = rows * 6528 * 2, rows * 816
+    logits = 8 * 128_256 * 4
+    # summaries are brought up to date in VMEM, and sampling has the logits in several orders
+    assert compiled.temporaries["decode"] < 0.02 * views + summaries + 8 * logits
 
 
 @pytest.mark.aot
