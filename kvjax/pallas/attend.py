@@ -104,8 +104,7 @@ def _attend(
         return out
     few = entries <= dense  # a slot that is not dense has no entries there, and costs nothing
     whole = decode_attention(q, view.k, view.v, jnp.where(few, entries, 0), scale=scale, implementation=implementation)
-    flat = (q.shape[0], -1)
-    return jnp.where(few[:, None], whole.reshape(flat), out.reshape(flat)).reshape(q.shape)
+    return jnp.where(few[:, None, None], whole, out)
 
 
 def _unserved(plan: LayerPlan, window: int | None) -> str | None:
