@@ -68,7 +68,7 @@ class Allocator(abc.ABC):
         return np.zeros((0, problem.space.units), np.int64)
 
     def group(self, problem: Problem, state: State) -> range | None:
-        """The numbers of a scheme that are searched now; None where it is all of them."""
+        """The coordinates that are searched now, where they are tokens the numbers of a scheme; None is all of them."""
         del problem, state
         return None
 

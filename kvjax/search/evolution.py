@@ -16,7 +16,6 @@ from evosax.algorithms import CMA_ES
 from jaxtyping import Array, Float, Int
 
 from kvjax.search.allocator import Allocator, Problem, State
-from kvjax.search.space import Space
 
 LEAST_SHARE = 0.02  # of the mean, where a search of logarithms may begin
 Mode = Literal["project", "paper"]
@@ -56,12 +55,12 @@ class Evolution(Allocator):
         return self._enter(problem, state, 0)
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        group = problem.space.groups[int(state["group"])]
+        group = self.group(problem, state)
         if state["judged"] >= self.evaluations:
             if int(state["group"]) + 1 == len(problem.space.groups):
                 return np.zeros((0, problem.space.units), np.int64), state
             state = self._enter(problem, state, int(state["group"]) + 1)
-            group = problem.space.groups[int(state["group"])]
+            group = self.group(problem, state)
         es = _strategy(self._size(len(group)), len(group))
         key, its = jax.random.split(jax.random.wrap_key_data(jnp.asarray(state["key"])))
         found, inner = es.ask(its, state["es"], self._params(es))
@@ -73,7 +72,7 @@ class Evolution(Allocator):
     def tell(
         self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
     ) -> State:
-        group = problem.space.groups[int(state["group"])]
+        group = self.group(problem, state)
         es = _strategy(self._size(len(group)), len(group))
         inner = state["es"]
         # where all are equal there is nothing to learn, least of all that steps should be smaller
@@ -90,12 +89,12 @@ class Evolution(Allocator):
 
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
         """The mean, which a noisy objective has not chosen for its luck, and where the search began."""
-        group, point = problem.space.groups[int(state["group"])], np.array(state["best"])
+        group, point = self.group(problem, state), np.array(state["best"])
         point[group.start : group.stop] = state["es"].mean
         return np.array([self._scheme(problem, point), self._scheme(problem, self._first(problem))])
 
-    def group(self, problem: Problem, state: State) -> range | None:
-        return problem.space.groups[int(state["group"])] if isinstance(problem.space, Space) else None
+    def group(self, problem: Problem, state: State) -> range:
+        return problem.space.groups[int(state["group"])]
 
     def spread(self, state: State) -> float:
         return float(state["es"].std)
