@@ -40,11 +40,6 @@ LLAMA = DecoderConfig(
     max_position=131_072,
 )
 
-# of all but the embedding table, of which a step reads single rows
-WEIGHTS = sum(leaf.size * 2 for leaf in jax.tree.leaves(nnx.state(models.abstract(LLAMA, jnp.bfloat16)))) - (
-    LLAMA.vocab_size * LLAMA.width * 2
-)
-
 
 def caches(slots: int, **budget: Any) -> Caches:
     """What an engine with so many slots keeps on a device other than a CPU."""
