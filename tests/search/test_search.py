@@ -57,7 +57,7 @@ def test_the_known_best_budgets_are_found(model, seed, warm_start):
     began = time.process_time()
     with Search(config, model=model, sets=sets(24)) as its:
         result = its.result()
-        assert time.process_time() - began < 60  # half a minute of two cores, whatever else these do
+        assert time.process_time() - began < 30  # of CPU, whatever else this machine does
         every = its.bench.judge("test", EVERY).exact.mean(axis=1)
     assert np.argmax(every) == 0
     found = result.outcome("evolution")
