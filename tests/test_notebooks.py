@@ -54,11 +54,13 @@ def test_the_result_and_its_figures_show_themselves(budget_search):
 
 
 def test_the_profile_answers_better_than_uniform(budget_search):
-    """Five questions, at most two of them wrong: uniform budgets answer fewer than half."""
+    """Of five questions two or more: uniform budgets answer one of 48, and two of five once in 200 times."""
     notebook, _ = budget_search
     text = notebook.cells[-1].outputs[0].text
     asked = re.findall(r"(\d{4}), and the model says\D*(\d{4})", text)
-    assert sum(right == said for right, said in asked) >= 3
+    table = re.sub(r"<[^>]+>|\s+", " ", outputs(notebook, "text/html")[0])
+    assert len(asked) == 5
+    assert sum(right == said for right, said in asked) >= 2, f"{text}\n{table}"
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from kvjax.train.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains the model of a YAML config and writes it, in the Hugging Face format, next to its tokenizer."""
+    """Trains the model of a YAML config and writes it, in the Hugging Face format, beside its tokenizer."""
     parser = argparse.ArgumentParser(prog="python -m kvjax.train", description=main.__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--export", action="store_true", help="write the newest checkpoint; do not train")
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     print("scores are tokens/replies: the share predicted, one by one and whole")
     start = time.perf_counter()
     trainer.run()
-    print(f"trained in {time.perf_counter() - start:.0f} s; wrote {config.tokenizer}")
+    print(f"trained in {time.perf_counter() - start:.0f} s; wrote {config.folder}")
 
 
 if __name__ == "__main__":

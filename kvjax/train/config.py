@@ -87,7 +87,8 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        tokenizer: folder of the tokenizer's files; the weights are exported there too.
+        tokenizer: folder of the tokenizer's files.
+        export: folder that the weights are written to, with the tokenizer beside them; None for the tokenizer's own.
         runs: folder of checkpoints and logs.
         evaluate_every, save_every: in steps.
         evaluate_batch: held-out documents of each kind an evaluation; at long contexts fewer.
@@ -100,6 +101,7 @@ class TrainConfig:
     stages: tuple[StageConfig, ...]
     tokenizer: Path
     runs: Path
+    export: Path | None = None
     seed: int = 0
     evaluate_every: int = 100
     evaluate_batch: int = 16
@@ -115,6 +117,11 @@ class TrainConfig:
             raise ValueError("stages is empty: a run has at least one")
         if self.processes < 0:
             raise ValueError(f"processes is {self.processes}, must be 0 (a thread) or more")
+
+    @property
+    def folder(self) -> Path:
+        """Where the model goes."""
+        return self.export or self.tokenizer
 
     @property
     def max_context(self) -> int:
@@ -136,7 +143,7 @@ def read_config(path: Path) -> TrainConfig:
     for stage in stages:
         stage["mix"] = {kind: float(weight) for kind, weight in stage["mix"].items()}
     fields["stages"] = tuple(StageConfig(**stage) for stage in stages)
-    for name in ("tokenizer", "runs"):
+    for name in {"tokenizer", "runs", "export"} & fields.keys():
         fields[name] = Path(fields[name])
     if "betas" in fields:
         fields["betas"] = tuple(fields["betas"])

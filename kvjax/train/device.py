@@ -31,6 +31,7 @@ def toy(config: TrainConfig) -> TrainConfig:
         model=dataclasses.replace(config.model, layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_dim=16),
         stages=tuple(small(stage) for stage in config.stages[:TOY_STAGES]),
         tokenizer=config.runs / "toy" / "model",
+        export=None,
         runs=config.runs / "toy",
         processes=min(config.processes, 2),
         evaluate_every=TOY_STEPS // 2,
@@ -48,8 +49,8 @@ def train(config: TrainConfig) -> None:
     trainer = Trainer(config)
     print(f"{trainer.parameters / 1e6:.2f}M parameters, {config.model.dtype}; checkpoints in {config.runs}", flush=True)
     trainer.run()
-    size = (config.tokenizer / "model.safetensors").stat().st_size
-    print(f"{config.tokenizer / 'model.safetensors'}: {size / 1e6:.1f} MB")
+    size = (config.folder / "model.safetensors").stat().st_size
+    print(f"{config.folder / 'model.safetensors'}: {size / 1e6:.1f} MB")
 
 
 def passed(command: Callable[[list[str]], None], arguments: list[str]) -> bool:
@@ -66,7 +67,7 @@ def prove(config: TrainConfig, out: Path, *, small: bool, compared: int) -> dict
     contexts = sorted({stage.context for stage in config.stages})
     # a long sample is found by tokenising it over and over: more lengths or samples would outlast the training
     lengths = [str(context) for context in contexts if context >= (128 if small else 512)]
-    model = ["--model", str(config.tokenizer)]
+    model = ["--model", str(config.folder)]
     depths = ["--depths", "2", "--samples", "1"] if small else ["--depths", "10", "--samples", "5"]
     longest = ["--lengths", *lengths[-2:], "--samples", "2" if small else "100"]
     length = ["--length", str(min(contexts[-1], 2048)), "--samples", "3" if small else "200"]

@@ -22,7 +22,7 @@ from kvjax.train.documents import Documents, corpus_ids
 from kvjax.train.evaluation import Score, held_out, make_predict, score
 from kvjax.train.feed import Feed
 from kvjax.train.step import State, decoder_config, first_params, make_step, on_device, optimiser
-from kvjax.train.tokenizer import END, EOS, PAD, SPECIAL
+from kvjax.train.tokenizer import END, EOS, PAD, SPECIAL, save_tokenizer
 
 
 class Trainer:
@@ -89,11 +89,13 @@ class Trainer:
             return place, self._start(place, checkpoints)
 
     def export(self, place: Place, state: State) -> Path:
-        """Writes the config, how to generate, and the weights next to the tokenizer; returns the folder.
+        """Writes the config, how to generate, and the weights beside the tokenizer's files; returns the folder.
 
         The config claims the longest context trained up to `place`, and no more.
         """
-        folder = self.config.tokenizer
+        folder = self.config.folder
+        if folder != self.config.tokenizer:
+            save_tokenizer(self.tokenizer, folder)
         saved = jax.tree.map(lambda array: array.astype(self.config.model.saved_dtype), state["params"])
         decoder = nnx.merge(self.graph, saved)
         begun = self.config.stages[: place.stage + (place.step > 0)] or self.config.stages[:1]

@@ -9,13 +9,19 @@ from kvjax.train.config import ModelConfig, StageConfig, read_config
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["cpu", "h200"])
+@pytest.mark.parametrize("name", ["cpu", "cpu-2048", "h200"])
 def test_the_configs_that_ship_are_valid(name):
     config = read_config(ROOT / "configs" / "train" / f"{name}.yaml")
     contexts = [stage.context for stage in config.stages]
     assert contexts == sorted(contexts)
     assert config.max_context == contexts[-1]
     assert config.tokenizer.parts[0] == "models"
+
+
+def test_no_two_configs_write_to_one_folder():
+    """Nor does any but its own recipe write over the model that ships."""
+    folders = [read_config(path).folder for path in sorted((ROOT / "configs/train").glob("*.yaml"))]
+    assert len(set(folders)) == len(folders)
 
 
 def test_a_field_that_does_not_exist_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvjax.models import load
+from kvjax.train.checkpoint import Place
 from kvjax.train.config import StageConfig
 from kvjax.train.step import Batch, forward, loss, make_batch, optimiser
 from kvjax.train.trainer import Trainer
@@ -57,6 +58,17 @@ def test_the_export_computes_what_was_trained(toy, finished):
     )
     generation = json.loads((toy.tokenizer / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [0, 5]
+
+
+def test_an_export_elsewhere_is_whole_and_leaves_the_tokenizers_folder_alone(toy, finished, tmp_path):
+    _, state = finished
+    before = {file: file.read_bytes() for file in toy.tokenizer.iterdir()}
+    trainer = Trainer(dataclasses.replace(toy, export=tmp_path / "model"))
+    folder = trainer.export(Place(len(toy.stages), 0), state)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        file.name: content for file, content in before.items()
+    }
+    assert {file: file.read_bytes() for file in toy.tokenizer.iterdir()} == before
 
 
 def test_the_log_tells_accuracy_of_each_kind(toy, finished):
