@@ -11,6 +11,7 @@ server: `benchmarks.multi_round_qa`, `benchmarks.rag`.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -210,25 +211,54 @@ def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
-    """What storing costs a run of prompts, one right after another, of which nothing is found."""
+    """What storing costs a run of prompts, one right after another, of which nothing is found.
+
+    With host memory alone, and with a disk below it: where the cores that compute also have to write files, the
+    latter cannot cost less than the system's own `pwrite` of as many bytes, whose seconds of CPU are measured too.
+    """
     length, run = plan.lengths[0], 4
-    store = StoreConfig(host_cache_size=plan.host, disk_cache=folder, disk_cache_size=64 << 30)
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
-    with engine_on(plan.model, length + 64, None) as bare, engine_on(plan.model, length + 64, store) as stored:
+    host = StoreConfig(host_cache_size=plan.host)
+    both = dataclasses.replace(host, disk_cache=folder, disk_cache_size=64 << 30)
+    seconds: dict[str, list[float]] = {"without": [], "host": [], "disk": []}
+    with (
+        engine_on(plan.model, length + 64, None) as bare,
+        engine_on(plan.model, length + 64, host) as kept,
+        engine_on(plan.model, length + 64, both) as stored,
+    ):
         for turn in range(2 * plan.rounds + 2):
-            for name, engine in (("without", bare), ("with", stored)):
+            for name, engine in (("without", bare), ("host", kept), ("disk", stored)):
                 began = time.perf_counter()
                 for number in range(run):
                     engine.generate([prompt(length, seed=run * turn + number)], ONE, progress=False)
                 seconds[name].append(time.perf_counter() - began)
-            settle(stored)
-    share = in_pairs(seconds["with"][1:], seconds["without"][1:]) - 1
+                settle(engine)
+        written = store_of(stored).format.nbytes * run * (length // CHUNK)
+    plain = cpu_seconds_to_write(written, folder)
+    shares = {name: in_pairs(seconds[name][1:], seconds["without"][1:]) - 1 for name in ("host", "disk")}
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     print(
         f"overhead  {run} prompts of {length:,} tokens: {median['without']:.3f} s without a store, "
-        f"{median['with']:.3f} s with: {100 * share:+.1f}%"
+        f"with host memory {100 * shares['host']:+.1f}%, with a disk too {100 * shares['disk']:+.1f}%; "
+        f"pwrite of their {written >> 20} MiB alone takes {plain:.3f} s of CPU"
     )
-    return {"tokens": length, "prompts": run, "seconds": median, "share": share}
+    return {
+        "tokens": length,
+        "prompts": run,
+        "seconds": median,
+        "shares": shares,
+        "bytes": written,
+        "pwrite_cpu_s": plain,
+    }
+
+
+def cpu_seconds_to_write(nbytes: int, folder: pathlib.Path) -> float:
+    """Of this process, to write so many bytes that lie in warm memory into files of 4 MiB."""
+    blob = memoryview(np.ones(4 << 20, np.uint8))
+    began = time.process_time()
+    for number in range(-(-nbytes // len(blob))):
+        with open(folder / f"plain-{number}", "wb", buffering=0) as file:
+            file.write(blob)
+    return time.process_time() - began
 
 
 def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
