@@ -31,7 +31,8 @@ def reports(target: str) -> dict[str, aot.Report] | RuntimeError:
 
 
 @pytest.mark.aot
-@pytest.mark.slow  # a target takes most of a minute
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # the first test of a target compiles all its programs: minutes, and many on a busy machine
 @pytest.mark.parametrize("program", sorted(aot.programs()))
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_compiles_without_spills_or_hidden_copies(target, program):
