@@ -54,13 +54,13 @@ def test_the_result_and_its_figures_show_themselves(budget_search):
 
 
 def test_the_profile_answers_better_than_uniform(budget_search):
-    """Of five questions two or more: uniform budgets answer one of 48, and two of five once in 200 times."""
+    """Of five questions at most two wrong: uniform budgets answer one of 48."""
     notebook, _ = budget_search
-    text = notebook.cells[-1].outputs[0].text
+    # a busy machine delivers what a cell prints in several outputs
+    text = "".join(output.text for output in notebook.cells[-1].outputs)
     asked = re.findall(r"(\d{4}), and the model says\D*(\d{4})", text)
-    table = re.sub(r"<[^>]+>|\s+", " ", outputs(notebook, "text/html")[0])
     assert len(asked) == 5
-    assert sum(right == said for right, said in asked) >= 2, f"{text}\n{table}"
+    assert sum(right == said for right, said in asked) >= 3, text
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
