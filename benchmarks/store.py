@@ -11,6 +11,7 @@ server: `benchmarks.multi_round_qa`, `benchmarks.rag`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -218,21 +219,24 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """
     length, run = plan.lengths[0], 4
     host = StoreConfig(host_cache_size=plan.host)
-    both = dataclasses.replace(host, disk_cache=folder, disk_cache_size=64 << 30)
-    seconds: dict[str, list[float]] = {"without": [], "host": [], "disk": []}
-    with (
-        engine_on(plan.model, length + 64, None) as bare,
-        engine_on(plan.model, length + 64, host) as kept,
-        engine_on(plan.model, length + 64, both) as stored,
-    ):
+    arms = {
+        "without": None,
+        "host": host,
+        "disk": dataclasses.replace(host, disk_cache=folder, disk_cache_size=64 << 30),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    with contextlib.ExitStack() as opened:
+        engines = {
+            name: opened.enter_context(engine_on(plan.model, length + 64, store)) for name, store in arms.items()
+        }
         for turn in range(2 * plan.rounds + 2):
-            for name, engine in (("without", bare), ("host", kept), ("disk", stored)):
+            for name, engine in engines.items():
                 began = time.perf_counter()
                 for number in range(run):
                     engine.generate([prompt(length, seed=run * turn + number)], ONE, progress=False)
                 seconds[name].append(time.perf_counter() - began)
                 settle(engine)
-        written = store_of(stored).format.nbytes * run * (length // CHUNK)
+        written = store_of(engines["disk"]).format.nbytes * run * (length // CHUNK)
     plain = cpu_seconds_to_write(written, folder)
     shares = {name: in_pairs(seconds[name][1:], seconds["without"][1:]) - 1 for name in ("host", "disk")}
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -252,12 +256,13 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def cpu_seconds_to_write(nbytes: int, folder: pathlib.Path) -> float:
-    """Of this process, to write so many bytes that lie in warm memory into files of 4 MiB."""
+    """Of this process, for `pwrite` of so many bytes that lie in warm memory into files of 4 MiB."""
     blob = memoryview(np.ones(4 << 20, np.uint8))
     began = time.process_time()
     for number in range(-(-nbytes // len(blob))):
-        with open(folder / f"plain-{number}", "wb", buffering=0) as file:
-            file.write(blob)
+        file = os.open(folder / f"plain-{number}", os.O_WRONLY | os.O_CREAT)
+        os.pwrite(file, blob, 0)
+        os.close(file)
     return time.process_time() - began
 
 
