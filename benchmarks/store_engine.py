@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import math
+import pathlib
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -103,3 +106,16 @@ def in_turns(arms: dict[str, Callable[[], None]], rounds: int, size: int) -> dic
 def in_pairs(these: Sequence[float], those: Sequence[float]) -> float:
     """The median of the ratios of what was measured in turns: a machine that slows down does so for both."""
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
+
+
+def more(these: Sequence[float], those: Sequence[float]) -> tuple[float, float]:
+    """By which share what was measured in turns is more, on average, and the standard error of that."""
+    shares = [a / b - 1 for a, b in zip(these, those, strict=True)]
+    return statistics.fmean(shares), statistics.stdev(shares) / math.sqrt(len(shares))
+
+
+def cpu_of_store() -> float:
+    """Seconds of CPU that the threads of this process have taken that save and write chunks."""
+    threads = (thread for thread in threading.enumerate() if thread.name.startswith(("kvjax-save", "kvjax-write")))
+    took = (pathlib.Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text() for thread in threads)
+    return sum(int(each.split()[0]) for each in took) / 1e9

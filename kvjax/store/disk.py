@@ -1,13 +1,13 @@
 """The disk tier: one file a chunk in a folder that several servers may share, never larger than it may be.
 
-TensorStore writes (a temporary file, then a rename, so a file is whole or not there); reads go straight into the
-caller's memory, which TensorStore cannot do. The files are the truth: what another server adds or removes is seen
-because its folder's time changes, and a start needs nothing but a listing.
+Writes go from the caller's memory and reads into it, without a copy between. The files are the truth: what another
+server adds or removes is seen because its folder's time changes, and a start needs nothing but a listing.
 
     ROOT/kvjax-kv-1/lock            held while space is made and taken, against other processes
     ROOT/kvjax-kv-1/ab/abcdef...    a chunk; its time says when it was last read
 """
 
+import collections
 import contextlib
 import errno
 import fcntl
@@ -17,18 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorstore
-
 from kvjax.store.chunk import PAGE
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
 from kvjax.store.names import key_of, object_name
 from kvjax.store.tier import Stored, Tier, TierError
+from kvjax.store.whole_file import TEMPORARY, write_whole
 
-TEMPORARY = ".__lock"  # how TensorStore calls a file that is being written
-TIMEOUT = 60.0  # seconds that one write may take
 # A folder that changed just before it was listed may have changed again within one tick of the file system's clock.
 RACY = 0.1
+PATIENCE = 0.1  # seconds that a question for what is held may wait for a write
 
 
 class DiskTier(Tier):
@@ -57,26 +55,25 @@ class DiskTier(Tier):
         least_free: int = 1 << 30,
     ) -> None:
         self.most_bytes, self.evictions = most_bytes, 0
-        self._least_free, self._policy = least_free, policy or LRU()
+        self._least_free, self._policy, self._sync = least_free, policy or LRU(), sync
         self._base = root / FORMAT
         self._mutex = threading.RLock()
         self._closed = False
+        self._reads: collections.deque[str] = collections.deque()  # of which the policy has not been told yet
         self._listed: dict[str, int] = {}  # the time, in ns, of each folder when it was listed; 0 to list it again
         self._files: dict[str, dict[str, int]] = {}  # bytes of each file of each folder
+        self._held = {"chunks": 0, "used_bytes": 0, "evictions": 0}
         with _errors(self._base):
             self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._base.chmod(0o700)
             for number in range(256):
                 (self._base / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
             self._lock = os.open(self._base / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            foreign = (path for path in root.rglob("*") if self._base not in (path, *path.parents))
-            self._foreign = sum(_space(path.lstat()) for path in foreign)
+            self._foreign = self._space_of_others(root)
             with self._alone():
-                self._sweep("*")
                 self._refresh()
+                self._sweep()
                 self._evict(self.used_bytes - most_bytes)  # it may have been larger before
-        files = {"driver": "file", "path": f"{self._base}/", "file_io_sync": sync}
-        self._writer = tensorstore.KvStore.open(files).result(timeout=TIMEOUT)
 
     @property
     def used_bytes(self) -> int:
@@ -110,9 +107,12 @@ class DiskTier(Tier):
                     os.utime(file)
             finally:
                 os.close(file)
-        with self._mutex:
-            if self._knows(key):
-                self._policy.use(key)
+        self._reads.append(key)
+        if self._mutex.acquire(blocking=False):  # while another thread writes, nobody who reads waits for it
+            try:
+                self._count_reads()
+            finally:
+                self._mutex.release()
         return True
 
     def contains(self, key: str) -> bool:
@@ -130,16 +130,9 @@ class DiskTier(Tier):
             shard = key[:2]
             self._listed[shard] = 0  # whatever becomes of it
             try:
-                self._writer.write(object_name(key), blob.tobytes()).result(timeout=TIMEOUT)
-            except OSError:
-                raise
-            except Exception as error:  # TensorStore says which error in words
-                full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "No space left", "quota"))
-                raise TierError("full" if full else "io", f"{path}: {error}") from error
+                write_whole(path, blob, sync=self._sync)
             finally:
-                self._sweep(shard)
-                self._refresh()
-            path.chmod(0o600)
+                self._refresh(shard)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -161,12 +154,13 @@ class DiskTier(Tier):
                                 yield Stored(entry.name, stat.st_size, stat.st_mtime)
 
     def held(self) -> dict[str, Any]:
-        return {
-            "chunks": len(self),
-            "used_bytes": self.used_bytes,
-            "capacity_bytes": self.most_bytes,
-            "evictions": self.evictions,
-        }
+        """What it holds, or held before a write that takes long."""
+        if self._mutex.acquire(timeout=PATIENCE):
+            try:
+                self._held = {"chunks": len(self), "used_bytes": self.used_bytes, "evictions": self.evictions}
+            finally:
+                self._mutex.release()
+        return self._held | {"capacity_bytes": self.most_bytes}
 
     def close(self) -> None:
         with self._mutex:
@@ -187,6 +181,12 @@ class DiskTier(Tier):
         if self._closed:
             raise TierError("refused", "the disk tier is closed")
         return self._base / object_name(key)
+
+    def _count_reads(self) -> None:
+        while self._reads:
+            key = self._reads.popleft()
+            if self._knows(key):
+                self._policy.use(key)
 
     def _knows(self, key: str) -> bool:
         return key in self._files.get(key[:2], ())
@@ -211,7 +211,7 @@ class DiskTier(Tier):
         stat = os.statvfs(self._base)
         over = needed + max(self.used_bytes - self.most_bytes, self._least_free - stat.f_bavail * stat.f_frsize)
         if over > 0:
-            over -= self._sweep_known()
+            over -= self._sweep()
         if over <= sum(self._files[key[:2]][key] for key in self._policy.order()):
             self._evict(over)
             return
@@ -220,6 +220,7 @@ class DiskTier(Tier):
 
     def _evict(self, nbytes: int) -> None:
         """Removes chunks until so many bytes are free, or none is left."""
+        self._count_reads()
         for key in list(self._policy.order()) if nbytes > 0 else ():
             if nbytes <= 0:
                 break
@@ -232,22 +233,28 @@ class DiskTier(Tier):
         del self._files[key[:2]][key]
         self._policy.remove(key)
 
-    def _refresh(self) -> None:
-        """Lists every folder that has changed since it was listed. What an error cuts short is listed again."""
+    def _refresh(self, shard: str | None = None) -> None:
+        """Lists each folder, or this one, that has changed since it was. What an error cuts short is listed again."""
         fresh: list[tuple[float, str]] = []
         now = self._now()
         try:
-            with os.scandir(self._base) as shards:
-                for shard in shards:
-                    if not shard.is_dir(follow_symlinks=False):
-                        continue
-                    changed = os.stat(shard.path).st_mtime_ns
-                    if self._listed.get(shard.name) != changed:
-                        fresh += self._list(shard.name)
-                        self._listed[shard.name] = 0 if now - changed / 1e9 < RACY else changed
+            for name, changed in self._changes(shard):
+                if self._listed.get(name) != changed:
+                    fresh += self._list(name)
+                    self._listed[name] = 0 if now - changed / 1e9 < RACY else changed
         finally:
             for _, name in sorted(fresh):
                 self._policy.add(name)
+
+    def _changes(self, shard: str | None) -> Iterator[tuple[str, int]]:
+        """When each folder of chunks, or this one, changed last: in ns."""
+        if shard is not None:
+            yield shard, (self._base / shard).stat().st_mtime_ns
+            return
+        with os.scandir(self._base) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.name, entry.stat(follow_symlinks=False).st_mtime_ns
 
     def _list(self, shard: str) -> list[tuple[float, str]]:
         """Looks at every file of a folder; returns the chunks that are new, with their times."""
@@ -270,19 +277,26 @@ class DiskTier(Tier):
         os.utime(self._lock)
         return os.fstat(self._lock).st_mtime
 
-    def _sweep(self, shard: str) -> None:
-        """Removes temporary files. Whoever writes holds the lock, so these are of writers that are no more."""
-        for path in self._base.glob(f"{shard}/*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+    def _sweep(self) -> int:
+        """Removes the temporary files that were listed; returns their bytes.
 
-    def _sweep_known(self) -> int:
-        """Removes the temporary files that were listed; returns their bytes."""
+        Whoever writes holds the lock, so they are of writers that are no more.
+        """
         freed = 0
         for shard, files in self._files.items():
             for name in [name for name in files if name.endswith(TEMPORARY)]:
                 (self._base / shard / name).unlink(missing_ok=True)
                 freed += files.pop(name)
         return freed
+
+    def _space_of_others(self, root: Path) -> int:
+        """What everything under `root` takes that is not ours."""
+        taken = 0
+        for folder, folders, files in os.walk(root):
+            if folder == str(root) and self._base.name in folders:
+                folders.remove(self._base.name)
+            taken += sum(_space(os.lstat(os.path.join(folder, name))) for name in (*folders, *files))
+        return taken
 
 
 def _space(stat: os.stat_result) -> int:

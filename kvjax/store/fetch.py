@@ -43,7 +43,7 @@ class Fetch:
         self.limit = len(names)  # chunks behind it are not wanted any more
         self.closed = False
         self.deadline = self.started + LEASE
-        self._front, self._measured = 0, self.started
+        self._asked, self._front, self._measured = 0, 0, self.started
 
     def __enter__(self) -> Fetch:
         return self
@@ -113,6 +113,21 @@ class Fetch:
             self._let_go(index)
         self.names, self.fork = [*self.names[:fork], *names], fork
         return True
+
+    def next(self) -> list[int]:
+        """The chunks to load now, each only once.
+
+        All that are wanted, but of a tier that nobody has measured one piece: whether to want more is chosen then.
+        """
+        first = self._asked
+        if self.closed or self.held < first:
+            return []
+        self._asked = max(first, self.limit)
+        for index in range(first, self._asked):
+            if self.slabs[index] is None and self._store.planner.load_seconds(self.tiers[index]) is None:
+                self._asked = min((index // self.unit + 1) * self.unit, self.limit)
+                break
+        return [index for index in range(first, self._asked) if self.slabs[index] is None]
 
     def place(self, index: int, slab: Slab, tier: str) -> None:
         """A chunk has come, with a lease for this fetch."""

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import mmap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,15 @@ class HostTier:
     @property
     def used_bytes(self) -> int:
         return len(self._slabs) * self.stride
+
+    def held(self) -> dict[str, Any]:
+        """What the tier knows of its state."""
+        return {
+            "chunks": len(self),
+            "used_bytes": self.used_bytes,
+            "capacity_bytes": self.capacity * self.stride,
+            "evictions": self.evictions,
+        }
 
     def find(self, key: str) -> Slab | None:
         """The chunk, if it is here and ready."""

@@ -231,13 +231,16 @@ class KVStore:
                 return
             pieces = [slowest(tiers[start : start + fetch.unit]) for start in range(0, len(tiers), fetch.unit)]
             fetch.tiers, fetch.limit = tiers, min(fetch.limit, self.planner.choose(pieces) * fetch.unit)
-            wanted = [index for index in range(fetch.limit) if fetch.slabs[index] is None and not fetch.closed]
-            for index in wanted:
-                waiting = self._loading.setdefault(fetch.names[index].hex, [])
-                waiting.append((fetch, index))
-                if len(waiting) == 1:
-                    self._loaders.submit(self._load, fetch.names[index])
+            self._ask(fetch)
             fetch.settle()
+
+    def _ask(self, fetch: Fetch) -> None:
+        """Has those chunks loaded whose time has come."""
+        for index in fetch.next():
+            waiting = self._loading.setdefault(fetch.names[index].hex, [])
+            waiting.append((fetch, index))
+            if len(waiting) == 1:
+                self._loaders.submit(self._load, fetch.names[index])
 
     def _find(self, fetch: Fetch, first: int) -> list[str]:
         """The tier of each chunk from `first` on, for as many whole pieces as are somewhere."""
@@ -276,6 +279,7 @@ class KVStore:
             for fetch, index in waiting:
                 if slab is not None and tier:
                     fetch.place(index, slab, tier)
+                    self._ask(fetch)
                 else:
                     fetch.miss(index)
             if slab is not None:
@@ -390,11 +394,6 @@ class KVStore:
     def _held(self, name: str) -> dict[str, Any]:
         if name == HOST:
             with self.mutex:
-                return {
-                    "chunks": len(self._host),
-                    "used_bytes": self._host.used_bytes,
-                    "capacity_bytes": self._host.capacity * self._host.stride,
-                    "evictions": self._host.evictions,
-                }
+                return self._host.held()
         tier = next(tier for tier in self.below if tier.name == name)
         return tier.held()

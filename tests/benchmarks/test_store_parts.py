@@ -61,7 +61,8 @@ def test_every_part_says_what_it_measured(output, capsys):
     assert [row["r"] for row in found["curve"]["rows"]] == [1, 10]
     assert all(row["share"] > 0 for row in found["curve"]["rows"])
     assert set(found["documents"]["less"]) == {"ttft_s", "round_s"}
-    assert set(found["overhead"]["shares"]) == {"host", "disk"}
-    assert found["overhead"]["pwrite_cpu_s"] > 0
+    assert set(found["overhead"]["clock_more"]) == {"host", "disk"}
+    assert 0 < found["overhead"]["cpu_share"]["host"] < 1
+    assert 0 < found["overhead"]["cpu_share"]["disk"] < 1
     assert found["restart"]["cached"] == 1024
     assert found["restart"]["ready_s"] > found["restart"]["store_s"] > 0

@@ -82,17 +82,17 @@ def test_prompts_that_end_at_a_chunk_or_a_token_beside_come_from_the_disk_to_the
         assert hits >= 9
 
 
-class FailingWriter:
-    """TensorStore's, but that one write fails as it does on a full or a broken disk."""
+class FailingWrite:
+    """`os.pwrite`, but that one call fails as it does on a full or a broken disk."""
 
-    def __init__(self, writer, call: int, error: int) -> None:
-        self._writer, self._left, self._error = writer, call, error
+    def __init__(self, call: int, error: int) -> None:
+        self._write, self._left, self._error = os.pwrite, call, error
 
-    def write(self, name, blob):
+    def __call__(self, file, blob, offset):
         self._left -= 1
         if self._left == 0:
             raise OSError(self._error, os.strerror(self._error))
-        return self._writer.write(name, blob)
+        return self._write(file, blob, offset)
 
 
 def test_serving_goes_on_whichever_write_fails(folder, tmp_path):
@@ -100,12 +100,12 @@ def test_serving_goes_on_whichever_write_fails(folder, tmp_path):
     with engine_of(folder, disk(tmp_path)) as engine:
         store = engine._prefix.store
         [tier], store.planner = store.below, Everything()
-        writer, cold = tier._writer, ask(engine, PROMPT, "cold")
+        cold = ask(engine, PROMPT, "cold")
         for error, call in itertools.product(errors, (1, 2, 3)):
             salt = f"{error} {call}"
-            tier._writer = FailingWriter(writer, call, error)
-            equal(cold, ask(engine, PROMPT, salt))
-            tier._writer = writer
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "pwrite", FailingWrite(call, error))
+                equal(cold, ask(engine, PROMPT, salt))
             forget_host(engine)
             warm = ask(engine, PROMPT, salt)
             assert warm.cached_tokens < 768, "one of the three is missing"

@@ -19,7 +19,7 @@ from kvjax.store.disk import DiskTier
 from tests.store.chains import FORMAT, blob_of, names_of
 
 CAP = 12 * FORMAT.nbytes
-# a fork of a process that never opened TensorStore: a child begins in milliseconds
+# a fork of a process without threads: a child begins in milliseconds
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.store.test_crash"])
 
@@ -30,41 +30,38 @@ def kill_at(step: str, tier: DiskTier) -> None:
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def then_die(function, seconds=0.0):
-        def wrapped(*args, **kwargs):
-            result = function(*args, **kwargs)
-            time.sleep(seconds)
-            die()
-            return result
-
-        return wrapped
+    def then_die(function):
+        return lambda *args, **kwargs: (function(*args, **kwargs), die())
 
     if step == "before room is made":
         tier._make_room = die
     elif step == "room is made":
         tier._make_room = then_die(tier._make_room)
-    elif step.startswith("writing"):
-        begun = tier._writer.write
-        tier._writer = type("Writer", (), {"write": staticmethod(then_die(begun, float(step.split()[1]) / 1e3))})
-    elif step == "renamed":
-        Path.chmod = die
+    elif step == "half written":
+        write = os.pwrite
+        os.pwrite = lambda file, blob, at: (write(file, blob[: len(blob) // 2], at), die())
     elif step == "counted":
-        tier._refresh = then_die(tier._refresh)
+        listed = tier._refresh
+        tier._refresh = lambda *shards: (listed(*shards), shards and die())  # the write's last one names its folder
     else:
-        raise AssertionError(step)
+        call = {"opened": "open", "written": "pwrite", "on the medium": "fsync", "renamed": "rename"}[step]
+        setattr(os, call, then_die(getattr(os, call)))
 
 
 STEPS = [
     "before room is made",
     "room is made",
-    *(f"writing {milliseconds}" for milliseconds in (0, 0.1, 0.3, 1, 2, 5)),
+    "opened",
+    "half written",
+    "written",
+    "on the medium",
     "renamed",
     "counted",
 ]
 
 
 def write_and_say(folder: Path, seed: int, said: Connection, step: str | None, after: int) -> None:
-    tier = DiskTier(folder, CAP, least_free=0)
+    tier = DiskTier(folder, CAP, least_free=0, sync=step is not None)
     for number, name in enumerate(names_of(10_000, seed=seed)):
         if step is not None and number == after:
             kill_at(step, tier)

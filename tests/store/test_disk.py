@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from kvjax.store.disk import TEMPORARY, DiskTier
+from kvjax.store.disk import DiskTier
 from kvjax.store.tier import TierError
+from kvjax.store.whole_file import TEMPORARY
 from tests.store.contract import TierContract
 from tests.store.contract import fill as filled
 
