@@ -1,21 +1,16 @@
-"""The host tier: verified chunks in one block of memory that is allocated and touched once.
+"""The host tier: verified chunks in one block of memory that is allocated once.
 
 Memory that is allocated anew costs thirty times a copy into memory that is there, so chunks live in slabs of one size.
 Everything that comes from or goes to the device passes through here. The store's lock guards it.
 """
 
-import contextlib
 import dataclasses
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from kvjax.store.chunk import PAGE, Blob
 from kvjax.store.eviction import EvictionPolicy
-
-MADV_POPULATE_WRITE = 23  # of Linux; Python has no name for it yet
+from kvjax.store.pages import Pages
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,9 +56,9 @@ class HostTier:
     ) -> None:
         stride = -(-chunk_bytes // PAGE) * PAGE
         count = most_bytes // stride
-        memory = _touched(count * stride)
+        self._pages = Pages(count * stride)
         begins = range(0, count * stride, stride)
-        self._free = [Slab(memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
+        self._free = [Slab(self._pages.memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
         self._slabs: dict[str, Slab] = {}
         self._policy, self._leaving = policy, leaving
         self.capacity, self.stride = count, stride
@@ -137,6 +132,7 @@ class HostTier:
         """Lets go of the memory, which is back with the last lease. No call may follow."""
         self._free.clear()
         self._slabs.clear()
+        self._pages.close()
 
     def _evict(self) -> bool:
         for key in self._policy.order():
@@ -161,18 +157,3 @@ class HostTier:
         for slab in self._slabs.values():
             assert slab.ready, f"{slab.key}: begun and neither finished nor given up"
             assert slab.leases == 0, f"{slab.key}: {slab.leases} leases are left"
-
-
-def _touched(nbytes: int) -> Blob:
-    """Memory that the kernel has given already, in large pages where it can."""
-    if not nbytes:
-        return np.zeros(0, np.uint8)
-    mapped = mmap.mmap(-1, nbytes)
-    memory = np.frombuffer(mapped, np.uint8)
-    with contextlib.suppress(OSError, AttributeError):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    try:
-        mapped.madvise(MADV_POPULATE_WRITE)
-    except OSError:  # before Linux 5.14
-        memory[::PAGE] = 0
-    return memory
