@@ -114,7 +114,7 @@ class Fetch:
         self.names, self.fork = [*self.names[:fork], *names], fork
         return True
 
-    def next(self) -> list[int]:
+    def due(self) -> list[int]:
         """The chunks to load now, each only once.
 
         All that are wanted, but of a tier that nobody has measured one piece: whether to want more is chosen then.

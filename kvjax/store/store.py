@@ -236,7 +236,7 @@ class KVStore:
 
     def _ask(self, fetch: Fetch) -> None:
         """Has those chunks loaded whose time has come."""
-        for index in fetch.next():
+        for index in fetch.due():
             waiting = self._loading.setdefault(fetch.names[index].hex, [])
             waiting.append((fetch, index))
             if len(waiting) == 1:
