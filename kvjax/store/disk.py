@@ -212,6 +212,8 @@ class DiskTier(Tier):
         over = needed + max(self.used_bytes - self.most_bytes, self._least_free - stat.f_bavail * stat.f_frsize)
         if over > 0:
             over -= self._sweep()
+        if over <= 0:
+            return
         if over <= sum(self._files[key[:2]][key] for key in self._policy.order()):
             self._evict(over)
             return
