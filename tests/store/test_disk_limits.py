@@ -168,7 +168,6 @@ import sys
 from pathlib import Path
 from kvjax.store.disk import DiskTier
 from kvjax.store.tier import TierError
-from kvjax.store.whole_file import TEMPORARY
 from tests.store.test_disk import SIZE, key, read, write
 tier = DiskTier(Path(sys.argv[1]), 1 << 30, least_free=0)
 written = []

@@ -58,6 +58,11 @@ def found(store: KVStore, names, unit: int = 1) -> int:
         return fetch.loaded
 
 
+def put(tier: Tier, names) -> None:
+    for name in names:
+        tier.write(name.hex, memoryview(blob_of(name)))
+
+
 def wait_until(condition, seconds: float = 10.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -118,8 +123,7 @@ def test_a_chunk_with_a_layer_missing_is_given_up(opened):
 def test_a_fetch_that_was_stopped_before_its_chunks_were_located_keeps_what_it_has(opened):
     """The engine has counted on it: whatever the planner thinks later must not change it."""
     far, names = FarTier(), names_of(4)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     save(store, names[:2])
     assert store.wait(10.0)
@@ -183,8 +187,7 @@ def test_a_restart_finds_everything_on_the_disk(opened, tmp_path):
 
 def test_many_who_want_one_chunk_wait_for_one_load(opened):
     far, names = FarTier(seconds=0.1), names_of(3)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: found(store, names), range(8))) == [3] * 8
@@ -193,8 +196,7 @@ def test_many_who_want_one_chunk_wait_for_one_load(opened):
 
 def test_a_fetch_may_stop_early_and_keeps_what_it_has(opened):
     far, names = FarTier(seconds=0.05), names_of(8)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     with store.fetch(names, unit=1) as fetch:
         wait_until(lambda: fetch.loaded >= 2)
@@ -208,8 +210,7 @@ def test_a_fetch_may_stop_early_and_keeps_what_it_has(opened):
 
 def test_a_fetch_that_is_closed_while_it_loads_leaves_nothing_leased(opened):
     far, names = FarTier(seconds=0.05), names_of(6)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     store.fetch(names, unit=2).close()
     fetch = store.fetch(names, unit=2)
@@ -221,8 +222,7 @@ def test_a_fetch_that_is_closed_while_it_loads_leaves_nothing_leased(opened):
 @pytest.mark.parametrize("place", [0, 100, -1])
 def test_a_harmed_chunk_is_a_miss_and_is_removed(opened, place):
     far, names = FarTier(), names_of(3)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     harmed = blob_of(names[1])
     harmed[place] ^= 1
     far.write(names[1].hex, memoryview(harmed))
@@ -244,8 +244,7 @@ def test_a_chunk_under_anothers_key_is_a_miss(opened):
 
 def test_a_second_tier_helps_out(opened):
     near, far, names = FarTier("disk"), FarTier("remote"), names_of(3)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     harmed = blob_of(names[1])
     harmed[-1] ^= 1
     near.write(names[1].hex, memoryview(harmed))
@@ -258,8 +257,7 @@ def test_a_second_tier_helps_out(opened):
 @pytest.mark.parametrize("error", [TierError, RuntimeError])
 def test_a_tier_that_fails_is_a_miss(opened, error):
     far, names = FarTier(), names_of(3)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     far.fails = error
     store = opened(far)
     assert found(store, names) == 0
@@ -297,8 +295,7 @@ def test_write_through_selective_writes_what_is_found_again(opened):
 
 def test_a_temporary_promotion_leaves_with_its_last_lease(opened):
     far, names = FarTier(), names_of(2)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far, promotion="temporary")
     assert found(store, names) == 2
     assert store.stats()["host"].chunks == 0
@@ -315,8 +312,7 @@ def test_a_full_disk_costs_nothing_but_the_chunk(opened, tmp_path):
 
 def test_the_planner_leaves_a_slow_tier_after_the_first_piece(opened):
     far, names = FarTier(seconds=0.1), names_of(8)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     for index in range(4):
         store.planner.computed(index, 0.02)
@@ -330,8 +326,7 @@ def test_the_planner_leaves_a_slow_tier_after_the_first_piece(opened):
 
 def test_a_fast_tier_brings_everything_from_the_first_time(opened):
     far, names = FarTier(), names_of(8)
-    for name in names:
-        far.write(name.hex, memoryview(blob_of(name)))
+    put(far, names)
     store = opened(far)
     for index in range(4):
         store.planner.computed(index, 10.0)
