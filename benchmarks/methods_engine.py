@@ -19,11 +19,11 @@ from kvjax.engine.caches import Caches
 from kvjax.engine.config import Layout
 from kvjax.models import DecoderConfig, read_config
 from kvjax.store.config import StoreConfig
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 
-PIECE = CHUNK  # tokens: what follows the last whole piece of a stored prompt is computed, so pieces are small
+PIECE = BLOCK_TOKENS  # tokens: what follows the last whole piece of a stored prompt is computed, so pieces are small
 MARGIN = 256  # tokens beyond a sample's length: answers in several turns may be longer than the right ones
-HOST = 1 << 29  # bytes that chunks pass through, and of the newest conversations
+HOST = 1 << 29  # bytes that blocks pass through, and of the newest conversations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From host memory into the workspaces: how fast the engine's way is, against a plain copy to the device.
 
 A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same pieces,
-whichever is faster. "Gathered" is the engine's part on the host alone: the chunks of a piece, cut out of their slabs
+whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a piece, cut out of their slabs
 and joined, layer by layer. On a CPU there is no bus: everything here is a copy in memory.
 """
 
@@ -19,7 +19,7 @@ from kvjax.store.config import StoreConfig
 
 
 def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
-    """Restoring a prompt's chunks into the workspaces against `device_put` of the same bytes, in turns."""
+    """Restoring a prompt's blocks into the workspaces against `device_put` of the same bytes, in turns."""
     length = max(plan.lengths)
     store = StoreConfig(host_cache_size=plan.host, prefetch_policy="wait_complete")
     with engine_on(plan.model, length + 64, store) as engine:
@@ -68,17 +68,17 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def begin(runner: Runner, tokens: np.ndarray) -> Prefill:
-    """A prefill whose chunks are all in host memory, before its first step."""
+    """A prefill whose blocks are all in host memory, before its first step."""
     there = threading.Event()
     fetch = runner.fetch(tokens, None, "", there.set)
     assert fetch is not None
     if not fetch.done and not there.wait(60.0):
-        raise RuntimeError("the chunks did not come within 60 s")
+        raise RuntimeError("the blocks did not come within 60 s")
     return runner.begin(tokens, slot=0, fetch=fetch, keep=False)
 
 
 def restore(runner: Runner, prefill: Prefill) -> None:
-    """Fills the workspaces of every group from the chunks, as a prefill does when it comes to the group."""
+    """Fills the workspaces of every group from the blocks, as a prefill does when it comes to the group."""
     for group in range(prefill.groups):
         prefill.group = group
         workspace = runner._workspace(len(prefill.tokens))[group % 2]

@@ -46,12 +46,12 @@ from benchmarks.store_engine import (
 )
 from kvjax.store.config import StoreConfig
 from kvjax.store.disk import DiskTier
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.tier import Stored, Tier
 
 
 class HeldBack(Tier):
-    """Objects in memory that take so long to come as a device would that reads `seconds` a chunk, one at a time."""
+    """Objects in memory that take so long to come as a device would that reads `seconds` a block, one at a time."""
 
     name = "remote"
 
@@ -151,7 +151,7 @@ def curve(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         compute = statistics.median(seconds for seconds, _ in cold)
         for ratio in plan.ratios:
             forget_host(engine)
-            far = HeldBack(compute / (length / CHUNK) / ratio)
+            far = HeldBack(compute / (length / BLOCK_TOKENS) / ratio)
             store.below = (far,)
             store.planner._load.clear()
             store.planner._passed.clear()
@@ -190,7 +190,7 @@ def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         with engine_on(plan.model, length + 128, config) as engine:
             first = [ttft(engine, text)[0] for text in texts]
             if name == "with":
-                far = HeldBack(statistics.median(first) / (length / CHUNK) / 10)
+                far = HeldBack(statistics.median(first) / (length / BLOCK_TOKENS) / 10)
                 store = store_of(engine)
                 with store.mutex:
                     for slab in store._host.ready():
@@ -242,7 +242,7 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
                 settle(engines[name])
                 storing[name].append((cpu_of_store() - ours) / (time.process_time() - before))
             order.append(order.pop(0))  # none always comes after the one that writes most
-        written = store_of(engines["disk"]).format.nbytes * run * (length // CHUNK)
+        written = store_of(engines["disk"]).format.nbytes * run * (length // BLOCK_TOKENS)
     shares = {name: more(seconds[name][1:], seconds["without"][1:]) for name in ("host", "disk")}
     cpu = {name: statistics.median(storing[name][1:]) for name in ("host", "disk")}
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -265,7 +265,7 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
-    """Opening a folder of many chunks, and the first old conversation."""
+    """Opening a folder of many blocks, and the first old conversation."""
     length = plan.lengths[0]
     store = StoreConfig(
         host_cache_size=plan.host, disk_cache=folder, disk_cache_size=1 << 40, prefetch_policy="wait_complete"
@@ -273,7 +273,7 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     with engine_on(plan.model, length + 64, store) as engine:
         cold, _ = ttft(engine, prompt(length, seed=7))
         engine.drain(60.0)
-    for number in range(plan.chunks - len(list((folder / "kvjax-kv-1").glob("*/" + "?" * 64)))):
+    for number in range(plan.blocks - len(list((folder / "kvjax-kv-1").glob("*/" + "?" * 64)))):
         key = f"{number % 256:02x}{number:062x}"
         (folder / "kvjax-kv-1" / key[:2] / key).write_bytes(b"x")
     began = time.perf_counter()
@@ -281,7 +281,7 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         ready, opened = time.perf_counter() - began, engine._seconds["store"]
         first, cached = ttft(engine, prompt(length, seed=7))
     print(
-        f"restart   {plan.chunks:,} chunks: ready after {ready:.1f} s, {opened:.2f} s of them the store's; the first "
+        f"restart   {plan.blocks:,} blocks: ready after {ready:.1f} s, {opened:.2f} s of them the store's; the first "
         f"old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens found), "
         f"{cold:.2f} s before"
     )

@@ -28,7 +28,7 @@ class Plan:
         lengths: of prompts, in tokens. `rounds`: repetitions, the median of which counts.
         ratios: how much faster than computing a tier is.
         host: bytes of host memory. `object`: bytes of an object on the disk, of which `objects` are read.
-        documents: so many are asked about. `chunks`: so many are in the folder that is opened.
+        documents: so many are asked about. `blocks`: so many are in the folder that is opened.
     """
 
     model: str
@@ -39,12 +39,12 @@ class Plan:
     object: int = 16 << 20
     objects: int = 32
     documents: int = 6
-    chunks: int = 10_000
+    blocks: int = 10_000
 
     def toy(self) -> "Plan":
         """The same in seconds."""
         return dataclasses.replace(
-            self, ratios=(1, 10), host=64 << 20, object=1 << 20, objects=8, documents=2, chunks=200
+            self, ratios=(1, 10), host=64 << 20, object=1 << 20, objects=8, documents=2, blocks=200
         )
 
 
@@ -115,7 +115,7 @@ def more(these: Sequence[float], those: Sequence[float]) -> tuple[float, float]:
 
 
 def cpu_of_store() -> float:
-    """Seconds of CPU that the threads of this process have taken that save and write chunks."""
+    """Seconds of CPU that the threads of this process have taken that save and write blocks."""
     threads = (thread for thread in threading.enumerate() if thread.name.startswith(("kvjax-save", "kvjax-write")))
     took = (pathlib.Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text() for thread in threads)
     return sum(int(each.split()[0]) for each in took) / 1e9

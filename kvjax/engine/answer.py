@@ -21,8 +21,8 @@ from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.caches import Caches
 from kvjax.engine.prefix import PrefixCache
-from kvjax.store.chunk import DTYPES
-from kvjax.store.keys import CHUNK, ChunkName
+from kvjax.store.block import DTYPES
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 
 Gathered = Sequence[tuple[jax.Array, jax.Array, jax.Array]]  # of each layer K and V [N, K, D], and whether proven [N]
 
@@ -51,7 +51,9 @@ class Answers:
 
     def __init__(self, cache: PrefixCache | None, caches: Caches) -> None:
         self.cache = cache if cache is not None and cache.store.config.store_generated else None
-        self._reach = min(CHUNK, *(plan.capacity for plan in caches.plans))  # tokens: no view forgets them sooner
+        self._reach = min(
+            BLOCK_TOKENS, *(plan.capacity for plan in caches.plans)
+        )  # tokens: no view forgets them sooner
         self._savers: dict[int, AnswerSaver] = {}
 
     def begin(self, parent: bytes, prompt: np.ndarray, length: int, answer: Answer | None) -> "AnswerSaver | None":
@@ -218,12 +220,12 @@ class Pieces:
         """Every piece that is whole enters the store."""
         piece = self._cache.piece
         while len(self._tokens) >= piece and self._front - self._base >= piece:
-            names = ChunkName.chain(self._parent, np.asarray(self._tokens[:piece], np.int32))
+            names = BlockKey.chain(self._parent, np.asarray(self._tokens[:piece], np.int32))
             with self._cache.store.save(names) as saving:
-                for chunk in saving.wanted:
-                    rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+                for block in saving.wanted:
+                    rows = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
                     for layer, (k, v) in enumerate(self._buffers[0]):
-                        saving.fill(chunk, layer, k[:, rows], v[:, rows])
+                        saving.fill(block, layer, k[:, rows], v[:, rows])
                 saving.seal()
             self._parent, self._base = names[-1].key, self._base + piece
             del self._tokens[:piece], self._buffers[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
 from kvjax.store.config import StoreConfig
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 
 SHORTEST_BUCKET = 32
 KERNELS = ("reference", "auto", "tpu", "gpu")
@@ -68,8 +68,8 @@ class EngineConfig:
             raise ValueError(f"max_num_queued_reqs={self.max_num_queued_reqs} must not be negative")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len={self.max_model_len}: a sequence has at least 2 tokens")
-        if self.prefill_piece is not None and (self.prefill_piece < CHUNK or self.prefill_piece % CHUNK):
-            raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {CHUNK}")
+        if self.prefill_piece is not None and (self.prefill_piece < BLOCK_TOKENS or self.prefill_piece % BLOCK_TOKENS):
+            raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {BLOCK_TOKENS}")
         self._check_method()
         if self.kernels not in KERNELS:
             raise ValueError(f"kernels={self.kernels!r}: choose one of {', '.join(KERNELS)}")
@@ -146,7 +146,7 @@ class Layout:
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
-            piece=config.prefill_piece or (2 * CHUNK if on_cpu else 8 * CHUNK),
+            piece=config.prefill_piece or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
             decode_steps=config.decode_steps,
             dtype=dtype,
             kv_dtype=config.kv_cache_dtype or dtype,

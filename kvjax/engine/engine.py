@@ -323,7 +323,7 @@ class Engine:
             self._loop.wait_idle(5.0)
         if self._prefix is not None:
             written = self._prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
-            logger.info("every chunk is stored" if written else "some chunks could not be stored in time")
+            logger.info("every block is stored" if written else "some blocks could not be stored in time")
 
     def close(self) -> None:
         """Ends the engine's thread and frees the device; requests still there end with an error."""

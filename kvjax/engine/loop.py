@@ -31,7 +31,7 @@ from kvjax.engine.sampling import Sample, token_logprobs
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
 from kvjax.engine.stats import EngineStats, SlotStats
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class EngineLoop:
         store = self._runner.layout.store
         if request.fetch is None or request.fetch.done or store is None:
             return 0.0
-        patience = store.patience(len(request.fetch.names) * CHUNK)
+        patience = store.patience(len(request.fetch.names) * BLOCK_TOKENS)
         return max(request.fetch.started + patience - time.monotonic(), 0.0)
 
     def _ready(self, request: ActiveRequest) -> bool:
@@ -284,7 +284,7 @@ class EngineLoop:
             answer=request.answer,
         )
         found = fetch.found if fetch is not None and self._prefill.reused else ()
-        request.found = {tier: CHUNK * count for tier, count in collections.Counter(found).items()}
+        request.found = {tier: BLOCK_TOKENS * count for tier, count in collections.Counter(found).items()}
         self._scores = []
 
     def _decode(self) -> bool:

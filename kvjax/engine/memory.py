@@ -18,7 +18,7 @@ from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
 from kvjax.models.parameters import walk
 from kvjax.models.sharding import check_mesh, spec
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.sizes import show_size
 
 Plan = dict[str, int]  # bytes by purpose
@@ -119,17 +119,19 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
     def needed(layout: Layout) -> int:
         return sum(parts(layout).values())
 
-    def with_length(chunks: int) -> Layout:
-        return dataclasses.replace(layout, max_model_len=chunks * CHUNK)
+    def with_length(blocks: int) -> Layout:
+        return dataclasses.replace(layout, max_model_len=blocks * BLOCK_TOKENS)
 
     if free is None or needed(layout) <= free:
         return
     fewer = most_slots(model, layout, free, layout.slots - 1)
-    shorter = _largest(lambda chunks: needed(with_length(chunks)) <= free, (layout.max_model_len - 1) // CHUNK)
+    shorter = _largest(lambda blocks: needed(with_length(blocks)) <= free, (layout.max_model_len - 1) // BLOCK_TOKENS)
     if fewer:
         way_out = f"--max-num-seqs {fewer} fits, that is so many conversations at a time instead of {layout.slots}"
     elif shorter:
-        way_out = f"--max-model-len {shorter * CHUNK} fits, instead of {layout.max_model_len} tokens a conversation"
+        way_out = (
+            f"--max-model-len {shorter * BLOCK_TOKENS} fits, instead of {layout.max_model_len} tokens a conversation"
+        )
     else:
         way_out = "no context fits beside the weights: spread them over more devices with --tensor-parallel-size"
         if layout.dtype == "float32":

@@ -1,10 +1,10 @@
 """Between the steps and the store: KV of a prompt's beginning that need not be computed, and of new pieces to keep.
 
-    begin      pieces whose chunks the store has brought to host memory
-    a group    its workspaces are filled from the chunks; its new pieces are cut out, and a thread takes them away
-    the last   the new chunks are sealed, and may be found from then on
+    begin      pieces whose blocks the store has brought to host memory
+    a group    its workspaces are filled from the blocks; its new pieces are cut out, and a thread takes them away
+    the last   the new blocks are sealed, and may be found from then on
 
-Pieces, not chunks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
+Pieces, not blocks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
 and a warm answer equals a cold one bit for bit.
 
 Where the store keeps generated tokens too, a prompt may go on behind its dense pieces with others (`answer.py`).
@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from kvjax.engine.caches import Caches
-from kvjax.store.chunk import ChunkFormat
+from kvjax.store.block import BlockLayout
 from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.fetch import Fetch
-from kvjax.store.keys import CHUNK, ChunkName, Namespace
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey, Namespace
 from kvjax.store.opening import open_store
 from kvjax.store.saving import Saving
 from kvjax.store.store import KVStore
@@ -32,7 +32,7 @@ from kvjax.store.store import KVStore
 logger = logging.getLogger(__name__)
 Work = Callable[[], None]
 AHEAD = 32  # pieces of layers on their way to the host at once: each holds device memory until it is there
-OFFERS = 8  # and so do these, of generated tokens: a chunk in all layers each
+OFFERS = 8  # and so do these, of generated tokens: a block in all layers each
 
 
 def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
@@ -81,34 +81,34 @@ class PrefixCache:
         model, config = caches.model, caches.layout.store
         if config is None or not config.host_cache_size:
             return None
-        format = ChunkFormat(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
+        format = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
         store = open_store(format, config)
         return cls(store, namespace(path, caches, devices), caches.layout.piece, caches.window)
 
     @property
     def _unit(self) -> int:
-        return self.piece // CHUNK
+        return self.piece // BLOCK_TOKENS
 
-    def names(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[ChunkName]:
-        """Of all chunks of a prompt's whole pieces.
+    def names(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[BlockKey]:
+        """Of all blocks of a prompt's whole pieces.
 
         Args:
-            decoding: says what decode steps do (`Caches.decoding`), which had part in chunk `fork` and what is behind.
+            decoding: says what decode steps do (`Caches.decoding`), which had part in block `fork` and what is behind.
         """
-        whole, dense = len(tokens) // self.piece * self.piece, None if fork is None else fork * CHUNK
-        names = ChunkName.chain(self._namespace.root(salt), tokens[:whole][:dense])
+        whole, dense = len(tokens) // self.piece * self.piece, None if fork is None else fork * BLOCK_TOKENS
+        names = BlockKey.chain(self._namespace.root(salt), tokens[:whole][:dense])
         if fork is None:
             return names
-        return names + ChunkName.chain(self.parent(names, salt, decoding), tokens[dense:whole])
+        return names + BlockKey.chain(self.parent(names, salt, decoding), tokens[dense:whole])
 
-    def parent(self, names: list[ChunkName], salt: str, decoding: str) -> bytes:
-        """What the chain of generated tokens begins with behind these dense chunks."""
+    def parent(self, names: list[BlockKey], salt: str, decoding: str) -> bytes:
+        """What the chain of generated tokens begins with behind these dense blocks."""
         return self._namespace.fork(names[-1].key if names else self._namespace.root(salt), decoding)
 
     def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None], decoding: str = "") -> Fetch:
         """Starts to bring what is stored of a prompt nearer, but for its last tokens.
 
-        Dense chunks as far as they go, and only then those of generated tokens, if the store keeps them.
+        Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
         """
         most = max((len(tokens) - max(self._window, 1)) // self.piece, 0)
         tokens = tokens[: most * self.piece]
@@ -125,7 +125,7 @@ class PrefixCache:
         return fetch.loaded // self._unit
 
     def pieces(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
-        """K and V [K, CHUNK, D] of the chunks of the first `count` pieces of one layer, in the memory of the store.
+        """K and V [K, BLOCK_TOKENS, D] of the blocks of the first `count` pieces of one layer, in the memory of the store.
 
         A device that shares the host's memory may read them there, so the fetch must stay open until it has.
 
@@ -134,7 +134,7 @@ class PrefixCache:
         """
         format = self.store.format
         for piece in range(count):
-            yield tuple(format.tensors(fetch.blob(piece * self._unit + chunk), layer) for chunk in range(self._unit))
+            yield tuple(format.tensors(fetch.blob(piece * self._unit + block), layer) for block in range(self._unit))
 
     def save(
         self, tokens: np.ndarray, salt: str, first: int, fetch: Fetch | None = None, decoding: str = ""
@@ -174,7 +174,7 @@ class PrefixCache:
     def check_integrity(self) -> None:
         """Raises AssertionError if something is left of a prompt; waits for what is still being saved."""
         self.settle()
-        assert self.store.wait(60.0), "chunks are still on their way after a minute"
+        assert self.store.wait(60.0), "blocks are still on their way after a minute"
         self.store.check_integrity()
 
     def flush(self, timeout: float) -> bool:
@@ -208,7 +208,7 @@ class PieceSaver:
     """
 
     def __init__(
-        self, cache: PrefixCache, names: list[ChunkName], unit: int, parent: bytes, check: Fetch | None = None
+        self, cache: PrefixCache, names: list[BlockKey], unit: int, parent: bytes, check: Fetch | None = None
     ) -> None:
         self._cache, self._names, self._unit, self.parent, self._check = cache, names, unit, parent, check
         self._saving: Saving | None = None
@@ -235,7 +235,7 @@ class PieceSaver:
             return
         keys, values = np.asarray(k), np.asarray(v)  # waits for the device
         for index in range(piece * self._unit, (piece + 1) * self._unit):
-            rows = slice(index % self._unit * CHUNK, (index % self._unit + 1) * CHUNK)
+            rows = slice(index % self._unit * BLOCK_TOKENS, (index % self._unit + 1) * BLOCK_TOKENS)
             if index in self._saving.wanted:
                 self._saving.fill(index, layer, keys[:, rows], values[:, rows])
             if self._check is not None and index < min(self._check.loaded, self._check.fork):

@@ -7,7 +7,7 @@ import jax
 from kvjax.engine.caches import Caches
 from kvjax.engine.memory import plan
 from kvjax.engine.runner import Runner
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.sizes import show_size
 
 
@@ -54,10 +54,10 @@ def stored(runner: Runner) -> str:
     tiers = []
     for name, tier in store.stats().items():
         if name == "host":
-            tiers.append(f"host {show_size(tier.capacity_bytes)} for {store.capacity * CHUNK:,} tokens")
+            tiers.append(f"host {show_size(tier.capacity_bytes)} for {store.capacity * BLOCK_TOKENS:,} tokens")
         elif tier.capacity_bytes:
             used = f"{show_size(tier.used_bytes)} of {show_size(tier.capacity_bytes)}"
-            tiers.append(f"{name} {used}, {tier.chunks * CHUNK:,} tokens of any model")
+            tiers.append(f"{name} {used}, {tier.blocks * BLOCK_TOKENS:,} tokens of any model")
         else:
             tiers.append(name)
     return "; ".join(tiers)

@@ -26,7 +26,7 @@ from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
 from kvjax.store.fetch import Fetch
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 
 logger = logging.getLogger(__name__)
 EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
@@ -193,9 +193,9 @@ class Runner:
         assert self.prefix is not None
         assert prefill.fetch is not None
         for place, layer in enumerate(self.groups[prefill.group]):
-            for index, chunks in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
+            for index, blocks in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
                 start = np.int32(index * prefill.size)
-                workspace[place], prefill.restored[layer] = steps.restore(self.mesh, workspace[place], chunks, start)
+                workspace[place], prefill.restored[layer] = steps.restore(self.mesh, workspace[place], blocks, start)
 
     def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Gives a finished group's new pieces to the store; after the last group later prompts will find them."""
@@ -303,9 +303,9 @@ class Runner:
             if self.prefix is not None and prefill.size == self.layout.piece:
                 workspace = self._workspace(bucket)[0]
                 k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
-                parts = [np.split(np.asarray(each), prefill.size // CHUNK, axis=1) for each in (k, v)]
-                chunks = tuple(zip(*parts, strict=True))
-                workspace[0], _ = steps.restore(self.mesh, workspace[0], chunks, np.int32(0))
+                parts = [np.split(np.asarray(each), prefill.size // BLOCK_TOKENS, axis=1) for each in (k, v)]
+                blocks = tuple(zip(*parts, strict=True))
+                workspace[0], _ = steps.restore(self.mesh, workspace[0], blocks, np.int32(0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.slots, np.bool_)

@@ -160,12 +160,12 @@ def cut(piece: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[
 def restore(
     mesh: Mesh | None,
     workspace: Workspace,
-    chunks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
+    blocks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
     start: Int[Array, ""],
 ) -> tuple[Workspace, Float[Array, ""]]:
     """Puts a piece back that `cut` gave, in equal parts; the scalar is there once no part is read any more."""
     k, v = workspace.k, workspace.v
-    for part, (its_k, its_v) in enumerate(chunks):
+    for part, (its_k, its_v) in enumerate(blocks):
         at = start + part * its_k.shape[1]
         k = jax.lax.dynamic_update_slice_in_dim(k, its_k, at, axis=1)
         v = jax.lax.dynamic_update_slice_in_dim(v, its_v, at, axis=1)
@@ -214,12 +214,12 @@ def score(part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"]
     """The log-probability of each target after the hidden state at its place, and the most likely tokens."""
     decoder = part.merge(leaves)
 
-    def chunk(pair: tuple[Array, Array]) -> Sample:
+    def block(pair: tuple[Array, Array]) -> Sample:
         return report(decoder.head(pair[0]), pair[1], jnp.bool_(True))
 
     rows = math.gcd(SCORED_ROWS, len(targets))
-    chunks = (x.reshape(-1, rows, x.shape[-1]), targets.reshape(-1, rows))
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(chunk, chunks))
+    blocks = (x.reshape(-1, rows, x.shape[-1]), targets.reshape(-1, rows))
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), jax.lax.map(block, blocks))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

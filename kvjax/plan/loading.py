@@ -9,8 +9,8 @@ import itertools
 from kvjax.engine.caches import Caches
 from kvjax.plan.devices import Device
 from kvjax.plan.roofline import prefill_seconds
-from kvjax.store.chunk import ChunkFormat
-from kvjax.store.keys import CHUNK
+from kvjax.store.block import BlockLayout
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.planner import Planner
 
 
@@ -49,7 +49,7 @@ class Prefix:
     """What is loaded or computed: the whole pieces of a context.
 
     Attributes:
-        nbytes: of its chunks in the store: every layer in full, headers included.
+        nbytes: of its blocks in the store: every layer in full, headers included.
         compute: of each piece, in order, the least seconds of computing it.
     """
 
@@ -73,8 +73,8 @@ def prefix(caches: Caches, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
     """Compares each tier with computing. The first tier is host memory, which the others' bytes pass through."""
     model, layout = caches.model, caches.layout
     pieces = layout.max_model_len // layout.piece
-    form = ChunkFormat(model.num_layers, model.num_kv_heads, model.head_dim, layout.kv_dtype)
-    piece_bytes = layout.piece // CHUNK * form.nbytes
+    form = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, layout.kv_dtype)
+    piece_bytes = layout.piece // BLOCK_TOKENS * form.nbytes
     compute = prefill_seconds(caches, device, pieces)
     loads = []
     for tier in tiers:

@@ -79,7 +79,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("host_cache_size", memory, "SIZE", "host memory for the KV of earlier prompts; 0 for no store"),
         Option("disk_cache", str, "DIR", "a folder where that KV outlives the server; servers may share it"),
         Option("disk_cache_size", memory, "SIZE", "most that may lie in that folder, as 100GiB"),
-        Option("disk_sync", yes_no, "yes|no", "whether a chunk on the disk survives a power cut"),
+        Option("disk_sync", yes_no, "yes|no", "whether a block on the disk survives a power cut"),
         Option("remote_cache", str, "URL", "gs://, s3://, redis://, mooncake://, or http(s):// read-only"),
         Option("prefetch_policy", str, "|".join(PREFETCH), "how long a request waits for stored KV"),
         Option("write_policy", str, "|".join(WRITE), "when KV goes to the disk and the remote tier"),

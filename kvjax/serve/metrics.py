@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from kvjax.engine.request import Finish, Timing
 from kvjax.serve.protocol import Engine
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.tier import Reason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -60,7 +60,7 @@ class EngineCollector(Collector):
         """One sample a tier of the KV store."""
         tiers = self.engine.store_stats()
         gauges = (
-            ("store_chunks", "Chunks of 256 tokens in a tier.", lambda tier: tier.chunks),
+            ("store_blocks", "Blocks of 256 tokens in a tier.", lambda tier: tier.blocks),
             ("store_used_bytes", "Bytes in a tier.", lambda tier: tier.used_bytes),
             (
                 "store_capacity_bytes",
@@ -74,12 +74,12 @@ class EngineCollector(Collector):
             ),
         )
         counters = (
-            ("store_hit_tokens", "Prompt tokens whose KV a tier had.", lambda tier: CHUNK * tier.hits),
+            ("store_hit_tokens", "Prompt tokens whose KV a tier had.", lambda tier: BLOCK_TOKENS * tier.hits),
             ("store_loaded_bytes", "Bytes read from a tier to host memory.", lambda tier: tier.loaded_bytes),
             ("store_load_seconds", "Seconds of those reads, of all threads together.", lambda tier: tier.load_seconds),
-            ("store_written_chunks", "Chunks written to a tier.", lambda tier: tier.written),
-            ("store_checked_layers", "Layers of found chunks that were computed again.", lambda tier: tier.checked),
-            ("store_evicted_chunks", "Chunks that left a tier for others.", lambda tier: tier.evictions),
+            ("store_written_blocks", "Blocks written to a tier.", lambda tier: tier.written),
+            ("store_checked_layers", "Layers of found blocks that were computed again.", lambda tier: tier.checked),
+            ("store_evicted_blocks", "Blocks that left a tier for others.", lambda tier: tier.evictions),
         )
         labels = (*self.labels, "tier")
         for families, kind in ((gauges, GaugeMetricFamily), (counters, CounterMetricFamily)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import kvjax
 from kvjax.serve.protocol import Caches, Engine
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.stats import TierStats
 
 HISTORY = 120
@@ -111,11 +111,11 @@ def _compression(caches: Caches) -> dict[str, Any]:
 def _tier(name: str, tier: TierStats) -> dict[str, Any]:
     return {
         "tier": name,
-        "chunks": tier.chunks,
+        "blocks": tier.blocks,
         "used_bytes": tier.used_bytes,
         "capacity_bytes": tier.capacity_bytes,
-        "hit_tokens": CHUNK * tier.hits,
-        "written_chunks": tier.written,
+        "hit_tokens": BLOCK_TOKENS * tier.hits,
+        "written_blocks": tier.written,
         "errors": sum(tier.errors.values()),
         "breaker": tier.breaker,
     }

@@ -214,11 +214,11 @@ class TierState(Exact):
     """One tier of the KV store. A capacity of 0 is one that the tier does not say; a breaker of "" is none."""
 
     tier: str
-    chunks: int
+    blocks: int
     used_bytes: int
     capacity_bytes: int
     hit_tokens: int
-    written_chunks: int
+    written_blocks: int
     errors: int
     breaker: str
 

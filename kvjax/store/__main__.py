@@ -11,13 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kvjax.store.chunk import ChunkFormat, CorruptChunkError
+from kvjax.store.block import BlockLayout, CorruptBlockError
 from kvjax.store.disk import DiskTier
 from kvjax.store.keys import FORMAT
 from kvjax.store.sizes import memory, show_size
 from kvjax.store.tier import Stored, Tier, TierError
 
-MOST_CHUNK = 4 << 30  # bytes: what claims to be larger is no chunk
+MOST_BLOCK = 4 << 30  # bytes: what claims to be larger is no block
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    command("ls", _list).add_argument("--limit", type=int, default=20, help="most chunks to show (default: 20)")
+    command("ls", _list).add_argument("--limit", type=int, default=20, help="most blocks to show (default: 20)")
     command("stat", _stat)
     command("verify", _verify).add_argument("--remove", action="store_true", help="remove what is harmed")
     gc = command("gc", _gc)
@@ -75,9 +75,9 @@ def _newest_first(tier: Tier) -> list[Stored]:
 
 
 def _list(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """list chunks, those used last first"""
+    """list blocks, those used last first"""
     everything = _newest_first(tier)
-    for stored in everything[: args.limit]:  # a line a chunk, for other programs to read
+    for stored in everything[: args.limit]:  # a line a block, for other programs to read
         console.print(f"{stored.key}  {show_size(stored.nbytes):>10}  {_ago(stored.used)}")
     if len(everything) > args.limit:
         console.print(f"and {len(everything) - args.limit:,} more (--limit)")
@@ -85,23 +85,23 @@ def _list(tier: Tier, args: argparse.Namespace, console: Console) -> int:
 
 
 def _stat(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """say how many chunks there are, of how many models, and how old"""
+    """say how many blocks there are, of how many models, and how old"""
     everything = _newest_first(tier)
     table = Table(show_header=False, box=None)
-    table.add_row("chunks", f"{len(everything):,}")
+    table.add_row("blocks", f"{len(everything):,}")
     table.add_row("tokens", f"{256 * len(everything):,}")
     table.add_row("size", show_size(sum(stored.nbytes for stored in everything)))
     if everything:
         table.add_row("used last", _ago(everything[0].used))
         table.add_row("unused longest", _ago(everything[-1].used))
         sizes = {stored.nbytes for stored in everything}
-        table.add_row("formats", f"{len(sizes)} ({', '.join(show_size(size) for size in sorted(sizes))} a chunk)")
+        table.add_row("formats", f"{len(sizes)} ({', '.join(show_size(size) for size in sorted(sizes))} a block)")
     console.print(table)
     return 0
 
 
 def _verify(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """read every chunk and prove it"""
+    """read every block and prove it"""
     good = harmed = 0
     for stored in tier.scan():
         problem = _problem(tier, stored)
@@ -112,12 +112,12 @@ def _verify(tier: Tier, args: argparse.Namespace, console: Console) -> int:
         console.print(f"{stored.key}: {problem}{'; removed' if args.remove else ''}")
         if args.remove:
             tier.delete(stored.key)
-    console.print(f"{good:,} chunks are good, {harmed:,} are harmed")
+    console.print(f"{good:,} blocks are good, {harmed:,} are harmed")
     return 1 if harmed and not args.remove else 0
 
 
 def _gc(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """remove the chunks that were not used for longest"""
+    """remove the blocks that were not used for longest"""
     if args.size is None and args.older_than is None:
         raise TierError("refused", "gc needs --size or --older-than")
     everything = _newest_first(tier)
@@ -129,31 +129,31 @@ def _gc(tier: Tier, args: argparse.Namespace, console: Console) -> int:
             removed += 1
         else:
             kept += stored.nbytes
-    console.print(f"removed {removed:,} chunks; {len(everything) - removed:,} of {show_size(kept)} are left")
+    console.print(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(kept)} are left")
     return 0
 
 
 def _purge(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """remove every chunk"""
+    """remove every block"""
     everything = list(tier.scan())
-    if not args.yes and input(f"remove {len(everything):,} chunks? [y/N] ").strip().lower() != "y":
+    if not args.yes and input(f"remove {len(everything):,} blocks? [y/N] ").strip().lower() != "y":
         console.print("nothing was removed")
         return 1
     for stored in everything:
         tier.delete(stored.key)
-    console.print(f"removed {len(everything):,} chunks")
+    console.print(f"removed {len(everything):,} blocks")
     return 0
 
 
 def _export(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """write every good chunk to a tar file"""
+    """write every good block to a tar file"""
     count = skipped = 0
     with tarfile.open(args.file, "w") as bundle:
         for stored in tier.scan():
             try:
                 blob = _read(tier, stored)
-                ChunkFormat.read(blob)
-            except (TierError, CorruptChunkError) as error:
+                BlockLayout.read(blob)
+            except (TierError, CorruptBlockError) as error:
                 console.print(f"{stored.key}: left out: {error}")
                 skipped += 1
                 continue
@@ -161,23 +161,23 @@ def _export(tier: Tier, args: argparse.Namespace, console: Console) -> int:
             member.size, member.mode, member.mtime = blob.nbytes, 0o600, int(stored.used)
             bundle.addfile(member, _Bytes(blob))
             count += 1
-    console.print(f"wrote {count:,} chunks to {args.file}")
+    console.print(f"wrote {count:,} blocks to {args.file}")
     return 1 if skipped else 0
 
 
 def _import(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """take the chunks of a tar file, each of which is proven first"""
+    """take the blocks of a tar file, each of which is proven first"""
     count = refused = 0
     for name, blob in _members(args.file):
         try:
-            if ChunkFormat.read(blob)[1].hex != name:
-                raise CorruptChunkError("it is the chunk of another key")
+            if BlockLayout.read(blob)[1].hex != name:
+                raise CorruptBlockError("it is the block of another key")
             tier.write(name, memoryview(blob))
             count += 1
-        except CorruptChunkError as error:
+        except CorruptBlockError as error:
             console.print(f"{name:.80}: refused: {error}")
             refused += 1
-    console.print(f"took {count:,} chunks from {args.file}")
+    console.print(f"took {count:,} blocks from {args.file}")
     return 1 if refused else 0
 
 
@@ -185,7 +185,7 @@ def _members(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with tarfile.open(file) as bundle:
             for member in bundle:
-                if member.isreg() and member.size <= MOST_CHUNK and (stream := bundle.extractfile(member)):
+                if member.isreg() and member.size <= MOST_BLOCK and (stream := bundle.extractfile(member)):
                     yield member.name, np.frombuffer(stream.read(), np.uint8)
     except (OSError, tarfile.TarError) as error:
         raise TierError("io", f"{file}: {error}") from error
@@ -193,29 +193,29 @@ def _members(file: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _problem(tier: Tier, stored: Stored) -> str | None:
     try:
-        name = ChunkFormat.read(_read(tier, stored))[1]
-    except (TierError, CorruptChunkError) as error:
+        name = BlockLayout.read(_read(tier, stored))[1]
+    except (TierError, CorruptBlockError) as error:
         return str(error)
-    return None if name.hex == stored.key else f"it is the chunk {name.hex}"
+    return None if name.hex == stored.key else f"it is the block {name.hex}"
 
 
 def _read(tier: Tier, stored: Stored) -> np.ndarray:
-    """The bytes of a chunk.
+    """The bytes of a block.
 
     Raises:
         TierError: it cannot be read.
-        CorruptChunkError: it is gone, or too large to be one.
+        CorruptBlockError: it is gone, or too large to be one.
     """
-    if stored.nbytes > MOST_CHUNK:
-        raise CorruptChunkError(f"{stored.nbytes} bytes")
+    if stored.nbytes > MOST_BLOCK:
+        raise CorruptBlockError(f"{stored.nbytes} bytes")
     if not stored.nbytes:
         blob = tier.load(stored.key)
         if blob is None:
-            raise CorruptChunkError("it is gone")
+            raise CorruptBlockError("it is gone")
         return np.frombuffer(blob, np.uint8)
     buffer = np.zeros(stored.nbytes, np.uint8)
     if not tier.read(stored.key, memoryview(buffer)):
-        raise CorruptChunkError("it is gone")
+        raise CorruptBlockError("it is gone")
     return buffer
 
 

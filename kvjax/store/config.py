@@ -15,18 +15,18 @@ class StoreConfig:
     """Sizes in bytes, times in seconds.
 
     Attributes:
-        host_cache_size: of memory for chunks; all of it is allocated at the start. Every chunk passes through it.
-        disk_cache: a folder for chunks; None for no disk tier.
+        host_cache_size: of memory for blocks; all of it is allocated at the start. Every block passes through it.
+        disk_cache: a folder for blocks; None for no disk tier.
         disk_cache_size: most that may lie under that folder, whatever it is.
-        disk_sync: whether a chunk on the disk survives a power cut, not only a crash of the server.
+        disk_sync: whether a block on the disk survives a power cut, not only a crash of the server.
         remote_cache: URL of a remote tier; None for none.
         remote_deadline: most that one call to the remote tier may take.
-        prefetch_policy: how long a waiting request lets chunks come nearer: until a slot is free, until they are all
+        prefetch_policy: how long a waiting request lets blocks come nearer: until a slot is free, until they are all
             there, or for `prefetch_base` seconds and `prefetch_per_1k` more for each 1,000 tokens that are stored.
-        write_policy: when a chunk goes to the tiers below: at once, once it was found `selective_hits` times, or when
+        write_policy: when a block goes to the tiers below: at once, once it was found `selective_hits` times, or when
             it leaves the host.
-        promotion: whether a chunk that came from below stays in the host tier after its use.
-        eviction_policy: which chunk leaves a full tier first.
+        promotion: whether a block that came from below stays in the host tier after its use.
+        eviction_policy: which block leaves a full tier first.
         canary: share of the hits that are computed all the same and compared, bit by bit.
         store_generated: whether the KV of generated tokens is kept as well, and found by prompts that go on from there.
             It is what decode steps computed, so an answer may be another one than after computing the whole prompt.
@@ -70,7 +70,7 @@ class StoreConfig:
         if (self.disk_cache is None) != (self.disk_cache_size == 0):
             raise ValueError("a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)")
         if not self.host_cache_size and (self.disk_cache or self.remote_cache or self.store_generated):
-            raise ValueError("chunks of every tier pass through host memory: give --host-cache-size as well")
+            raise ValueError("blocks of every tier pass through host memory: give --host-cache-size as well")
 
     def patience(self, tokens: int) -> float:
         """Seconds that a request waits for so many stored tokens, if its turn has come."""

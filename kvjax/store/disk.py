@@ -1,10 +1,10 @@
-"""The disk tier: one file a chunk in a folder that several servers may share, never larger than it may be.
+"""The disk tier: one file a block in a folder that several servers may share, never larger than it may be.
 
 Writes go from the caller's memory and reads into it, without a copy between. The files are the truth: what another
 server adds or removes is seen because its folder's time changes, and a start needs nothing but a listing.
 
     ROOT/kvjax-kv-1/lock            held while space is made and taken, against other processes
-    ROOT/kvjax-kv-1/ab/abcdef...    a chunk; its time says when it was last read
+    ROOT/kvjax-kv-1/ab/abcdef...    a block; its time says when it was last read
 """
 
 import collections
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvjax.store.chunk import PAGE
+from kvjax.store.block import PAGE
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
 from kvjax.store.names import key_of, object_name
@@ -30,13 +30,13 @@ PATIENCE = 0.1  # seconds that a question for what is held may wait for a write
 
 
 class DiskTier(Tier):
-    """Chunks in a folder.
+    """Blocks in a folder.
 
     Args:
         root: made if it is not there; only its owner may read what is put there.
-        most_bytes: of everything under `root`: chunks, temporary files, and what was there before.
+        most_bytes: of everything under `root`: blocks, temporary files, and what was there before.
         policy: who leaves first; a start takes the order of last use from the files' times.
-        sync: whether a chunk is on the medium, not only with the operating system, before it counts as written.
+        sync: whether a block is on the medium, not only with the operating system, before it counts as written.
         least_free: bytes of the file system that stay free.
 
     Raises:
@@ -62,7 +62,7 @@ class DiskTier(Tier):
         self._reads: collections.deque[str] = collections.deque()  # of which the policy has not been told yet
         self._listed: dict[str, int] = {}  # the time, in ns, of each folder when it was listed; 0 to list it again
         self._files: dict[str, dict[str, int]] = {}  # bytes of each file of each folder
-        self._held = {"chunks": 0, "used_bytes": 0, "evictions": 0}
+        self._held = {"blocks": 0, "used_bytes": 0, "evictions": 0}
         with _errors(self._base):
             self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._base.chmod(0o700)
@@ -82,7 +82,7 @@ class DiskTier(Tier):
             return self._foreign + sum(sum(files.values()) for files in self._files.values())
 
     def __len__(self) -> int:
-        """Chunks, as far as this process has looked."""
+        """Blocks, as far as this process has looked."""
         with self._mutex:
             return sum(1 for _ in self._policy.order())
 
@@ -157,7 +157,7 @@ class DiskTier(Tier):
         """What it holds, or held before a write that takes long."""
         if self._mutex.acquire(timeout=PATIENCE):
             try:
-                self._held = {"chunks": len(self), "used_bytes": self.used_bytes, "evictions": self.evictions}
+                self._held = {"blocks": len(self), "used_bytes": self.used_bytes, "evictions": self.evictions}
             finally:
                 self._mutex.release()
         return self._held | {"capacity_bytes": self.most_bytes}
@@ -202,7 +202,7 @@ class DiskTier(Tier):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _make_room(self, nbytes: int) -> None:
-        """Removes chunks until a file of so many bytes fits; where it never will, only what is too much without it.
+        """Removes blocks until a file of so many bytes fits; where it never will, only what is too much without it.
 
         Raises:
             TierError: it does not fit.
@@ -221,7 +221,7 @@ class DiskTier(Tier):
         raise TierError("full", f"{self._base}: no room for {nbytes} bytes in {self.most_bytes}")
 
     def _evict(self, nbytes: int) -> None:
-        """Removes chunks until so many bytes are free, or none is left."""
+        """Removes blocks until so many bytes are free, or none is left."""
         self._count_reads()
         for key in list(self._policy.order()) if nbytes > 0 else ():
             if nbytes <= 0:
@@ -249,7 +249,7 @@ class DiskTier(Tier):
                 self._policy.add(name)
 
     def _changes(self, shard: str | None) -> Iterator[tuple[str, int]]:
-        """When each folder of chunks, or this one, changed last: in ns."""
+        """When each folder of blocks, or this one, changed last: in ns."""
         if shard is not None:
             yield shard, (self._base / shard).stat().st_mtime_ns
             return
@@ -259,7 +259,7 @@ class DiskTier(Tier):
                     yield entry.name, entry.stat(follow_symlinks=False).st_mtime_ns
 
     def _list(self, shard: str) -> list[tuple[float, str]]:
-        """Looks at every file of a folder; returns the chunks that are new, with their times."""
+        """Looks at every file of a folder; returns the blocks that are new, with their times."""
         known, there = self._files.setdefault(shard, {}), {}
         fresh: list[tuple[float, str]] = []
         with os.scandir(self._base / shard) as entries:

@@ -1,6 +1,6 @@
 """Who leaves first when a tier is full: an order over keys, told of every arrival, use and departure.
 
-Whoever uses a chain of chunks tells of its last one first, so the beginning of a prompt, which more prompts share,
+Whoever uses a chain of blocks tells of its last one first, so the beginning of a prompt, which more prompts share,
 counts as used later and leaves later.
 """
 

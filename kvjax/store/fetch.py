@@ -1,7 +1,7 @@
-"""Chunks on their way to host memory for one request, and the leases that keep them there.
+"""Blocks on their way to host memory for one request, and the leases that keep them there.
 
 A fetch loads the beginning of a chain and nothing behind a gap: what is missing, late or harmed ends it there, and the
-rest is computed. Several requests that want one chunk wait for one load of it.
+rest is computed. Several requests that want one block wait for one load of it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kvjax.store.chunk import Blob
+from kvjax.store.block import Blob
 from kvjax.store.host import Slab
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 
 if TYPE_CHECKING:
     from kvjax.store.store import KVStore
@@ -21,26 +21,26 @@ LEASE = 600.0  # seconds after which a fetch that nobody has asked anything lose
 
 
 class LeaseExpiredError(Exception):
-    """A fetch was asked for chunks that it had held too long without a word."""
+    """A fetch was asked for blocks that it had held too long without a word."""
 
 
 class Fetch:
-    """The chunks of one prompt. A context manager: on exit nothing is leased any more.
+    """The blocks of one prompt. A context manager: on exit nothing is leased any more.
 
     Attributes:
-        names: of all whole chunks of the prompt that may be used.
+        names: of all whole blocks of the prompt that may be used.
         fork: how many of them are of the chain that was asked for first; behind it another one goes on.
         started: when it began, by `time.monotonic`.
         done: whether nothing more will come.
     """
 
-    def __init__(self, store: KVStore, names: Sequence[ChunkName], unit: int, told: Callable[[], None]) -> None:
-        """`KVStore.fetch` makes it. `unit`: chunks of a piece; `told` is called, from any thread, once it is done."""
+    def __init__(self, store: KVStore, names: Sequence[BlockKey], unit: int, told: Callable[[], None]) -> None:
+        """`KVStore.fetch` makes it. `unit`: blocks of a piece; `told` is called, from any thread, once it is done."""
         self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
         self._store, self.unit, self._told = store, unit, told
         self.slabs: list[Slab | None] = [None] * len(names)
-        self.tiers: list[str] = []  # where each chunk was found
-        self.limit = len(names)  # chunks behind it are not wanted any more
+        self.tiers: list[str] = []  # where each block was found
+        self.limit = len(names)  # blocks behind it are not wanted any more
         self.closed = False
         self.deadline = self.started + LEASE
         self._asked, self._front, self._measured = 0, 0, self.started
@@ -53,13 +53,13 @@ class Fetch:
 
     @property
     def loaded(self) -> int:
-        """How many chunks from the first on are in host memory, without a gap. Whole pieces count only."""
+        """How many blocks from the first on are in host memory, without a gap. Whole pieces count only."""
         with self._store.mutex:
             return self._whole()
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Which tier each of the loaded chunks came from."""
+        """Which tier each of the loaded blocks came from."""
         with self._store.mutex:
             return tuple(self.tiers[: self._whole()])
 
@@ -72,7 +72,7 @@ class Fetch:
                 self._let_go(index)
 
     def blob(self, index: int) -> Blob:
-        """The bytes of a loaded chunk, which stay as they are until the fetch is closed.
+        """The bytes of a loaded block, which stay as they are until the fetch is closed.
 
         Raises:
             LeaseExpiredError: nobody asked for anything for `LEASE` seconds.
@@ -80,12 +80,12 @@ class Fetch:
         with self._store.mutex:
             slab = self.slabs[index]
             if self.closed or slab is None:
-                raise LeaseExpiredError(f"chunk {index} was held for more than {LEASE:.0f} s without being used")
+                raise LeaseExpiredError(f"block {index} was held for more than {LEASE:.0f} s without being used")
             self.renew()
             return slab.blob
 
     def renew(self) -> None:
-        """Says that somebody still wants the chunks."""
+        """Says that somebody still wants the blocks."""
         self.deadline = time.monotonic() + LEASE
 
     def close(self) -> None:
@@ -102,11 +102,11 @@ class Fetch:
 
     @property
     def held(self) -> int:
-        """Chunks from the first on that are in host memory, without a gap."""
+        """Blocks from the first on that are in host memory, without a gap."""
         return next((index for index, slab in enumerate(self.slabs) if slab is None), len(self.slabs))
 
-    def turn(self, fork: int, names: Sequence[ChunkName]) -> bool:
-        """The first chain ends after `fork` chunks: other names stand behind. Not any more for a fetch that is done."""
+    def turn(self, fork: int, names: Sequence[BlockKey]) -> bool:
+        """The first chain ends after `fork` blocks: other names stand behind. Not any more for a fetch that is done."""
         if self.done:
             return False
         for index in range(fork, len(self.slabs)):
@@ -115,7 +115,7 @@ class Fetch:
         return True
 
     def due(self) -> list[int]:
-        """The chunks to load now, each only once.
+        """The blocks to load now, each only once.
 
         All that are wanted, but of a tier that nobody has measured one piece: whether to want more is chosen then.
         """
@@ -130,7 +130,7 @@ class Fetch:
         return [index for index in range(first, self._asked) if self.slabs[index] is None]
 
     def place(self, index: int, slab: Slab, tier: str) -> None:
-        """A chunk has come, with a lease for this fetch."""
+        """A block has come, with a lease for this fetch."""
         if self.closed or index >= self.limit:
             self._store.release(slab)
             return
@@ -140,7 +140,7 @@ class Fetch:
         self._replan()
 
     def miss(self, index: int) -> None:
-        """A chunk will not come: nor does what is behind it matter."""
+        """A block will not come: nor does what is behind it matter."""
         self.limit = min(self.limit, index)
         self.settle()
 

@@ -1,6 +1,6 @@
-"""The host tier: verified chunks in one block of memory that is allocated once.
+"""The host tier: verified blocks in one block of memory that is allocated once.
 
-Memory that is allocated anew costs thirty times a copy into memory that is there, so chunks live in slabs of one size.
+Memory that is allocated anew costs thirty times a copy into memory that is there, so blocks live in slabs of one size.
 Everything that comes from or goes to the device passes through here. The store's lock guards it.
 """
 
@@ -8,18 +8,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvjax.store.chunk import PAGE, Blob
+from kvjax.store.block import PAGE, Blob
 from kvjax.store.eviction import EvictionPolicy
 from kvjax.store.pages import Pages
 
 
 @dataclasses.dataclass(eq=False)
 class Slab:
-    """One chunk in memory. Whoever holds a lease on it may read `blob`; before it is `ready` its writer alone may.
+    """One block in memory. Whoever holds a lease on it may read `blob`; before it is `ready` its writer alone may.
 
     Attributes:
-        key: of the chunk; "" where the slab is nobody's.
-        ready: whether the chunk is whole and proven.
+        key: of the block; "" where the slab is nobody's.
+        ready: whether the block is whole and proven.
         leases: how many hold it.
         dirty: whether a tier below does not have it yet.
         writing: whether it is on its way there.
@@ -42,23 +42,23 @@ class HostTier:
 
     Args:
         most_bytes: of all slabs; no more is ever allocated.
-        chunk_bytes: of one chunk.
+        block_bytes: of one block.
         policy: who leaves first.
-        leaving: is asked of each chunk before it leaves whether it may; a chunk that may not yet stays for now.
+        leaving: is asked of each block before it leaves whether it may; a block that may not yet stays for now.
     """
 
     def __init__(
         self,
         most_bytes: int,
-        chunk_bytes: int,
+        block_bytes: int,
         policy: EvictionPolicy,
         leaving: Callable[[Slab], bool] = lambda slab: True,
     ) -> None:
-        stride = -(-chunk_bytes // PAGE) * PAGE
+        stride = -(-block_bytes // PAGE) * PAGE
         count = most_bytes // stride
         self._pages = Pages(count * stride)
         begins = range(0, count * stride, stride)
-        self._free = [Slab(self._pages.memory[begin : begin + chunk_bytes]) for begin in reversed(begins)]
+        self._free = [Slab(self._pages.memory[begin : begin + block_bytes]) for begin in reversed(begins)]
         self._slabs: dict[str, Slab] = {}
         self._policy, self._leaving = policy, leaving
         self.capacity, self.stride = count, stride
@@ -74,27 +74,27 @@ class HostTier:
     def held(self) -> dict[str, Any]:
         """What the tier knows of its state."""
         return {
-            "chunks": len(self),
+            "blocks": len(self),
             "used_bytes": self.used_bytes,
             "capacity_bytes": self.capacity * self.stride,
             "evictions": self.evictions,
         }
 
     def find(self, key: str) -> Slab | None:
-        """The chunk, if it is here and ready."""
+        """The block, if it is here and ready."""
         slab = self._slabs.get(key)
         return slab if slab is not None and slab.ready else None
 
     def holds(self, key: str) -> bool:
-        """Whether a chunk is here, or somebody writes it."""
+        """Whether a block is here, or somebody writes it."""
         return key in self._slabs
 
     def ready(self) -> list[Slab]:
-        """Every chunk that may be found."""
+        """Every block that may be found."""
         return [slab for slab in self._slabs.values() if slab.ready]
 
     def use(self, slab: Slab) -> None:
-        """A chunk was found: it leaves later."""
+        """A block was found: it leaves later."""
         slab.hits += 1
         self._policy.use(slab.key)
 
@@ -105,7 +105,7 @@ class HostTier:
                 self._policy.use(slab.key)
 
     def take(self, key: str) -> Slab | None:
-        """A slab to write a new chunk to, leased to its writer; None if it is being written, or all are leased."""
+        """A slab to write a new block to, leased to its writer; None if it is being written, or all are leased."""
         if key in self._slabs or not (self._free or self._evict()):
             return None
         slab = self._free.pop()
@@ -116,14 +116,14 @@ class HostTier:
         return slab
 
     def release(self, slab: Slab) -> None:
-        """Gives a lease back; a chunk that never became ready is gone with the last one."""
+        """Gives a lease back; a block that never became ready is gone with the last one."""
         assert slab.leases > 0, "a lease was given back twice"
         slab.leases -= 1
         if not slab.ready and slab.leases == 0:
             self._drop(slab)
 
     def discard(self, key: str) -> None:
-        """Lets go of a chunk that nobody holds; no effect on others."""
+        """Lets go of a block that nobody holds; no effect on others."""
         slab = self._slabs.get(key)
         if slab is not None and slab.leases == 0:
             self._drop(slab)

@@ -1,15 +1,15 @@
-"""What a chunk of KV is found by: everything that decided its values, hashed.
+"""What a block of KV is found by: everything that decided its values, hashed.
 
-    key(i) = SHA256(key(i - 1) || tokens of chunk i as little-endian int32)        key(-1) = the namespace's root
+    key(i) = SHA256(key(i - 1) || tokens of block i as little-endian int32)        key(-1) = the namespace's root
 
-A key says all tokens from the first on, so chunks are shared by prefix and by nothing else. SHA-256 over explicit
+A key says all tokens from the first on, so blocks are shared by prefix and by nothing else. SHA-256 over explicit
 bytes: no process, no hash seed and no machine has keys of its own.
 
 Where decode steps have computed KV, the chain leaves that of dense prefill, and everything behind is computed from it:
 
-    key(i) = SHA256(fork(key(i - 1)) || tokens of chunk i)        fork(key) = SHA256(key || root with the profile)
+    key(i) = SHA256(fork(key(i - 1)) || tokens of block i)        fork(key) = SHA256(key || root with the profile)
 
-at the first such chunk only. Whoever does not know the profile never finds one, and no dense chunk is hidden by it.
+at the first such block only. Whoever does not know the profile never finds one, and no dense block is hidden by it.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import hashlib
 import numpy as np
 from jaxtyping import Integer
 
-CHUNK = 256  # tokens: the unit of hashing, storing and hitting
+BLOCK_TOKENS = 256  # tokens: the unit of hashing, storing and hitting
 FORMAT = "kvjax-kv-1"
 
 
@@ -47,16 +47,16 @@ class Namespace:
     profile: str = ""
 
     def root(self, salt: str = "") -> bytes:
-        """The key before the first chunk of everything that a tenant of this `salt` stores."""
+        """The key before the first block of everything that a tenant of this `salt` stores."""
         digest = hashlib.sha256()
-        fields = {"format": FORMAT, "chunk": str(CHUNK), **dataclasses.asdict(self), "salt": salt}
+        fields = {"format": FORMAT, "block": str(BLOCK_TOKENS), **dataclasses.asdict(self), "salt": salt}
         for name, value in fields.items():
             for part in (name.encode(), value.encode("utf-8", "surrogatepass")):
                 digest.update(len(part).to_bytes(4, "little") + part)  # no two lists of fields are the same bytes
         return digest.digest()
 
     def fork(self, key: bytes, profile: str) -> bytes:
-        """The key that stands for `key` before the first chunk in which a decode step of this `profile` had part.
+        """The key that stands for `key` before the first block in which a decode step of this `profile` had part.
 
         The tenant's salt is in `key` already.
         """
@@ -64,23 +64,23 @@ class Namespace:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkName:
-    """Which chunk: its key, the key of the chunk before it, and the SHA-256 of its tokens. 32 bytes each."""
+class BlockKey:
+    """Which block: its key, the key of the block before it, and the SHA-256 of its tokens. 32 bytes each."""
 
     key: bytes
     parent: bytes
     tokens: bytes
 
     @classmethod
-    def chain(cls, root: bytes, tokens: Integer[np.ndarray, "T"]) -> list["ChunkName"]:
-        """The names of all whole chunks of a prompt; what is left over has none.
+    def chain(cls, root: bytes, tokens: Integer[np.ndarray, "T"]) -> list["BlockKey"]:
+        """The names of all whole blocks of a prompt; what is left over has none.
 
         Raises:
             ValueError: a token id does not fit int32.
         """
         names, parent = [], root
-        for start in range(0, len(tokens) - CHUNK + 1, CHUNK):
-            read = _token_bytes(tokens[start : start + CHUNK])
+        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            read = _token_bytes(tokens[start : start + BLOCK_TOKENS])
             name = cls(hashlib.sha256(parent + read).digest(), parent, hashlib.sha256(read).digest())
             names.append(name)
             parent = name.key

@@ -1,24 +1,24 @@
-"""Where a chain of chunks lies: few questions to each tier, though a chain is long and an answer may be far away."""
+"""Where a chain of blocks lies: few questions to each tier, though a chain is long and an answer may be far away."""
 
 from collections.abc import Callable, Sequence
 
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 from kvjax.store.tier import Tier
 
 HOST = "host"
 
 
 def locate(
-    names: Sequence[ChunkName],
+    names: Sequence[BlockKey],
     here: Sequence[bool],
     tiers: Sequence[Tier],
-    contains: Callable[[Tier, ChunkName], bool],
+    contains: Callable[[Tier, BlockKey], bool],
     stop: Callable[[], bool],
 ) -> list[str]:
-    """The tier of each chunk from the first on, up to the first that is nowhere.
+    """The tier of each block from the first on, up to the first that is nowhere.
 
     Args:
-        here: which of the chunks are in host memory.
+        here: which of the blocks are in host memory.
         tiers: the others, nearest first; `contains` asks one of them.
         stop: whether nobody wants to know any more.
     """
@@ -35,8 +35,8 @@ def locate(
     return found
 
 
-def _extent(tier: Tier, names: Sequence[ChunkName], contains: Callable[[Tier, ChunkName], bool]) -> int:
-    """How many chunks from the first on a tier holds, which it does hold, by bisection."""
+def _extent(tier: Tier, names: Sequence[BlockKey], contains: Callable[[Tier, BlockKey], bool]) -> int:
+    """How many blocks from the first on a tier holds, which it does hold, by bisection."""
     low, step = 1, 1
     while low < len(names) and contains(tier, names[min(low + step, len(names)) - 1]):
         low, step = min(low + step, len(names)), 2 * step

@@ -1,6 +1,6 @@
 """A store from its configuration: which tiers there are, and in what order."""
 
-from kvjax.store.chunk import ChunkFormat
+from kvjax.store.block import BlockLayout
 from kvjax.store.config import StoreConfig
 from kvjax.store.disk import DiskTier
 from kvjax.store.eviction import POLICIES
@@ -10,7 +10,7 @@ from kvjax.store.tier import Tier
 from kvjax.store.url import open_tier
 
 
-def open_store(format: ChunkFormat, config: StoreConfig) -> KVStore:
+def open_store(format: BlockLayout, config: StoreConfig) -> KVStore:
     """Opens every tier that `config` names.
 
     Raises:

@@ -1,6 +1,6 @@
 """Memory that the kernel is asked for before anybody needs it, in the background and from the front.
 
-A page that is written for the first time costs thirty times one that is there, so whoever stores a chunk shall not be
+A page that is written for the first time costs thirty times one that is there, so whoever stores a block shall not be
 the first to write; and a server with hundreds of gigabytes shall not wait for them before it answers.
 """
 
@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from kvjax.store.chunk import Blob
+from kvjax.store.block import Blob
 
 MADV_POPULATE_WRITE = 23  # of Linux since 5.14; Python has no name for it yet
 STEP = 64 << 20  # bytes at once: how long `close` may have to wait

@@ -1,4 +1,4 @@
-"""New chunks on their way into the host tier: places that one writer fills, layer by layer, and then seals."""
+"""New blocks on their way into the host tier: places that one writer fills, layer by layer, and then seals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Num
 
 from kvjax.store.host import Slab
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 
 if TYPE_CHECKING:
     from kvjax.store.store import KVStore
@@ -20,10 +20,10 @@ class Saving:
     """A context manager: what was not sealed by its end is given up.
 
     Attributes:
-        wanted: which of the chunks, by index, have a place; the others are there already, or there is no room.
+        wanted: which of the blocks, by index, have a place; the others are there already, or there is no room.
     """
 
-    def __init__(self, store: KVStore, names: Sequence[ChunkName], slabs: Sequence[Slab | None]) -> None:
+    def __init__(self, store: KVStore, names: Sequence[BlockKey], slabs: Sequence[Slab | None]) -> None:
         """`KVStore.save` makes it."""
         self._store, self._names = store, names
         self._slabs = {index: slab for index, slab in enumerate(slabs) if slab is not None}
@@ -37,13 +37,13 @@ class Saving:
         self.close()
 
     def fill(self, index: int, layer: int, k: Num[np.ndarray, "K C D"], v: Num[np.ndarray, "K C D"]) -> None:
-        """Copies one layer of one chunk into its place."""
+        """Copies one layer of one block into its place."""
         keys, values = self._store.format.tensors(self._slabs[index].blob, layer)
         keys[...], values[...] = k, v
         self._filled[index] += 1
 
     def seal(self) -> None:
-        """Chunks of which every layer was filled may be found from now on; the others are given up."""
+        """Blocks of which every layer was filled may be found from now on; the others are given up."""
         while self._slabs:
             index, slab = self._slabs.popitem()
             if self._filled[index] == self._store.format.layers:

@@ -11,13 +11,13 @@ class TierStats:
     """Since the start, but for what it holds now. Bytes, and seconds of all threads together.
 
     Attributes:
-        hits: chunks that requests took from here.
-        checked: layers of found chunks that were computed again and compared, at the rate of `StoreConfig.canary`.
+        hits: blocks that requests took from here.
+        checked: layers of found blocks that were computed again and compared, at the rate of `StoreConfig.canary`.
         errors: by reason: those of `TierError`, "corrupt", and "canary" for what was not the same then.
         breaker: "closed", "open" or "half-open"; "" for a tier without one.
     """
 
-    chunks: int = 0
+    blocks: int = 0
     used_bytes: int = 0
     capacity_bytes: int = 0
     hits: int = 0

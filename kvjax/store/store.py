@@ -1,9 +1,9 @@
-"""The store: one host tier in front of slower ones, threads that move chunks between them, and one lock.
+"""The store: one host tier in front of slower ones, threads that move blocks between them, and one lock.
 
     engine --save--> host tier --write--> disk, remote           (after the request, in the background)
     engine <-fetch-- host tier <--load--- disk, remote           (while the request waits for its turn)
 
-Whatever a tier does wrong costs a recompute and nothing else: every chunk is proven before it is ready, and no call of
+Whatever a tier does wrong costs a recompute and nothing else: every block is proven before it is ready, and no call of
 the engine waits for a disk or a network.
 """
 
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kvjax.store.chunk import ChunkFormat, CorruptChunkError
+from kvjax.store.block import BlockLayout, CorruptBlockError
 from kvjax.store.config import StoreConfig
 from kvjax.store.eviction import POLICIES
 from kvjax.store.fetch import Fetch, slowest
 from kvjax.store.host import HostTier, Slab
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 from kvjax.store.locate import HOST, locate
 from kvjax.store.planner import Planner
 from kvjax.store.saving import Saving
@@ -27,13 +27,13 @@ from kvjax.store.stats import Counters, TierStats
 from kvjax.store.tier import Tier, TierError
 
 logger = logging.getLogger(__name__)
-Fork = Callable[[int], Sequence[ChunkName]]
+Fork = Callable[[int], Sequence[BlockKey]]
 LOADERS, WRITERS = 4, 2  # threads
 ROOM_WAIT = 5.0
 
 
 class KVStore:
-    """Chunks of one format, in tiers.
+    """Blocks of one format, in tiers.
 
     Args:
         below: the tiers behind host memory, nearest first. They are the store's from now on.
@@ -42,7 +42,7 @@ class KVStore:
         mutex: guards the host tier and every fetch.
     """
 
-    def __init__(self, format: ChunkFormat, config: StoreConfig, below: Sequence[Tier] = ()) -> None:
+    def __init__(self, format: BlockLayout, config: StoreConfig, below: Sequence[Tier] = ()) -> None:
         self.format, self.config, self.below = format, config, tuple(below)
         self.mutex = threading.RLock()
         self.planner = Planner()
@@ -50,7 +50,7 @@ class KVStore:
         self._host = HostTier(config.host_cache_size, format.nbytes, POLICIES[config.eviction_policy](), self._leaving)
         self._counters = Counters()
         self._fetches: set[Fetch] = set()
-        self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each chunk that is being loaded
+        self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each block that is being loaded
         self._backlog: dict[str, None] = {}  # keys to write as soon as others are written, oldest first
         self._writing = 0
         self._most_writes = max(self._host.capacity // 2, 1)  # at once: each holds a lease
@@ -59,23 +59,23 @@ class KVStore:
 
     @property
     def capacity(self) -> int:
-        """Chunks that the host tier holds at most."""
+        """Blocks that the host tier holds at most."""
         return self._host.capacity
 
     def fetch(
         self,
-        names: Sequence[ChunkName],
+        names: Sequence[BlockKey],
         *,
         unit: int,
         told: Callable[[], None] = lambda: None,
         fork: Fork | None = None,
     ) -> Fetch:
-        """Starts to bring a chain of chunks to host memory, as far as it is there and worth it.
+        """Starts to bring a chain of blocks to host memory, as far as it is there and worth it.
 
         Args:
-            unit: chunks of a piece; the chain is cut to whole pieces.
+            unit: blocks of a piece; the chain is cut to whole pieces.
             told: called, from any thread, when nothing more will come.
-            fork: where the chain ends after so many chunks, the names to look for behind, as many as are missing.
+            fork: where the chain ends after so many blocks, the names to look for behind, as many as are missing.
         """
         fetch = Fetch(self, names[: len(names) // unit * unit], unit, told)
         with self.mutex:
@@ -93,10 +93,10 @@ class KVStore:
             fetch.settle()
         return fetch
 
-    def save(self, names: Sequence[ChunkName]) -> Saving:
-        """Places in host memory for those of these chunks that are not there; whoever saves fills them.
+    def save(self, names: Sequence[BlockKey]) -> Saving:
+        """Places in host memory for those of these blocks that are not there; whoever saves fills them.
 
-        With write-back it may wait for older chunks to be written first, but no longer than `ROOM_WAIT` seconds.
+        With write-back it may wait for older blocks to be written first, but no longer than `ROOM_WAIT` seconds.
         """
         deadline = time.monotonic() + ROOM_WAIT
         slabs = []
@@ -177,26 +177,26 @@ class KVStore:
         self._fetches.discard(fetch)
 
     def count_hits(self, tiers: Sequence[str]) -> None:
-        """A request uses chunks that were found in these tiers."""
+        """A request uses blocks that were found in these tiers."""
         for tier in tiers:
             self._counters.add(tier, "hits")
 
-    def checked(self, name: ChunkName, same: bool) -> None:
-        """A layer of a stored chunk was computed again: is it the same?"""
+    def checked(self, name: BlockKey, same: bool) -> None:
+        """A layer of a stored block was computed again: is it the same?"""
         self._counters.add(HOST, "checked")
         if not same:
-            logger.error("chunk %s is not what is computed now: purge the store, and report this", name.hex)
+            logger.error("block %s is not what is computed now: purge the store, and report this", name.hex)
             self._counters.add(HOST, "error canary")
 
     def saved(self, slab: Slab) -> None:
-        """A new chunk is ready."""
+        """A new block is ready."""
         with self.mutex:
             slab.ready, slab.dirty = True, any(not tier.read_only for tier in self.below)
             self._counters.add(HOST, "written")
             self._consider(slab)
 
     def _lease(self, fetch: Fetch, first: int) -> int:
-        """Leases what the host tier has of the chunks from `first` on; returns how many a fetch holds without a gap."""
+        """Leases what the host tier has of the blocks from `first` on; returns how many a fetch holds without a gap."""
         for index in reversed(range(first, len(fetch.names))):  # the last one first: the beginning shall leave last
             slab = self._host.find(fetch.names[index].hex)
             if slab is not None:
@@ -207,7 +207,7 @@ class KVStore:
         return fetch.held
 
     def _turn(self, fetch: Fetch, end: int, fork: Fork) -> None:
-        """The chain of a fetch ends after `end` chunks; it goes on with another one."""
+        """The chain of a fetch ends after `end` blocks; it goes on with another one."""
         names = fork(end)[: len(fetch.names) - end]
         with self.mutex:
             if fetch.turn(end, names):
@@ -217,14 +217,14 @@ class KVStore:
     # Loading: worker threads.
 
     def _locate(self, fetch: Fetch, fork: Fork | None) -> None:
-        """Where is the chain, how much of it is worth loading? Then each missing chunk is loaded."""
+        """Where is the chain, how much of it is worth loading? Then each missing block is loaded."""
         try:
             tiers = self._find(fetch, 0)
             if len(tiers) < len(fetch.names) and fork is not None:
                 self._turn(fetch, len(tiers), fork)
                 tiers += self._find(fetch, len(tiers))
         except Exception:
-            logger.exception("looking for stored chunks failed")
+            logger.exception("looking for stored blocks failed")
             tiers = []
         with self.mutex:
             if fetch.done:  # its request has taken what there was, and counts on it
@@ -235,7 +235,7 @@ class KVStore:
             fetch.settle()
 
     def _ask(self, fetch: Fetch) -> None:
-        """Has those chunks loaded whose time has come."""
+        """Has those blocks loaded whose time has come."""
         for index in fetch.due():
             waiting = self._loading.setdefault(fetch.names[index].hex, [])
             waiting.append((fetch, index))
@@ -243,21 +243,21 @@ class KVStore:
                 self._loaders.submit(self._load, fetch.names[index])
 
     def _find(self, fetch: Fetch, first: int) -> list[str]:
-        """The tier of each chunk from `first` on, for as many whole pieces as are somewhere."""
+        """The tier of each block from `first` on, for as many whole pieces as are somewhere."""
         with self.mutex:
             names, here = fetch.names[first:], [slab is not None for slab in fetch.slabs[first:]]
         tiers = locate(names, here, self.below, self._contains, lambda: fetch.closed)
         return tiers[: len(tiers) // fetch.unit * fetch.unit]
 
-    def _contains(self, tier: Tier, name: ChunkName) -> bool:
+    def _contains(self, tier: Tier, name: BlockKey) -> bool:
         try:
             return tier.contains(name.hex)
         except TierError as error:
             self._failed(tier, error)
             return False
 
-    def _load(self, name: ChunkName) -> None:
-        """Loads one chunk for everybody who waits for it."""
+    def _load(self, name: BlockKey) -> None:
+        """Loads one block for everybody who waits for it."""
         key, tier, slab = name.hex, HOST, None
         try:
             with self.mutex:
@@ -270,7 +270,7 @@ class KVStore:
             if slab is not None and not slab.ready:
                 tier = self._read(name, slab)
         except Exception:
-            logger.exception("loading a chunk failed")
+            logger.exception("loading a block failed")
             tier = ""
         with self.mutex:
             waiting = self._loading.pop(key)
@@ -286,8 +286,8 @@ class KVStore:
                 self.release(slab)
             self._idle.notify_all()
 
-    def _read(self, name: ChunkName, slab: Slab) -> str:
-        """Fills a slab from the nearest tier that has the chunk unharmed; returns its name, "" if there is none."""
+    def _read(self, name: BlockKey, slab: Slab) -> str:
+        """Fills a slab from the nearest tier that has the block unharmed; returns its name, "" if there is none."""
         for tier in self.below:
             began = time.monotonic()
             try:
@@ -299,8 +299,8 @@ class KVStore:
                 if error.reason == "length":
                     self._remove(tier, name)
                 continue
-            except CorruptChunkError as error:
-                logger.warning("a chunk in the %s tier is harmed and is removed: %s", tier.name, error)
+            except CorruptBlockError as error:
+                logger.warning("a block in the %s tier is harmed and is removed: %s", tier.name, error)
                 self._counters.add(tier.name, "error corrupt")
                 self._remove(tier, name)
                 continue
@@ -314,7 +314,7 @@ class KVStore:
             return tier.name
         return ""
 
-    def _remove(self, tier: Tier, name: ChunkName) -> None:
+    def _remove(self, tier: Tier, name: BlockKey) -> None:
         if tier.read_only:
             return
         try:
@@ -325,14 +325,14 @@ class KVStore:
     # Writing: worker threads.
 
     def _consider(self, slab: Slab) -> None:
-        """Writes a chunk to the tiers below if its time has come."""
+        """Writes a block to the tiers below if its time has come."""
         config = self.config
         selected = config.write_policy == "write_through_selective" and slab.hits >= config.selective_hits
         if slab.dirty and (config.write_policy == "write_through" or selected):
             self._write(slab)
 
     def _leaving(self, slab: Slab) -> bool:
-        """The host tier wants to let a chunk go: may it?"""
+        """The host tier wants to let a block go: may it?"""
         if slab.dirty and self.config.write_policy == "write_back":
             self._write(slab)
             return False  # once it is written
@@ -341,7 +341,7 @@ class KVStore:
         return True
 
     def _write(self, slab: Slab) -> None:
-        """Writes a chunk to the tiers below, now or when its turn comes."""
+        """Writes a block to the tiers below, now or when its turn comes."""
         if slab.writing:
             return
         if self._writing >= self._most_writes:
@@ -367,7 +367,7 @@ class KVStore:
                 self._failed(tier, error)
             except Exception:
                 written = False
-                logger.exception("writing a chunk to the %s tier failed", tier.name)
+                logger.exception("writing a block to the %s tier failed", tier.name)
         with self.mutex:
             slab.dirty, slab.writing = not written, False
             self._writing -= 1
@@ -388,7 +388,7 @@ class KVStore:
         """Takes back the leases of fetches that nobody has asked for anything for long: their holder is lost."""
         now = time.monotonic()
         for fetch in [fetch for fetch in self._fetches if fetch.deadline < now]:
-            logger.error("a fetch of %d chunks was never closed: its leases are taken back", len(fetch.names))
+            logger.error("a fetch of %d blocks was never closed: its leases are taken back", len(fetch.names))
             fetch.close()
 
     def _held(self, name: str) -> dict[str, Any]:

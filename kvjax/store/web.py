@@ -1,6 +1,6 @@
 """Objects on any web server (`http://`, `https://`), to be read only: a published cache, as static files.
 
-By httpx rather than urllib, for its pool of connections: a handshake for each chunk would cost more than the chunk.
+By httpx rather than urllib, for its pool of connections: a handshake for each block would cost more than the block.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvjax.store.chunk import PAGE
+from kvjax.store.block import PAGE
 
 TEMPORARY = ".__lock"  # how the name of a file ends that is being written
 DIRECT = getattr(os, "O_DIRECT", 0)  # of Linux

@@ -59,13 +59,13 @@ def test_caches_are_back_after_a_stop_and_after_a_kill(tmp_path):
         url = process.ready()
         cold, found = ask(url)
         assert found == 0
-        wait_until(lambda: metric(url, "store_written_chunks_total", 'tier="host"'))
+        wait_until(lambda: metric(url, "store_written_blocks_total", 'tier="host"'))
         warm, found = ask(url)
         assert warm == cold
         assert found >= 512
         assert f"host {found:,} + computed" in process.log
         assert process.terminate() == 0
-        assert "every chunk is stored" in process.log
+        assert "every block is stored" in process.log
     with server(tmp_path, "second", *disk(tmp_path)) as process:
         url = process.ready()
         assert ask(url) == (cold, found)
@@ -87,7 +87,7 @@ def test_with_the_flag_a_next_turn_finds_the_answer(tmp_path):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             create = functools.partial(client.completions.create, model="kvjax-small", temperature=0)
             first = create(prompt=prompt, max_tokens=140, logit_bias={str(said): 100})
-            wait_until(lambda: metric(url, "store_written_chunks_total", 'tier="host"') == 4)
+            wait_until(lambda: metric(url, "store_written_blocks_total", 'tier="host"') == 4)
             again = create(prompt=[*prompt, *[said] * 140, *[500] * 60], max_tokens=1)
         found = [each.usage.prompt_tokens_details.cached_tokens for each in (first, again)]
         assert found == [0, 1024]
@@ -99,7 +99,7 @@ def test_two_servers_share_a_folder(tmp_path):
     with server(tmp_path, "one", *disk(tmp_path)) as one, server(tmp_path, "other", *disk(tmp_path)) as other:
         first, second = one.ready(), other.ready()
         cold, _ = ask(first)
-        wait_until(lambda: metric(first, "store_written_chunks_total", 'tier="disk"') >= 2)
+        wait_until(lambda: metric(first, "store_written_blocks_total", 'tier="disk"') >= 2)
         time.sleep(0.5)  # and the others
         warm, found = ask(second)
         assert (warm, found >= 512) == (cold, True)
@@ -141,7 +141,7 @@ def test_a_remote_that_stalls_costs_a_recompute_within_the_policys_time(tmp_path
         assert found == 0
         assert time.monotonic() - began < 10
         wait_until(lambda: metric(url, "store_errors_total", 'tier="remote"', 'reason="timeout"'))
-        wait_until(lambda: metric(url, "store_written_chunks_total", 'tier="host"'))
+        wait_until(lambda: metric(url, "store_written_blocks_total", 'tier="host"'))
         assert ask(url)[0] == cold
         process.terminate()
 

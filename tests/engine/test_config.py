@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from kvjax.engine.config import CHUNK, SHORTEST_BUCKET, EngineConfig, Layout
+from kvjax.engine.config import BLOCK_TOKENS, SHORTEST_BUCKET, EngineConfig, Layout
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_buckets(length, piece, buckets):
 
 @hypothesis.given(length=st.integers(2, 1 << 20), pieces=st.integers(1, 150))
 def test_buckets_hold_every_prompt_and_waste_little(length, pieces):
-    piece = pieces * CHUNK
+    piece = pieces * BLOCK_TOKENS
     buckets = Layout.resolve(EngineConfig(max_model_len=length, prefill_piece=piece), 1 << 20, "cpu").buckets
     assert list(buckets) == sorted(set(buckets))
     assert length <= buckets[-1] < max(length + piece, 4 * length, 2 * SHORTEST_BUCKET * 4)

@@ -15,7 +15,7 @@ from tests.engine.client import GREEDY, Client, settle
 from tests.store.memory_tier import MemoryTier
 
 PIECE = 256
-CHUNK_BYTES = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
+BLOCK_BYTES = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
 PARAMS = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, kept=True)
 
 
@@ -160,7 +160,7 @@ class Everything(Planner):
 
 
 def behind(engine, seconds: float) -> SlowTier:
-    """Everything that the host tier holds moves behind a tier that takes so many seconds for each chunk."""
+    """Everything that the host tier holds moves behind a tier that takes so many seconds for each block."""
     store, far = engine._prefix.store, SlowTier()
     with store.mutex:
         for slab in store._host.ready():
@@ -215,9 +215,9 @@ def test_a_request_that_leaves_while_its_kv_is_on_the_way_holds_nothing(folder):
 
 
 def test_a_store_that_holds_no_piece_is_refused(folder):
-    engine_of(folder, StoreConfig(host_cache_size=CHUNK_BYTES))
+    engine_of(folder, StoreConfig(host_cache_size=BLOCK_BYTES))
     with pytest.raises(
         ValueError,
-        match=f"={CHUNK_BYTES - 1} hold no piece of 256 tokens, which takes {CHUNK_BYTES}: raise --host",
+        match=f"={BLOCK_BYTES - 1} hold no piece of 256 tokens, which takes {BLOCK_BYTES}: raise --host",
     ):
-        engine_of(folder, StoreConfig(host_cache_size=CHUNK_BYTES - 1))
+        engine_of(folder, StoreConfig(host_cache_size=BLOCK_BYTES - 1))

@@ -13,7 +13,7 @@ import pytest
 
 from kvjax.engine import Engine, EngineConfig
 from kvjax.store.config import StoreConfig
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
 from tests.engine.test_prefix import PIECE, Everything, ask, engine_of, equal
 
@@ -69,7 +69,7 @@ def forget_host(engine: Engine) -> None:
             store._host.discard(slab.key)
 
 
-def test_prompts_that_end_at_a_chunk_or_a_token_beside_come_from_the_disk_to_the_bit(folder, copied):
+def test_prompts_that_end_at_a_block_or_a_token_beside_come_from_the_disk_to_the_bit(folder, copied):
     with engine_of(folder, disk(copied[0])) as engine:
         window, hits, engine._prefix.store.planner = max(engine.caches.window, 1), 0, Everything()
         for length in (255, 256, 257, 511, 512, 513, 767, 768, 769):
@@ -77,7 +77,7 @@ def test_prompts_that_end_at_a_chunk_or_a_token_beside_come_from_the_disk_to_the
             warm, cold = ask(engine, PROMPT[:length]), ask(engine, PROMPT[:length], f"cold {length}")
             assert (cold.cached_tokens, warm.cached_tokens) == (0, (length - window) // PIECE * PIECE)
             equal(cold, warm)
-            hits += warm.cached_tokens // CHUNK
+            hits += warm.cached_tokens // BLOCK_TOKENS
             assert engine.store_stats()["disk"].hits == hits
         assert hits >= 9
 

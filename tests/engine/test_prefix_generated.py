@@ -11,7 +11,7 @@ import pytest
 from kvjax.engine import Engine
 from kvjax.engine.answer import Pieces
 from kvjax.store.config import StoreConfig
-from kvjax.store.keys import CHUNK
+from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
 from tests.engine.client import GREEDY, Client, settle
 from tests.engine.test_prefix import behind, engine_of, equal
@@ -62,16 +62,16 @@ def following(prompt, answer, more: int = 150) -> list[int]:
 
 
 def stored(engine: Engine, tokens, salt: str, fork: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """K and V [K, 256, D] of each chunk and layer that the host tier has of a sequence; chunk `fork` is generated."""
+    """K and V [K, 256, D] of each block and layer that the host tier has of a sequence; block `fork` is generated."""
     prefix, store = engine._prefix, engine._prefix.store
-    chunks = []
+    blocks = []
     for name in prefix.names(np.asarray(tokens), salt, engine.caches.decoding, fork):
         slab = store._host.find(name.hex)
         if slab is None:
             break
         store.format.check(slab.blob, name)
-        chunks.append([store.format.tensors(slab.blob, layer) for layer in range(store.format.layers)])
-    return chunks
+        blocks.append([store.format.tensors(slab.blob, layer) for layer in range(store.format.layers)])
+    return blocks
 
 
 class Watch:
@@ -103,9 +103,9 @@ def test_the_next_turn_finds_the_answer_and_its_bits_are_those_of_decode(engine,
     with monkeypatch.context() as patch:
         watch = Watch(engine, patch)
         first = ask(engine, prompt, 250, salt)
-    chunks = stored(engine, [*prompt, *first.tokens], salt, fork=1)
-    assert len(chunks) == 2
-    for layer, (k, v) in enumerate(chunks[1]):
+    blocks = stored(engine, [*prompt, *first.tokens], salt, fork=1)
+    assert len(blocks) == 2
+    for layer, (k, v) in enumerate(blocks[1]):
         for head in range(2):
             for position in range(300, 512):
                 here = k[head, position - 256].tobytes(), v[head, position - 256].tobytes()
@@ -165,7 +165,7 @@ def test_three_turns(engine):
         found.append(answer.cached_tokens)
         prompt = following(prompt, answer, 100)
     assert found == [0, 256, 512]
-    assert not stored(engine, prompt, salt, fork=len(prompt) // CHUNK), "as dense prefill"
+    assert not stored(engine, prompt, salt, fork=len(prompt) // BLOCK_TOKENS), "as dense prefill"
 
 
 def test_dense_pieces_are_found_first_and_are_those_of_an_engine_without(engine, folder):
@@ -181,7 +181,7 @@ def test_dense_pieces_are_found_first_and_are_those_of_an_engine_without(engine,
     equal(cold, warm)
 
 
-def test_a_canary_looks_at_dense_chunks_alone(full, monkeypatch):
+def test_a_canary_looks_at_dense_blocks_alone(full, monkeypatch):
     salt, prompt = "canary", tiny.prompt(300, seed=6)
     turn = following(prompt, ask(full, prompt, 250, salt))
     store = full._prefix.store

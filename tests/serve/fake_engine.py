@@ -293,7 +293,7 @@ class FakeEngine:
         self.closed = True
 
     def store_stats(self) -> dict[str, TierStats]:
-        held = {"chunks": 3, "used_bytes": 3 << 20, "capacity_bytes": 8 << 20}
+        held = {"blocks": 3, "used_bytes": 3 << 20, "capacity_bytes": 8 << 20}
         return {
             "host": TierStats(**held, hits=5, written=3),
             "disk": TierStats(**held, hits=2, errors={"corrupt": 1}),

@@ -392,9 +392,9 @@ class TestInABrowser:
         tab, _ = visit()
         tab.until("document.querySelectorAll('#tiers li').length === 3")
         assert tab.run("[...document.querySelectorAll('#tiers li')].map((tier) => tier.textContent)") == [
-            "host3 MiB of 8 MiB1,280 tokens found, 3 chunks written",
-            "disk3 MiB of 8 MiB512 tokens found, 0 chunks written, 1 error",
-            "remotesize unknown0 tokens found, 0 chunks written, 4 errors, left alone for now",
+            "host3 MiB of 8 MiB1,280 tokens found, 3 blocks written",
+            "disk3 MiB of 8 MiB512 tokens found, 0 blocks written, 1 error",
+            "remotesize unknown0 tokens found, 0 blocks written, 4 errors, left alone for now",
         ]
         assert (
             tab.run("[...document.querySelectorAll('#tiers meter')].map((bar) => bar.value / bar.max)") == [3 / 8] * 2

@@ -1,27 +1,27 @@
-"""Small chunks for tests: a format, prompts, and the KV that belongs to each name."""
+"""Small blocks for tests: a format, prompts, and the KV that belongs to each name."""
 
 import numpy as np
 
-from kvjax.store.chunk import DTYPES, ChunkFormat
+from kvjax.store.block import DTYPES, BlockLayout
 from kvjax.store.config import StoreConfig
-from kvjax.store.keys import CHUNK, ChunkName, Namespace
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey, Namespace
 from kvjax.store.store import KVStore
 from kvjax.store.tier import Tier
 
-FORMAT = ChunkFormat(layers=2, kv_heads=2, head_dim=4, dtype="float32")
+FORMAT = BlockLayout(layers=2, kv_heads=2, head_dim=4, dtype="float32")
 NAMESPACE = Namespace(
     weights="w" * 64, tokenizer="t" * 64, rope="theta=10000", numerics="jax 0.11 cpu piece=512", dtype="float32",
     shape="2 x 2 x 4",
 )  # fmt: skip
 
 
-def names_of(chunks: int, seed: int = 0, salt: str = "") -> list[ChunkName]:
-    """The chain of a prompt of so many whole chunks."""
-    tokens = np.random.default_rng(seed).integers(0, 1000, chunks * CHUNK, np.int32)
-    return ChunkName.chain(NAMESPACE.root(salt), tokens)
+def names_of(blocks: int, seed: int = 0, salt: str = "") -> list[BlockKey]:
+    """The chain of a prompt of so many whole blocks."""
+    tokens = np.random.default_rng(seed).integers(0, 1000, blocks * BLOCK_TOKENS, np.int32)
+    return BlockKey.chain(NAMESPACE.root(salt), tokens)
 
 
-def kv_of(name: ChunkName, format: ChunkFormat = FORMAT) -> list[tuple[np.ndarray, np.ndarray]]:
+def kv_of(name: BlockKey, format: BlockLayout = FORMAT) -> list[tuple[np.ndarray, np.ndarray]]:
     """K and V of every layer: a function of the name, so that anybody can say what ought to be there."""
     rng = np.random.default_rng(list(name.key))
     dtype = DTYPES[format.dtype][1]
@@ -29,8 +29,8 @@ def kv_of(name: ChunkName, format: ChunkFormat = FORMAT) -> list[tuple[np.ndarra
     return [(k, v) for k, v in pairs]
 
 
-def blob_of(name: ChunkName, format: ChunkFormat = FORMAT) -> np.ndarray:
-    """The bytes of a chunk as tiers hold them."""
+def blob_of(name: BlockKey, format: BlockLayout = FORMAT) -> np.ndarray:
+    """The bytes of a block as tiers hold them."""
     blob = np.zeros(format.nbytes, np.uint8)
     for layer, (k, v) in enumerate(kv_of(name, format)):
         keys, values = format.tensors(blob, layer)
@@ -39,8 +39,8 @@ def blob_of(name: ChunkName, format: ChunkFormat = FORMAT) -> np.ndarray:
     return blob
 
 
-def save(store: KVStore, names: list[ChunkName]) -> None:
-    """Saves those of the chunks that are not there."""
+def save(store: KVStore, names: list[BlockKey]) -> None:
+    """Saves those of the blocks that are not there."""
     with store.save(names) as saving:
         for index in saving.wanted:
             for layer, (k, v) in enumerate(kv_of(names[index])):
@@ -48,13 +48,13 @@ def save(store: KVStore, names: list[ChunkName]) -> None:
         saving.seal()
 
 
-def holds(blob: np.ndarray, name: ChunkName) -> bool:
+def holds(blob: np.ndarray, name: BlockKey) -> bool:
     """Whether these bytes are the right KV."""
     pairs = zip([FORMAT.tensors(blob, layer) for layer in range(FORMAT.layers)], kv_of(name), strict=True)
     return all((k == key).all() and (v == value).all() for (k, v), (key, value) in pairs)
 
 
-def store_of(*below: Tier, chunks: int = 8, **settings) -> KVStore:
-    """A store whose host tier has room for so many chunks."""
+def store_of(*below: Tier, blocks: int = 8, **settings) -> KVStore:
+    """A store whose host tier has room for so many blocks."""
     stride = -(-FORMAT.nbytes // 4096) * 4096
-    return KVStore(FORMAT, StoreConfig(host_cache_size=chunks * stride, **settings), below)
+    return KVStore(FORMAT, StoreConfig(host_cache_size=blocks * stride, **settings), below)

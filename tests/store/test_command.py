@@ -18,7 +18,7 @@ from tests.store.chains import FORMAT, blob_of, names_of
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five chunks, the first used last."""
+    """Five blocks, the first used last."""
     tier = DiskTier(tmp_path / "store", 1 << 30, least_free=0)
     for age, name in enumerate(names_of(5)):
         tier.write(name.hex, memoryview(blob_of(name)))
@@ -53,7 +53,7 @@ def test_ls_and_stat(folder, capsys):
 
 
 def test_verify_finds_what_is_harmed_and_removes_it_if_told(folder, capsys):
-    assert run(capsys, "verify", folder) == (0, "5 chunks are good, 0 are harmed\n")
+    assert run(capsys, "verify", folder) == (0, "5 blocks are good, 0 are harmed\n")
     blob = bytearray(path_of(folder, 1).read_bytes())
     blob[-5] ^= 4
     path_of(folder, 1).write_bytes(blob)
@@ -61,19 +61,19 @@ def test_verify_finds_what_is_harmed_and_removes_it_if_told(folder, capsys):
     path_of(folder, 4).write_bytes(b"")
     code, shown = run(capsys, "verify", folder)
     assert code == 1
-    assert "2 chunks are good, 3 are harmed" in shown
-    assert "it is the chunk " + names_of(5)[3].hex in shown
+    assert "2 blocks are good, 3 are harmed" in shown
+    assert "it is the block " + names_of(5)[3].hex in shown
     code, shown = run(capsys, "verify", folder, "--remove")
     assert code == 0
-    assert run(capsys, "verify", folder) == (0, "2 chunks are good, 0 are harmed\n")
+    assert run(capsys, "verify", folder) == (0, "2 blocks are good, 0 are harmed\n")
 
 
 def test_gc_by_size_and_by_age(folder, capsys):
     code, shown = run(capsys, "gc", folder, "--older-than", "150m")
-    assert (code, shown[:17]) == (0, "removed 2 chunks;")
+    assert (code, shown[:17]) == (0, "removed 2 blocks;")
     assert not path_of(folder, 4).exists()
     code, shown = run(capsys, "gc", folder, "--size", FORMAT.nbytes)
-    assert (code, shown[:17]) == (0, "removed 2 chunks;")
+    assert (code, shown[:17]) == (0, "removed 2 blocks;")
     assert path_of(folder, 0).exists()
     code, shown = run(capsys, "gc", folder)
     assert (code, shown) == (1, "kvjax.store: gc needs --size or --older-than\n")
@@ -82,8 +82,8 @@ def test_gc_by_size_and_by_age(folder, capsys):
 def test_purge_asks(folder, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question: "no")
     assert run(capsys, "purge", folder) == (1, "nothing was removed\n")
-    assert run(capsys, "purge", folder, "--yes") == (0, "removed 5 chunks\n")
-    assert run(capsys, "verify", folder)[1].startswith("0 chunks")
+    assert run(capsys, "purge", folder, "--yes") == (0, "removed 5 blocks\n")
+    assert run(capsys, "verify", folder)[1].startswith("0 blocks")
 
 
 def test_export_and_import(folder, tmp_path, capsys):
@@ -93,8 +93,8 @@ def test_export_and_import(folder, tmp_path, capsys):
     assert code == 1
     assert "left out" in shown
     DiskTier(tmp_path / "other", 1 << 30).close()
-    assert run(capsys, "import", tmp_path / "other", bundle) == (0, f"took 4 chunks from {bundle}\n")
-    assert run(capsys, "verify", tmp_path / "other") == (0, "4 chunks are good, 0 are harmed\n")
+    assert run(capsys, "import", tmp_path / "other", bundle) == (0, f"took 4 blocks from {bundle}\n")
+    assert run(capsys, "verify", tmp_path / "other") == (0, "4 blocks are good, 0 are harmed\n")
 
 
 def test_import_takes_only_what_is_proven(folder, tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_import_takes_only_what_is_proven(folder, tmp_path, capsys):
     main(["purge", str(folder), "--yes"])
     code, shown = run(capsys, "import", folder, bundle)
     assert code == 1
-    assert "took 0 chunks" in shown
+    assert "took 0 blocks" in shown
     bundle.write_bytes(np.random.default_rng(0).bytes(5000))
     assert run(capsys, "import", folder, bundle)[0] == 1
 

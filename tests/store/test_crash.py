@@ -1,6 +1,6 @@
 """`kill -9` at any instant: what was written is served afterwards, nothing else is, and no space leaks.
 
-A child writes chunks and says of each that it is written; it is killed, or kills itself at a certain step.
+A child writes blocks and says of each that it is written; it is killed, or kills itself at a certain step.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvjax.store.chunk import ChunkFormat
+from kvjax.store.block import BlockLayout
 from kvjax.store.disk import DiskTier
 from tests.store.chains import FORMAT, blob_of, names_of
 
@@ -103,11 +103,11 @@ def check(folder: Path, said: list[str], names: dict[str, object]) -> None:
     there = {stored.key for stored in tier.scan()}
     fit = CAP // FORMAT.nbytes
     # the newest that fit are there; room for one more may have been made when it ended
-    assert set(said[-(fit - 1) :]) <= there, "a chunk is lost"
+    assert set(said[-(fit - 1) :]) <= there, "a block is lost"
     for key in there:
         buffer = bytearray(FORMAT.nbytes)
         assert tier.read(key, memoryview(buffer))
-        assert ChunkFormat.read(np.frombuffer(buffer, np.uint8)) == (FORMAT, names[key]), "a chunk is harmed"
+        assert BlockLayout.read(np.frombuffer(buffer, np.uint8)) == (FORMAT, names[key]), "a block is harmed"
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     assert {path.name for path in files} == there, "something else is left"
     tier.close()

@@ -45,8 +45,8 @@ def taken(path) -> int:
 def open_disk(tmp_path):
     tiers = []
 
-    def opened(chunks: int = 4, **settings) -> DiskTier:
-        tiers.append(DiskTier(tmp_path, chunks * SIZE, **{"least_free": 0, **settings}))
+    def opened(blocks: int = 4, **settings) -> DiskTier:
+        tiers.append(DiskTier(tmp_path, blocks * SIZE, **{"least_free": 0, **settings}))
         return tiers[-1]
 
     yield opened
@@ -72,7 +72,7 @@ def test_what_was_written_is_read_again_by_the_next_process(open_disk):
 
 
 def test_the_cap_is_never_passed_and_the_oldest_leave(open_disk):
-    tier = open_disk(chunks=3)
+    tier = open_disk(blocks=3)
     for number in range(10):
         write(tier, number)
         assert tier.used_bytes <= 3 * SIZE
@@ -84,7 +84,7 @@ def test_the_cap_is_never_passed_and_the_oldest_leave(open_disk):
 
 
 def test_what_can_never_fit_is_refused_and_throws_nothing_out_for_good(open_disk):
-    tier = open_disk(chunks=2)
+    tier = open_disk(blocks=2)
     write(tier, 1, 2)
     with pytest.raises(TierError, match="no room") as error:
         write(tier, 3, size=3 * SIZE)
@@ -93,17 +93,17 @@ def test_what_can_never_fit_is_refused_and_throws_nothing_out_for_good(open_disk
 
 
 def test_a_start_with_less_room_throws_out_what_is_too_much(open_disk):
-    write(open_disk(chunks=4), 1, 2, 3, 4)
-    assert held(open_disk(chunks=2)) == [3, 4]
+    write(open_disk(blocks=4), 1, 2, 3, 4)
+    assert held(open_disk(blocks=2)) == [3, 4]
 
 
 def test_a_start_knows_who_was_used_last(open_disk, tmp_path):
-    first = open_disk(chunks=3)
+    first = open_disk(blocks=3)
     write(first, 1, 2, 3)
     for age, number in ((300, 2), (200, 3), (100, 1)):
         path = tmp_path / "kvjax-kv-1" / key(number)[:2] / key(number)
         os.utime(path, (time.time() - age,) * 2)
-    second = open_disk(chunks=3)
+    second = open_disk(blocks=3)
     assert read(second, 2)
     write(second, 4)
     assert held(second) == [1, 2, 4], "3 is the oldest: 2 was read since"
@@ -126,7 +126,7 @@ def test_temporary_files_count_and_are_swept_at_the_start(open_disk, tmp_path):
     write(open_disk(), 1)
     left = tmp_path / "kvjax-kv-1" / "07" / (key(7) + TEMPORARY)
     left.write_bytes(bytes(3 * SIZE))
-    tier = open_disk(chunks=5)
+    tier = open_disk(blocks=5)
     assert not left.exists()
     assert held(tier) == [1]
     write(tier, 7)
@@ -136,11 +136,11 @@ def test_temporary_files_count_and_are_swept_at_the_start(open_disk, tmp_path):
     assert left.exists(), "there is room for it"
     assert tier.used_bytes == 5 * SIZE
     write(tier, 9)
-    assert held(tier) == [1, 7, 8, 9], "a dead writer's file makes room before any chunk does"
+    assert held(tier) == [1, 7, 8, 9], "a dead writer's file makes room before any block does"
     assert not left.exists()
 
 
-def test_files_of_other_names_are_never_chunks(open_disk, tmp_path):
+def test_files_of_other_names_are_never_blocks(open_disk, tmp_path):
     tier = open_disk()
     (tmp_path / "kvjax-kv-1" / "00" / "README").write_bytes(b"hello")
     (tmp_path / "kvjax-kv-1" / "00" / ("A" * 64)).write_bytes(b"hello")
@@ -162,8 +162,8 @@ def test_a_file_of_another_length_is_an_error(open_disk, tmp_path, size):
     assert read(tier, 1) is None
 
 
-def test_two_owners_of_one_folder_see_each_others_chunks_and_keep_one_cap(open_disk):
-    one, other = open_disk(chunks=4), open_disk(chunks=4)
+def test_two_owners_of_one_folder_see_each_others_blocks_and_keep_one_cap(open_disk):
+    one, other = open_disk(blocks=4), open_disk(blocks=4)
     for number in range(0, 20, 2):
         write(one, number)
         write(other, number + 1)
@@ -234,7 +234,7 @@ def fill(folder, seed, seconds, failures) -> None:
                 tier.delete(key(number))
             else:
                 assert read(tier, number) in (None, bytes([number]) * SIZE)
-            with tier._alone():  # a listing beside a writer may see a chunk that leaves and the one that comes
+            with tier._alone():  # a listing beside a writer may see a block that leaves and the one that comes
                 assert len(held(tier)) <= 12
     except BaseException as error:
         failures.put(repr(error))
@@ -257,7 +257,7 @@ def test_two_processes_on_one_folder(tmp_path, seconds):
     DiskTier(tmp_path, 12 * SIZE, least_free=0).check_integrity()
 
 
-def test_a_list_of_ten_thousand_chunks_takes_less_than_a_second(tmp_path):
+def test_a_list_of_ten_thousand_blocks_takes_less_than_a_second(tmp_path):
     DiskTier(tmp_path, SIZE, least_free=0).close()
     for number in range(10_000):
         (tmp_path / "kvjax-kv-1" / key(number)[:2] / key(number)).touch()

@@ -91,7 +91,7 @@ Limits.TestCase.settings = settings(stateful_step_count=10)
 TestLimits = Limits.TestCase
 
 CALLS = ("open", "preadv", "pwrite", "fsync", "rename", "statvfs", "scandir", "stat", "fstat", "utime", "unlink")
-# of the folders in which no chunk of the test ever is: each of them is looked at in the same way
+# of the folders in which no block of the test ever is: each of them is looked at in the same way
 IDLE = {f"{number:02x}" for number in range(6, 256)}
 
 
@@ -150,7 +150,7 @@ def test_an_error_at_any_system_call_costs_no_more_than_that_call(tmp_path, erro
 
 
 def use(tier: DiskTier) -> Iterator[Callable[[], object]]:
-    """Three chunks where two fit, and all that is ever asked of a tier."""
+    """Three blocks where two fit, and all that is ever asked of a tier."""
     for number in range(3):
         yield lambda number=number: write(tier, number)
         yield lambda number=number: check(tier, number)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from kvjax.store.keys import CHUNK, ChunkName
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 from tests.store.chains import NAMESPACE, blob_of, holds, names_of, save, store_of
 from tests.store.memory_tier import MemoryTier
 
@@ -17,28 +17,28 @@ GOLDEN_KEYS = (
     "e6ff37a96b0db39a23724decf90298713160e63b65a8b7d3d18eb2377a540e06",
     "0d03d036c048e4746325345c1940d3ce494bfc3331ce387c8dd1f99972fa78a5",
 )
-TOKENS = np.arange(3 * CHUNK)
+TOKENS = np.arange(3 * BLOCK_TOKENS)
 PROFILE = "p" * 64
 
 
-def forked(dense: list[ChunkName], at: int, profile: str = PROFILE, chunks: int = 2) -> list[ChunkName]:
-    """Generated chunks behind the first `at` dense ones."""
-    tokens = np.random.default_rng(at).integers(0, 1000, chunks * CHUNK, np.int32)
-    return ChunkName.chain(NAMESPACE.fork(dense[at - 1].key if at else NAMESPACE.root(), profile), tokens)
+def forked(dense: list[BlockKey], at: int, profile: str = PROFILE, blocks: int = 2) -> list[BlockKey]:
+    """Generated blocks behind the first `at` dense ones."""
+    tokens = np.random.default_rng(at).integers(0, 1000, blocks * BLOCK_TOKENS, np.int32)
+    return BlockKey.chain(NAMESPACE.fork(dense[at - 1].key if at else NAMESPACE.root(), profile), tokens)
 
 
 def test_golden_vectors():
     """These never change: whoever changes them loses the answers of every cache that users have."""
-    dense = ChunkName.chain(NAMESPACE.root(), TOKENS)
+    dense = BlockKey.chain(NAMESPACE.root(), TOKENS)
     fork = NAMESPACE.fork(dense[0].key, PROFILE)
     assert fork.hex() == GOLDEN_FORK
-    names = ChunkName.chain(fork, TOKENS[CHUNK:])
+    names = BlockKey.chain(fork, TOKENS[BLOCK_TOKENS:])
     assert tuple(name.hex for name in names) == GOLDEN_KEYS
 
 
 def test_the_words_at_the_top_of_the_module_are_what_is_done():
     fields = {
-        "format": "kvjax-kv-1", "chunk": "256", "weights": "w" * 64, "tokenizer": "t" * 64, "rope": "theta=10000",
+        "format": "kvjax-kv-1", "block": "256", "weights": "w" * 64, "tokenizer": "t" * 64, "rope": "theta=10000",
         "numerics": "jax 0.11 cpu piece=512", "dtype": "float32", "shape": "2 x 2 x 4", "adapter": "",
         "profile": PROFILE, "salt": "",
     }  # fmt: skip
@@ -55,25 +55,25 @@ def test_the_words_at_the_top_of_the_module_are_what_is_done():
     assert tuple(key.hex() for key in keys) == GOLDEN_KEYS
 
 
-def test_profiles_salts_and_dense_chunks_share_nothing():
+def test_profiles_salts_and_dense_blocks_share_nothing():
     keys = set()
     for salt in ("", "a"):
         root = NAMESPACE.root(salt)
-        dense = ChunkName.chain(root, TOKENS)
+        dense = BlockKey.chain(root, TOKENS)
         keys |= {name.hex for name in dense}
         for profile in ("", "x", "y"):
             for at, key in enumerate([root, *(name.key for name in dense)]):
-                keys |= {name.hex for name in ChunkName.chain(NAMESPACE.fork(key, profile), TOKENS[at * CHUNK :])}
+                keys |= {name.hex for name in BlockKey.chain(NAMESPACE.fork(key, profile), TOKENS[at * BLOCK_TOKENS :])}
     assert len(keys) == 2 * (3 + 3 * (3 + 2 + 1))
 
 
 class Behind:
-    """A store of which every chunk lies in the tier behind host memory, or in host memory itself."""
+    """A store of which every block lies in the tier behind host memory, or in host memory itself."""
 
     def __init__(self, far: bool) -> None:
         self.far, self.tier = far, MemoryTier()
         self.tier.name = "remote"
-        self.store = store_of(*([self.tier] if far else []), chunks=12)
+        self.store = store_of(*([self.tier] if far else []), blocks=12)
         self.asked: list[int] = []
 
     def hold(self, names) -> None:
@@ -83,7 +83,7 @@ class Behind:
             save(self.store, names)
 
     def found(self, names, behind, unit: int = 1) -> tuple[int, int]:
-        """How many chunks came, and how many of them could be dense ones; each is looked at."""
+        """How many blocks came, and how many of them could be dense ones; each is looked at."""
 
         def fork(end: int):
             self.asked.append(end)
@@ -108,7 +108,7 @@ def behind(request):
     behind.store.close()
 
 
-def test_generated_chunks_are_found_behind_the_last_dense_one(behind):
+def test_generated_blocks_are_found_behind_the_last_dense_one(behind):
     dense = names_of(4)
     behind.hold(dense[:2])
     behind.hold(forked(dense, 2))
@@ -117,25 +117,25 @@ def test_generated_chunks_are_found_behind_the_last_dense_one(behind):
     assert behind.found(dense, lambda end: forked(dense, end, "another profile")) == (2, 2)
 
 
-def test_dense_chunks_come_first(behind):
+def test_dense_blocks_come_first(behind):
     """Also where generated ones go on from an earlier place."""
     dense = names_of(4)
     behind.hold(dense[:3])
-    behind.hold(forked(dense, 1, chunks=3))
+    behind.hold(forked(dense, 1, blocks=3))
     assert behind.found(dense, lambda end: forked(dense, end)) == (3, 3)
     behind.hold(dense[3:])
     assert behind.found(dense, lambda end: forked(dense, end)) == (4, 4)
     assert behind.asked == [3], "nobody asks where the chain is whole"
 
 
-def test_a_prompt_of_nothing_but_generated_chunks(behind):
+def test_a_prompt_of_nothing_but_generated_blocks(behind):
     dense = names_of(2)
     behind.hold(forked(dense, 0))
     assert behind.found(dense, lambda end: forked(dense, end)) == (2, 0)
 
 
 def test_chains_part_at_whole_pieces(behind):
-    """A dense chunk that fills no piece is let go: it is not what the generated ones behind the piece go on from."""
+    """A dense block that fills no piece is let go: it is not what the generated ones behind the piece go on from."""
     dense = names_of(4)
     behind.hold(dense[:3])
     behind.hold(forked(dense, 2))
@@ -146,13 +146,13 @@ def test_chains_part_at_whole_pieces(behind):
 def test_a_gap_ends_the_second_chain_too(behind):
     dense = names_of(5)
     behind.hold(dense[:1])
-    chain = forked(dense, 1, chunks=4)
+    chain = forked(dense, 1, blocks=4)
     behind.hold([*chain[:1], *chain[2:]])
     assert behind.found(dense, lambda end: chain) == (2, 1)
 
 
 def test_of_a_conversation_the_generated_end_leaves_before_the_dense_beginning():
-    store, dense = store_of(chunks=6), names_of(4)
+    store, dense = store_of(blocks=6), names_of(4)
     generated = forked(dense, 2)
     save(store, [*dense[:2], *generated])
     with store.fetch(dense, unit=1, fork=lambda end: forked(dense, end)) as fetch:

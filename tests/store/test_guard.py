@@ -110,11 +110,11 @@ def test_it_has_the_name_of_its_tier():
 
 def test_what_it_tells_of_itself():
     inner = Scripted(fails())
-    inner.held = lambda: {"chunks": 7}
+    inner.held = lambda: {"blocks": 7}
     guard = Guarded(inner, 5.0, attempts=1, failures=1)
-    assert guard.held() == {"chunks": 7, "breaker": "closed"}
+    assert guard.held() == {"blocks": 7, "breaker": "closed"}
     assert reason_of(lambda: guard.contains(key(1))) == "io"
-    assert guard.held() == {"chunks": 7, "breaker": "open"}
+    assert guard.held() == {"blocks": 7, "breaker": "open"}
 
 
 # Deadlines

@@ -9,29 +9,29 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvjax.store.chunk import ChunkFormat
+from kvjax.store.block import BlockLayout
 from kvjax.store.config import StoreConfig
 from kvjax.store.disk import DiskTier
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 from kvjax.store.store import KVStore
 from tests.store.chains import FORMAT, NAMESPACE, blob_of, holds, names_of, save, store_of
 from tests.store.test_store import wait_until
 
 NAMES = names_of(3)
-SMALL = ChunkFormat(layers=1, kv_heads=1, head_dim=1, dtype="float32")  # 96 times 64 bytes
+SMALL = BlockLayout(layers=1, kv_heads=1, head_dim=1, dtype="float32")  # 96 times 64 bytes
 
 
-def open_store(folder, format: ChunkFormat = FORMAT) -> KVStore:
+def open_store(folder, format: BlockLayout = FORMAT) -> KVStore:
     disk = DiskTier(folder, 1 << 30, least_free=0)
     return store_of(disk) if format is FORMAT else KVStore(format, StoreConfig(host_cache_size=1 << 20), (disk,))
 
 
-def path_of(folder, name: ChunkName):
+def path_of(folder, name: BlockKey):
     return folder / "kvjax-kv-1" / name.hex[:2] / name.hex
 
 
-def loaded(store: KVStore, names: list[ChunkName]) -> list[np.ndarray]:
-    """The chunks that a fetch brings."""
+def loaded(store: KVStore, names: list[BlockKey]) -> list[np.ndarray]:
+    """The blocks that a fetch brings."""
     done = threading.Event()
     with store.fetch(names, unit=1, told=done.set) as fetch:
         assert done.wait(10)
@@ -45,12 +45,12 @@ def flipped(place: int) -> Callable[[bytes], bytes]:
 
 
 def with_header(text: bytes, claimed: int | None = None) -> bytes:
-    """As long as a chunk, with another header."""
+    """As long as a block, with another header."""
     begin = (len(text) if claimed is None else claimed).to_bytes(8, "little") + text
     return begin + bytes(FORMAT.nbytes - len(begin))
 
 
-def of_another_model(format: ChunkFormat) -> bytes:
+def of_another_model(format: BlockLayout) -> bytes:
     """As long as ours, whole, and with our name: only what it holds is other than it should be."""
     assert format.nbytes == FORMAT.nbytes
     return blob_of(NAMES[1], format).tobytes()
@@ -59,7 +59,7 @@ def of_another_model(format: ChunkFormat) -> bytes:
 def of_other_weights() -> bytes:
     """What a model of the same shape has for the same tokens."""
     root = dataclasses.replace(NAMESPACE, weights="x" * 64).root()
-    return blob_of(ChunkName(hashlib.sha256(root).digest(), root, NAMES[1].tokens)).tobytes()
+    return blob_of(BlockKey(hashlib.sha256(root).digest(), root, NAMES[1].tokens)).tobytes()
 
 
 HARMS: dict[str, Callable[[bytes], bytes]] = {
@@ -76,9 +76,9 @@ HARMS: dict[str, Callable[[bytes], bytes]] = {
     "swapped with the next": lambda blob: blob_of(NAMES[2]).tobytes(),
     "of another prompt": lambda blob: blob_of(names_of(3, seed=1)[1]).tobytes(),
     "of another tenant": lambda blob: blob_of(names_of(3, salt="b")[1]).tobytes(),
-    "of a model with other heads": lambda blob: of_another_model(ChunkFormat(2, 4, 2, "float32")),
-    "of a model with other layers": lambda blob: of_another_model(ChunkFormat(1, 4, 4, "float32")),
-    "of a model with another dtype": lambda blob: of_another_model(ChunkFormat(2, 2, 8, "bfloat16")),
+    "of a model with other heads": lambda blob: of_another_model(BlockLayout(2, 4, 2, "float32")),
+    "of a model with other layers": lambda blob: of_another_model(BlockLayout(1, 4, 4, "float32")),
+    "of a model with another dtype": lambda blob: of_another_model(BlockLayout(2, 2, 8, "bfloat16")),
     "of other weights": lambda blob: of_other_weights(),
     "a header longer than the file": lambda blob: with_header(b"{}", 1 << 62),
     "a header of nothing": lambda blob: with_header(b""),

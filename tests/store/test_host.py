@@ -8,13 +8,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvjax.store.chunk import PAGE
+from kvjax.store.block import PAGE
 from kvjax.store.eviction import LRU, POLICIES
 from kvjax.store.host import HostTier
 
 
-def host(slabs: int, chunk_bytes: int = 5000) -> HostTier:
-    return HostTier(slabs * 2 * PAGE, chunk_bytes, LRU())
+def host(slabs: int, block_bytes: int = 5000) -> HostTier:
+    return HostTier(slabs * 2 * PAGE, block_bytes, LRU())
 
 
 def put(tier: HostTier, key: str) -> bool:
@@ -74,7 +74,7 @@ def test_what_is_being_written_is_not_found_and_is_gone_if_given_up():
     tier = host(2)
     slab = tier.take("a")
     assert tier.find("a") is None
-    assert tier.take("a") is None, "one writer a chunk"
+    assert tier.take("a") is None, "one writer a block"
     tier.release(slab)
     assert len(tier) == 0
     assert put(tier, "a")

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from kvjax.store.keys import CHUNK, ChunkName
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 from tests.store.chains import NAMESPACE, names_of
 
 # by struct.pack and hashlib alone, from the words at the top of kvjax/store/keys.py
@@ -22,9 +22,9 @@ GOLDEN_KEYS = (
 
 PROGRAM = """
 import numpy as np
-from kvjax.store.keys import ChunkName
+from kvjax.store.keys import BlockKey
 from tests.store.chains import NAMESPACE
-names = ChunkName.chain(NAMESPACE.root("tenant"), np.arange(600))
+names = BlockKey.chain(NAMESPACE.root("tenant"), np.arange(600))
 print(*(name.hex for name in names))
 """
 
@@ -32,7 +32,7 @@ print(*(name.hex for name in names))
 def test_golden_vectors():
     """These never change: whoever changes them loses every cache that users have."""
     assert NAMESPACE.root().hex() == GOLDEN_ROOT
-    names = ChunkName.chain(NAMESPACE.root(), np.arange(600))
+    names = BlockKey.chain(NAMESPACE.root(), np.arange(600))
     assert tuple(name.hex for name in names) == GOLDEN_KEYS
 
 
@@ -70,20 +70,20 @@ def test_salts_share_nothing():
     assert len(everyone) == 15
 
 
-@hypothesis.given(st.integers(0, 3 * CHUNK + 1), st.integers(0, 3 * CHUNK - 1))
+@hypothesis.given(st.integers(0, 3 * BLOCK_TOKENS + 1), st.integers(0, 3 * BLOCK_TOKENS - 1))
 def test_a_key_says_all_tokens_up_to_its_end(length, changed):
-    tokens = np.arange(3 * CHUNK + 1)[:length]
-    names = ChunkName.chain(NAMESPACE.root(), tokens)
-    assert len(names) == length // CHUNK
+    tokens = np.arange(3 * BLOCK_TOKENS + 1)[:length]
+    names = BlockKey.chain(NAMESPACE.root(), tokens)
+    assert len(names) == length // BLOCK_TOKENS
     other = tokens.copy()
     other[changed:] += 1
-    shared = [a.key == b.key for a, b in zip(names, ChunkName.chain(NAMESPACE.root(), other), strict=True)]
-    assert shared == [(index + 1) * CHUNK <= changed for index in range(len(names))]
+    shared = [a.key == b.key for a, b in zip(names, BlockKey.chain(NAMESPACE.root(), other), strict=True)]
+    assert shared == [(index + 1) * BLOCK_TOKENS <= changed for index in range(len(names))]
 
 
 def test_the_type_of_the_tokens_does_not_count_and_what_does_not_fit_is_refused():
-    assert ChunkName.chain(bytes(32), np.arange(CHUNK, dtype=np.int64)) == ChunkName.chain(
-        bytes(32), np.arange(CHUNK, dtype=np.uint16)
+    assert BlockKey.chain(bytes(32), np.arange(BLOCK_TOKENS, dtype=np.int64)) == BlockKey.chain(
+        bytes(32), np.arange(BLOCK_TOKENS, dtype=np.uint16)
     )
     with pytest.raises(ValueError, match="int32"):
-        ChunkName.chain(bytes(32), np.full(CHUNK, 1 << 31, np.int64))
+        BlockKey.chain(bytes(32), np.full(BLOCK_TOKENS, 1 << 31, np.int64))

@@ -40,7 +40,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self):
         policy = POLICIES[self.settings["eviction_policy"]]()
         self.disk = DiskTier(self.folder, CAP, policy=policy, least_free=0)
-        self.store = store_of(self.disk, chunks=5, **self.settings)
+        self.store = store_of(self.disk, blocks=5, **self.settings)
 
     @rule(chain=chains, length=lengths, flush=st.booleans())
     def save(self, chain, length, flush):
@@ -108,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(chain=chains, length=lengths)
     def another_server_writes(self, chain, length):
-        other = store_of(DiskTier(self.folder, CAP, least_free=0), chunks=5)
+        other = store_of(DiskTier(self.folder, CAP, least_free=0), blocks=5)
         save(other, CHAINS[chain][:length])
         other.flush(20.0)
         other.close()
@@ -122,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def meddle(self, change):
-        """Hands the files of chunks to `change` while no store, of those left by a crash too, writes or removes any."""
+        """Hands the files of blocks to `change` while no store, of those left by a crash too, writes or removes any."""
         with self.disk._alone():
             if paths := [p for p in sorted(self.folder.rglob("*")) if len(p.name) == 64 and p.stat().st_size]:
                 change(paths)

@@ -49,7 +49,7 @@ def opened():
 
 
 def found(store: KVStore, names, unit: int = 1) -> int:
-    """How many chunks a fetch brings, each of which is looked at."""
+    """How many blocks a fetch brings, each of which is looked at."""
     done = threading.Event()
     with store.fetch(names, unit=unit, told=done.set) as fetch:
         assert done.wait(10)
@@ -93,7 +93,7 @@ def test_nothing_behind_a_gap_is_found(opened):
 
 
 def test_salts_share_nothing(opened):
-    store = opened(chunks=9)
+    store = opened(blocks=9)
     save(store, names_of(3, salt="a"))
     assert found(store, names_of(3, salt="b")) == 0
     assert found(store, names_of(3)) == 0
@@ -109,7 +109,7 @@ def test_what_was_not_sealed_is_not_found(opened):
     assert found(store, names) == 2
 
 
-def test_a_chunk_with_a_layer_missing_is_given_up(opened):
+def test_a_block_with_a_layer_missing_is_given_up(opened):
     store, names = opened(), names_of(2)
     with store.save(names) as saving:
         for index in saving.wanted:
@@ -120,7 +120,7 @@ def test_a_chunk_with_a_layer_missing_is_given_up(opened):
     assert found(store, names) == 1
 
 
-def test_a_fetch_that_was_stopped_before_its_chunks_were_located_keeps_what_it_has(opened):
+def test_a_fetch_that_was_stopped_before_its_blocks_were_located_keeps_what_it_has(opened):
     """The engine has counted on it: whatever the planner thinks later must not change it."""
     far, names = FarTier(), names_of(4)
     put(far, names)
@@ -141,7 +141,7 @@ def test_a_fetch_that_was_stopped_before_its_chunks_were_located_keeps_what_it_h
 
 
 def test_the_beginning_of_a_chain_stays_longest(opened):
-    store, old, new = opened(chunks=4), names_of(4), names_of(2, seed=1)
+    store, old, new = opened(blocks=4), names_of(4), names_of(2, seed=1)
     save(store, old)
     assert found(store, old) == 4
     save(store, new)
@@ -150,21 +150,21 @@ def test_the_beginning_of_a_chain_stays_longest(opened):
 
 
 def test_no_room_is_no_error(opened):
-    store = opened(chunks=2)
+    store = opened(blocks=2)
     save(store, names_of(5))
-    assert store.stats()["host"].chunks == 2
+    assert store.stats()["host"].blocks == 2
     with store.fetch(names_of(5), unit=1) as fetch:
         assert fetch.loaded == 2
         save(store, names_of(3, seed=1))
         assert holds(fetch.blob(0), names_of(5)[0])
-    empty = opened(chunks=0)
+    empty = opened(blocks=0)
     save(empty, names_of(1))
     assert found(empty, names_of(1)) == 0
 
 
-def test_a_chunk_that_left_the_host_comes_back_from_below(opened):
+def test_a_block_that_left_the_host_comes_back_from_below(opened):
     far = FarTier()
-    store, first, second = opened(far, chunks=3), names_of(3), names_of(3, seed=1)
+    store, first, second = opened(far, blocks=3), names_of(3), names_of(3, seed=1)
     for chain in (first, second):
         save(store, chain)
         assert store.wait(10.0)
@@ -185,7 +185,7 @@ def test_a_restart_finds_everything_on_the_disk(opened, tmp_path):
     assert found(opened(DiskTier(tmp_path, 1 << 30)), names) == 5
 
 
-def test_many_who_want_one_chunk_wait_for_one_load(opened):
+def test_many_who_want_one_block_wait_for_one_load(opened):
     far, names = FarTier(seconds=0.1), names_of(3)
     put(far, names)
     store = opened(far)
@@ -220,7 +220,7 @@ def test_a_fetch_that_is_closed_while_it_loads_leaves_nothing_leased(opened):
 
 
 @pytest.mark.parametrize("place", [0, 100, -1])
-def test_a_harmed_chunk_is_a_miss_and_is_removed(opened, place):
+def test_a_harmed_block_is_a_miss_and_is_removed(opened, place):
     far, names = FarTier(), names_of(3)
     put(far, names)
     harmed = blob_of(names[1])
@@ -232,7 +232,7 @@ def test_a_harmed_chunk_is_a_miss_and_is_removed(opened, place):
     assert not far.contains(names[1].hex)
 
 
-def test_a_chunk_under_anothers_key_is_a_miss(opened):
+def test_a_block_under_anothers_key_is_a_miss(opened):
     far, names = FarTier(), names_of(2)
     far.write(names[0].hex, memoryview(blob_of(names[1])))
     far.write(names[1].hex, memoryview(blob_of(names[0])))
@@ -268,14 +268,14 @@ def test_a_tier_that_fails_is_a_miss(opened, error):
 
 def test_write_back_writes_what_leaves_and_flush_the_rest(opened):
     far = FarTier()
-    store = opened(far, chunks=4, write_policy="write_back")
+    store = opened(far, blocks=4, write_policy="write_back")
     save(store, names_of(4))
     assert store.wait(10.0)
     assert not list(far.scan())
     save(store, names_of(2, seed=1))  # no room before the oldest are written
     assert store.wait(10.0)
     assert len(list(far.scan())) >= 2
-    assert store.stats()["host"].chunks == 4
+    assert store.stats()["host"].blocks == 4
     assert store.flush(10.0)
     assert len(list(far.scan())) == 6
     assert found(store, names_of(4)) == 4
@@ -298,11 +298,11 @@ def test_a_temporary_promotion_leaves_with_its_last_lease(opened):
     put(far, names)
     store = opened(far, promotion="temporary")
     assert found(store, names) == 2
-    assert store.stats()["host"].chunks == 0
+    assert store.stats()["host"].blocks == 0
     assert found(store, names) == 2
 
 
-def test_a_full_disk_costs_nothing_but_the_chunk(opened, tmp_path):
+def test_a_full_disk_costs_nothing_but_the_block(opened, tmp_path):
     store = opened(DiskTier(tmp_path, FORMAT.nbytes // 2, least_free=0))
     save(store, names_of(3))
     assert not store.flush(10.0)
@@ -335,7 +335,7 @@ def test_a_fast_tier_brings_everything_from_the_first_time(opened):
 
 
 def test_a_forgotten_fetch_loses_its_leases(opened, monkeypatch):
-    store = opened(chunks=2)
+    store = opened(blocks=2)
     save(store, names_of(2))
     lost = store.fetch(names_of(2), unit=1)
     lost.deadline = time.monotonic() - 1
@@ -348,7 +348,7 @@ def test_a_forgotten_fetch_loses_its_leases(opened, monkeypatch):
 def test_reads_never_see_a_slab_that_was_given_away(opened):
     """Threads save, fetch and compare on a host tier that is always full."""
     far = FarTier()
-    store = opened(far, chunks=6)
+    store = opened(far, blocks=6)
     chains = [names_of(3, seed=seed) for seed in range(6)]
 
     def turn(number: int) -> int:
@@ -380,7 +380,7 @@ class FailsAt(MemoryTier):
 
 @pytest.mark.parametrize("error", [TierError("full", "no space"), TierError("io", "EIO"), OSError("surprise")])
 @pytest.mark.parametrize("call", range(1, 19))
-def test_a_fault_at_any_call_costs_no_more_than_chunks(opened, call, error):
+def test_a_fault_at_any_call_costs_no_more_than_blocks(opened, call, error):
     far, names = FailsAt(call, error), names_of(3)
     store = opened(far)
     save(store, names)

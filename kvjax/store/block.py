@@ -1,10 +1,10 @@
-"""The bytes of a chunk: one safetensors file that says what it is and proves that it is unharmed.
+"""The bytes of a block: one safetensors file that says what it is and proves that it is unharmed.
 
     8 bytes     length of the header
     header      JSON, padded with blanks to whole memory pages: `__metadata__` and the tensors
     tensors     layers.0.k, layers.0.v, layers.1.k ... each [K, 256, D]: any run of layers is one range of bytes
 
-All chunks of one format are equally long and have their tensors at the same places, so nothing that a header says is
+All blocks of one format are equally long and have their tensors at the same places, so nothing that a header says is
 trusted: it must be, byte for byte, the header that belongs there, and the tensors must have its checksums.
 """
 
@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from kvjax.store.keys import CHUNK, FORMAT, ChunkName
+from kvjax.store.keys import BLOCK_TOKENS, FORMAT, BlockKey
 
 MOST_HEADER = 1 << 20
 PAGE = 4096  # tensors begin at a memory page, so a mapped or a directly read file needs no copy to be aligned
@@ -28,13 +28,13 @@ DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat1
 Blob = UInt8[np.ndarray, " _"]
 
 
-class CorruptChunkError(Exception):
-    """The bytes are not the chunk that was asked for. Whoever meets it takes it for a miss and removes the object."""
+class CorruptBlockError(Exception):
+    """The bytes are not the block that was asked for. Whoever meets it takes it for a miss and removes the object."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkFormat:
-    """What the chunks of one model look like. Sizes are in elements; `nbytes` is of a whole blob.
+class BlockLayout:
+    """What the blocks of one model look like. Sizes are in elements; `nbytes` is of a whole blob.
 
     Raises:
         ValueError: a size below 1, or a dtype that is not one of `DTYPES`.
@@ -54,7 +54,7 @@ class ChunkFormat:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one tensor."""
-        return self.kv_heads, CHUNK, self.head_dim
+        return self.kv_heads, BLOCK_TOKENS, self.head_dim
 
     @property
     def tensor_bytes(self) -> int:
@@ -63,7 +63,7 @@ class ChunkFormat:
     @functools.cached_property
     def start(self) -> int:
         """Where the tensors begin."""
-        nothing = ChunkName(bytes(32), bytes(32), bytes(32))
+        nothing = BlockKey(bytes(32), bytes(32), bytes(32))
         return math.ceil((8 + len(self._json(nothing, [0] * 2 * self.layers))) / PAGE) * PAGE
 
     @property
@@ -78,22 +78,22 @@ class ChunkFormat:
             second.view(DTYPES[self.dtype][1]).reshape(self.shape),
         )
 
-    def seal(self, blob: Blob, name: ChunkName) -> None:
+    def seal(self, blob: Blob, name: BlockKey) -> None:
         """Writes the header of a blob whose tensors are all there."""
         header = self._header(name, self._checksums(blob))
         blob[: self.start] = np.frombuffer(header, np.uint8)
 
-    def check(self, blob: Blob, name: ChunkName) -> None:
-        """Proves that a blob is the chunk of this name, unharmed.
+    def check(self, blob: Blob, name: BlockKey) -> None:
+        """Proves that a blob is the block of this name, unharmed.
 
         Raises:
-            CorruptChunkError: it is not.
+            CorruptBlockError: it is not.
         """
         if blob.nbytes != self.nbytes:
-            raise CorruptChunkError(f"{blob.nbytes} bytes instead of {self.nbytes}")
+            raise CorruptBlockError(f"{blob.nbytes} bytes instead of {self.nbytes}")
         # the checksums come from the tensors: a header that says others, or anything else of itself, differs
         if bytes(blob[: self.start]) != self._header(name, self._checksums(blob)):
-            raise CorruptChunkError("header and tensors do not belong together")
+            raise CorruptBlockError("header and tensors do not belong together")
 
     def _tensor(self, blob: Blob, index: int) -> Blob:
         begin = self.start + index * self.tensor_bytes
@@ -102,11 +102,11 @@ class ChunkFormat:
     def _checksums(self, blob: Blob) -> list[int]:
         return [crc32c.crc32c(memoryview(self._tensor(blob, index))) for index in range(2 * self.layers)]
 
-    def _header(self, name: ChunkName, checksums: Sequence[int]) -> bytes:
+    def _header(self, name: BlockKey, checksums: Sequence[int]) -> bytes:
         text = self._json(name, checksums).ljust(self.start - 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _json(self, name: ChunkName, checksums: Sequence[int]) -> bytes:
+    def _json(self, name: BlockKey, checksums: Sequence[int]) -> bytes:
         # the last one is of the name: whoever lists a folder has nothing else to compare it with
         checksums = [*checksums, crc32c.crc32c(name.key + name.parent + name.tokens)]
         header: dict[str, object] = {
@@ -128,11 +128,11 @@ class ChunkFormat:
         return json.dumps(header, separators=(",", ":")).encode()
 
     @classmethod
-    def read(cls, blob: Blob) -> tuple["ChunkFormat", ChunkName]:
+    def read(cls, blob: Blob) -> tuple["BlockLayout", BlockKey]:
         """What a blob says it is, once that is proven but for the tokens, of which only a digest is there.
 
         Raises:
-            CorruptChunkError: it is no chunk, or not an unharmed one.
+            CorruptBlockError: it is no block, or not an unharmed one.
         """
         length = int.from_bytes(bytes(blob[:8]), "little")
         try:
@@ -143,8 +143,8 @@ class ChunkFormat:
             dtype = {short: name for name, (short, _) in DTYPES.items()}[header["layers.0.k"]["dtype"]]
             said = cls((len(header) - 1) // 2, int(kv_heads), int(head_dim), dtype)
             fields = header["__metadata__"]
-            name = ChunkName(*(bytes.fromhex(fields[field]) for field in ("key", "parent", "tokens")))
+            name = BlockKey(*(bytes.fromhex(fields[field]) for field in ("key", "parent", "tokens")))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CorruptChunkError(f"no header of a chunk: {error!r}") from error
+            raise CorruptBlockError(f"no header of a block: {error!r}") from error
         said.check(blob, name)
         return said, name
