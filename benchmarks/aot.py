@@ -85,7 +85,7 @@ class Program:
         make: from the name of the implementation, a function and the shapes of its arguments.
         cache: bytes of K, V and summary of the view or workspace that it reads.
         donated: arguments that are updated in place.
-        activations: bytes of what a piece of a prompt becomes on its way through a layer. Temporaries they are, but of
+        activations: bytes of what a chunk of a prompt becomes on its way through a layer. Temporaries they are, but of
             no cache.
         on_tpu7x: bytes that its compiler sets aside besides, of no cache either: before a loop it lays out all weights
             in tiles of 16 rows, it does so to a product of the MLP, and what a view keeps it gathers before it writes.
@@ -201,7 +201,7 @@ def steps() -> dict[str, Program]:
 
 
 def prefills() -> dict[str, Program]:
-    """Attention of one piece, one layer's whole step over it, and what a view keeps in the end."""
+    """Attention of one chunk, one layer's whole step over it, and what a view keeps in the end."""
     from benchmarks import aot_prefill
     from benchmarks.aot_decode import caches
 

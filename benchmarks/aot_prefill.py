@@ -15,26 +15,26 @@ from kvjax.pallas.prefill_attention import prefill_attention
 
 Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
 
-PIECE = 2048
-# of a piece, in bytes: both products that the MLP multiplies, its input before and after the norm, and its output
-PRODUCT = PIECE * LLAMA.mlp_width * 2
-ACTIVATIONS = 2 * PRODUCT + 3 * PIECE * LLAMA.width * 2
+CHUNK = 2048
+# of a chunk, in bytes: both products that the MLP multiplies, its input before and after the norm, and its output
+PRODUCT = CHUNK * LLAMA.mlp_width * 2
+ACTIVATIONS = 2 * PRODUCT + 3 * CHUNK * LLAMA.width * 2
 NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def attention(window: int | None) -> tuple[Make, int]:
-    """One piece over a workspace, and the workspace's bytes.
+    """One chunk over a workspace, and the workspace's bytes.
 
     Queries come as a projection leaves them and the output goes as the next one wants it, or XLA would have to lay them
     out anew on a TPU, which a whole layer does not do.
     """
     heads, kv_heads, head_dim = LLAMA.num_heads, LLAMA.num_kv_heads, LLAMA.head_dim
-    flat = jax.ShapeDtypeStruct((PIECE, heads * head_dim), jnp.bfloat16)
+    flat = jax.ShapeDtypeStruct((CHUNK, heads * head_dim), jnp.bfloat16)
     kv = jax.ShapeDtypeStruct((kv_heads, LLAMA.max_position, head_dim), jnp.bfloat16)
 
     def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         def operation(q: Any, k: Any, v: Any, start: Any) -> jax.Array:
-            q = q.reshape(PIECE, heads, head_dim)
+            q = q.reshape(CHUNK, heads, head_dim)
             out = prefill_attention(q, k, v, start, scale=LLAMA.query_scale, window=window, implementation=name)
             return out.reshape(flat.shape)
 
@@ -44,7 +44,7 @@ def attention(window: int | None) -> tuple[Make, int]:
 
 
 def layer(kept: Caches) -> tuple[Make, int]:
-    """One piece through one layer, and its workspace's bytes. Hidden states and workspace, 1 and 2, are donated."""
+    """One chunk through one layer, and its workspace's bytes. Hidden states and workspace, 1 and 2, are donated."""
     workspace = kept.workspace(LLAMA.max_position)
 
     def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -52,7 +52,7 @@ def layer(kept: Caches) -> tuple[Make, int]:
         hidden = jax.ShapeDtypeStruct((LLAMA.max_position, LLAMA.width), jnp.bfloat16)
 
         def step(leaves: Any, hidden: Any, workspace: Any, start: Any, length: Any) -> Any:
-            return steps.prefill_layer(kind, PIECE, leaves, hidden, workspace, start, length)
+            return steps.prefill_layer(kind, CHUNK, leaves, hidden, workspace, start, length)
 
         return step, _shapes((leaves, hidden, workspace, NUMBER, NUMBER))
 

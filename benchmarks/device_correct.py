@@ -194,18 +194,18 @@ def _page_selection() -> Sequence[Check]:
 
 
 def _prefill_attention() -> Sequence[Check]:
-    from tests.pallas.test_prefill_attention import PIECES
+    from tests.pallas.test_prefill_attention import CHUNKS
 
     def check(case: Any) -> Check:
         def call(name: str, dtype: Any) -> np.ndarray:
             if name == "gpu" and case.start % 8:
-                raise NotImplementedError(f"a piece that starts at {case.start}, which is no multiple of 8")
+                raise NotImplementedError(f"a chunk that starts at {case.start}, which is no multiple of 8")
             arrays = [case.array(x, dtype) for x in (case.queries, case.keys[0], case.values[0])]
             return _run(prefill_attention, name, *arrays, jnp.int32(case.start), scale=case.scale, window=case.window)
 
         return str(case), call
 
-    return [check(case) for case in _plain(PIECES)]
+    return [check(case) for case in _plain(CHUNKS)]
 
 
 def _plain(cases: Sequence[Any]) -> list[Any]:

@@ -138,9 +138,9 @@ def _of_views(rig: Rig, batch: int, context: int) -> list[Operation]:
 
 
 def _of_prompts(rig: Rig, context: int) -> list[Operation]:
-    model, piece, item = rig.model, 256 if rig.quick else 2048, jnp.dtype(rig.dtype).itemsize
+    model, chunk, item = rig.model, 256 if rig.quick else 2048, jnp.dtype(rig.dtype).itemsize
     kv_heads, heads, dim, scale = model.num_kv_heads, model.num_heads, model.head_dim, model.query_scale
-    length, start = jnp.int32(context), context - piece
+    length, start = jnp.int32(context), context - chunk
     keys = kv_heads * context * dim * item
 
     def observed(name: str) -> Callable[..., Any]:
@@ -154,7 +154,7 @@ def _of_prompts(rig: Rig, context: int) -> list[Operation]:
         shape = (kv_heads, context, dim)
         return noise(shape, rig.dtype, 2 * seed), noise(shape, rig.dtype, 2 * seed + 1)
 
-    pairs = piece * start + piece * (piece + 1) // 2
+    pairs = chunk * start + chunk * (chunk + 1) // 2
     return [
         Operation(
             "observation_scores", observed, lambda: noise((WINDOW, heads, dim), rig.dtype, 1),
@@ -163,7 +163,7 @@ def _of_prompts(rig: Rig, context: int) -> list[Operation]:
             tolerance=SCORES,
         ),
         Operation(
-            "prefill_attention", attend, lambda: noise((piece, heads, dim), rig.dtype, 1), workspace, 2 * keys,
+            "prefill_attention", attend, lambda: noise((chunk, heads, dim), rig.dtype, 1), workspace, 2 * keys,
             4.0 * heads * dim * pairs, kernels=6 * -(-context // 512),
         ),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""One piece of a prompt through a layer, and what a prefill and decode take at most of the device's memory.
+"""One chunk of a prompt through a layer, and what a prefill and decode take at most of the device's memory.
 
 Two parts of `benchmarks.device`. Prefill is timed at the beginning and at the end of a long prompt. Memory is that of
-the engine's own runner: it meets every shape of a prompt as long as the context, one piece for each group of layers,
+the engine's own runner: it meets every shape of a prompt as long as the context, one chunk for each group of layers,
 and a decode step. What a device counts as its peak goes back to the process's beginning: parts that take more memory
 come after, and where one came before all the same, the row says so.
 """
@@ -32,38 +32,38 @@ PASSES = 4  # of XLA over the float32 scores of a block, which a kernel keeps to
 
 
 def points(rig: Rig) -> list[Point]:
-    """The first piece and the last one of a prompt as long as the context."""
+    """The first chunk and the last one of a prompt as long as the context."""
     context = max(rig.contexts)
     caches = rig.caches(1, context, None)
-    last = context // caches.layout.piece - 1
+    last = context // caches.layout.prefill_chunk_size - 1
     least = prefill_seconds(caches, rig.device, last + 1)
     return [
         Point(
-            f"{PART}/piece {piece + 1} of {last + 1} {name}",
+            f"{PART}/chunk {chunk + 1} of {last + 1} {name}",
             PART,
-            {"implementation": name, "piece": piece, "tokens": caches.layout.piece, "context": context},
-            _predicted(rig, name, caches.layout.piece, piece, least[piece]),
-            functools.partial(_measure, rig, caches, name, piece),
-            operations=least[piece] * rig.device.flops,
-            order=0 if piece else 1,
+            {"implementation": name, "chunk": chunk, "tokens": caches.layout.prefill_chunk_size, "context": context},
+            _predicted(rig, name, caches.layout.prefill_chunk_size, chunk, least[chunk]),
+            functools.partial(_measure, rig, caches, name, chunk),
+            operations=least[chunk] * rig.device.flops,
+            order=0 if chunk else 1,
         )
-        for piece in (0, last)
+        for chunk in (0, last)
         for name in rig.implementations
     ]
 
 
-def _predicted(rig: Rig, name: str, size: int, piece: int, least: float) -> float:
+def _predicted(rig: Rig, name: str, size: int, chunk: int, least: float) -> float:
     """The arithmetic of the roofline at the share of it that products reach, and what scores cost that are stored."""
     model, stored = rig.model, 0.0
     if name == REFERENCE:
-        stored = 4.0 * PASSES * model.num_layers * model.num_heads * size * (piece + 1) * size
+        stored = 4.0 * PASSES * model.num_layers * model.num_heads * size * (chunk + 1) * size
     arithmetic = Guess(rig.device)(0, 20 * model.num_layers, least * rig.device.flops)
     return arithmetic + Guess(rig.device, XLA)(stored, 0) + CALL
 
 
-def _measure(rig: Rig, caches: Caches, name: str, piece: int) -> dict[str, Any]:
-    """Seconds of one piece through all layers, by those of a few."""
-    weights, kind, size = rig.weights, rig.kinds(name)[0], caches.layout.piece
+def _measure(rig: Rig, caches: Caches, name: str, chunk: int) -> dict[str, Any]:
+    """Seconds of one chunk through all layers, by those of a few."""
+    weights, kind, size = rig.weights, rig.kinds(name)[0], caches.layout.prefill_chunk_size
     longest = caches.layout.buckets[-1]
     workspace = {
         name: noise(spec.shape, spec.dtype, 1) for name, spec in cache.named(caches.workspace(longest)).items()
@@ -72,7 +72,7 @@ def _measure(rig: Rig, caches: Caches, name: str, piece: int) -> dict[str, Any]:
         noise((longest, rig.model.width), rig.dtype, 0),
         cache.unnamed(workspace, caches.workspace(longest)),
     ]
-    start, length = np.int32(piece * size), np.int32(longest)
+    start, length = np.int32(chunk * size), np.int32(longest)
     count = min(LAYERS, rig.model.num_layers)
 
     def run() -> Any:
@@ -121,7 +121,7 @@ def _peak(rig: Rig, caches: Caches) -> dict[str, Any]:
     before = peak()
     runner = Runner(rig.decoder, caches)
     prefill = runner.begin(np.full(caches.layout.max_model_len, 5, np.int32), slot=0, keep=False)
-    prefill.length = prefill.size  # one piece of each group meets every shape
+    prefill.length = prefill.size  # one chunk of each group meets every shape
     while not prefill.done:
         runner.advance(prefill)
     jax.block_until_ready(runner.finish(prefill, SamplingParams(), (), seed=0, limit=8))

@@ -117,7 +117,7 @@ class Rig:
         """What an engine keeps: everything, or what RocketKV keeps with a token budget."""
         config = EngineConfig(
             max_model_len=context, max_num_seqs=batch, token_budget=budget, decode_steps=decode_steps,
-            prefill_piece=256 if self.quick else None, kernels="auto",
+            prefill_chunk_size=256 if self.quick else None, kernels="auto",
         )  # fmt: skip
         return Caches.declare(self.model, Layout.resolve(config, self.model.max_position, self.platform))
 

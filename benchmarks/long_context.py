@@ -47,10 +47,10 @@ def ask(port: int, tokens: list[int], count: int) -> tuple[float, float, list[st
         for line in answer:
             if not line.startswith(b"data: {"):
                 continue
-            piece = "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
-            if piece and first is None:
+            chunk = "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
+            if chunk and first is None:
                 first = time.monotonic()
-            text += piece
+            text += chunk
     assert first is not None, "the server said nothing"
     return first - began, time.monotonic() - first, re.findall(r"t\d+", text)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--tokens 16384] [--slots 4] [--output benchmarks/results/NAME.json]
 
 The model is that of `benchmarks.foundation`. "Predicted" is what an engine plans with before it reads a weight.
-"Arrays" are the bytes of the arrays alive while a prompt is between two pieces. "XLA" is what each compiled step says
+"Arrays" are the bytes of the arrays alive while a prompt is between two chunks. "XLA" is what each compiled step says
 of itself: its temporaries, and how many bytes of its outputs are its inputs', updated in place. "Process" is how far
 the resident memory rises while the steps run.
 """
@@ -115,7 +115,9 @@ def main() -> None:
     jax.block_until_ready(emitted)
     decode_rise = resident(peak=True) - idle
 
-    print(f"{options.tokens:,} tokens of context, {options.slots} slots, pieces of {layout.piece}, {layout.dtype}")
+    print(
+        f"{options.tokens:,} tokens of context, {options.slots} slots, chunks of {layout.prefill_chunk_size}, {layout.dtype}"
+    )
     for purpose, size in predicted.items():
         print(f"  predicted  {purpose:<14} {show_size(size):>10}")
     kept = sum(predicted.values()) - predicted["temporaries"]

@@ -84,7 +84,7 @@ class Settings:
     turn_samples: int
     seed: int
     room: int
-    piece: int
+    chunk: int
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,13 @@ def known_rows(path: pathlib.Path, settings: Settings) -> dict[Cell, dict[str, A
 
 def settings_of(given: argparse.Namespace) -> Settings:
     """Raises OSError if there is no such folder."""
-    from benchmarks.methods_engine import PIECE
+    from benchmarks.methods_engine import CHUNK
     from kvjax.eval.target_engine import fingerprint
 
     folder = given.model or small_model()
     return Settings(
         folder.resolve().name, fingerprint(folder), kvjax.__version__, tuple(given.tasks), tuple(given.turns),
-        given.samples, given.turn_samples or given.samples, given.seed, given.room, PIECE,
+        given.samples, given.turn_samples or given.samples, given.seed, given.room, CHUNK,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from kvjax.models import DecoderConfig, read_config
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 
-PIECE = BLOCK_TOKENS  # tokens: what follows the last whole piece of a stored prompt is computed, so pieces are small
+CHUNK = BLOCK_TOKENS  # tokens: what follows the last whole chunk of a stored prompt is computed, so chunks are small
 MARGIN = 256  # tokens beyond a sample's length: answers in several turns may be longer than the right ones
 HOST = 1 << 29  # bytes that blocks pass through, and of the newest conversations
 
@@ -53,7 +53,7 @@ class Engines:
         return EngineConfig(
             max_model_len=min(cell.length + MARGIN, self._model.max_position),
             max_num_seqs=self.slots,
-            prefill_piece=PIECE,
+            prefill_chunk_size=CHUNK,
             method=cell.arm,
             token_budget=cell.budget,
             room=self.room,
@@ -66,7 +66,7 @@ class Engines:
 
         Twice what they take: the turns of a conversation differ in what each method said to the former ones.
         """
-        tokens = sum(-(-(length + MARGIN) // PIECE) * PIECE for length in lengths)
+        tokens = sum(-(-(length + MARGIN) // CHUNK) * CHUNK for length in lengths)
         size = 2 * prompts * self.caches(Cell("full", None, min(lengths))).full_bytes(tokens)
         return dataclasses.replace(self, store=(disk, size))
 

@@ -1,7 +1,7 @@
 """From host memory into the workspaces: how fast the engine's way is, against a plain copy to the device.
 
-A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same pieces,
-whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a piece, cut out of their slabs
+A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same chunks,
+whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a chunk, cut out of their slabs
 and joined, layer by layer. On a CPU there is no bus: everything here is a copy in memory.
 """
 
@@ -31,7 +31,7 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         assert fetch is not None
         try:
             groups = same_bytes(runner, prefill)
-            pieces = [
+            chunks = [
                 np.split(array, 2 * len(group) * prefill.reused)
                 for array, group in zip(groups, runner.groups, strict=True)
             ]
@@ -40,25 +40,25 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
                 for array in groups:  # no more on the device at once than a group has
                     jax.block_until_ready(jax.device_put(array))
 
-            def put_pieces() -> None:
-                for arrays in pieces:
+            def put_chunks() -> None:
+                for arrays in chunks:
                     jax.block_until_ready(jax.device_put(arrays))
 
             def gather() -> None:
                 for layer in range(len(runner.caches.plans)):
-                    for _ in prefix.pieces(fetch, layer, prefill.reused):
+                    for _ in prefix.chunks(fetch, layer, prefill.reused):
                         pass
 
             arms = {
                 "device_put groups": put_groups,
-                "device_put pieces": put_pieces,
+                "device_put chunks": put_chunks,
                 "gathered": gather,
                 "restored": lambda: restore(runner, prefill),
             }
             rates = in_turns(arms, plan.rounds, sum(array.nbytes for array in groups))
         finally:
             prefill.close()
-    plain = max(rates["device_put groups"], rates["device_put pieces"])
+    plain = max(rates["device_put groups"], rates["device_put chunks"])
     share = rates["restored"] / plain
     print(
         f"device    {prefill.reused * prefill.size:,} tokens: device_put {plain:.2f} GB/s, restored "
@@ -89,7 +89,7 @@ def restore(runner: Runner, prefill: Prefill) -> None:
 def same_bytes(runner: Runner, prefill: Prefill) -> list[np.ndarray]:
     """As many bytes as all groups restore, an array a group.
 
-    They, and the pieces of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
+    They, and the chunks of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
     """
     assert runner.prefix is not None
     format = runner.prefix.store.format

@@ -112,10 +112,10 @@ class Client:
         )
         for event in stream:
             usage = event.usage or usage
-            piece = "".join(choice.delta.content or "" for choice in event.choices)
-            if piece and first is None:
+            chunk = "".join(choice.delta.content or "" for choice in event.choices)
+            if chunk and first is None:
                 first = time.perf_counter()
-            text += piece
+            text += chunk
         last = time.perf_counter()
         assert usage is not None, "the server did not say what the request used"
         cached = usage.prompt_tokens_details.cached_tokens

@@ -29,22 +29,22 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
 ) -> Float[Array, "P H D"]:
-    """Attends one piece of a prompt to all keys up to itself; the piece's own keys are already in `k`, `v`.
+    """Attends one chunk of a prompt to all keys up to itself; the chunk's own keys are already in `k`, `v`.
 
     Args:
         q: queries of positions `start` to `start + P - 1`, rotated.
-        k: keys of positions 0 to T - 1; blocks that begin beyond the piece are not read.
+        k: keys of positions 0 to T - 1; blocks that begin beyond the chunk are not read.
         scale: multiplies q.k before the softmax.
         window: position p sees keys in (p - window, p]; None sees all.
     """
-    piece, heads, head_dim = q.shape
+    chunk, heads, head_dim = q.shape
     kv_heads, tokens, _ = k.shape
     group = heads // kv_heads
     block = min(PREFILL_BLOCK, tokens)
     # [K, G*P, D]: the queries of all heads of one kv head are the rows of one matrix product
-    rows = q.reshape(piece, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
-    rows = rows.reshape(kv_heads, group * piece, head_dim)
-    asking = (start + jnp.tile(jnp.arange(piece), group))[:, None]
+    rows = q.reshape(chunk, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
+    rows = rows.reshape(kv_heads, group * chunk, head_dim)
+    asking = (start + jnp.tile(jnp.arange(chunk), group))[:, None]
 
     def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
         begin, fresh = _block(index, block, tokens)
@@ -52,16 +52,16 @@ def prefill_attention(
         visible = fresh & _sees(asking, begin + jnp.arange(block), window)
         scores = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
         weights, carry = _rescale(carry, jnp.where(visible, scores, MASKED))
-        # behind the piece lies what an earlier request has left, and 0 * NaN is NaN
-        values = jnp.where((begin + jnp.arange(block) < start + piece)[:, None], values, 0)
+        # behind the chunk lies what an earlier request has left, and 0 * NaN is NaN
+        values = jnp.where((begin + jnp.arange(block) < start + chunk)[:, None], values, 0)
         new = jnp.einsum("kmt,ktd->kmd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
         return carry[0], carry[1], carry[2] + new
 
     first = 0 if window is None else jnp.maximum(start - window + 1, 0) // block
-    last = (start + piece + block - 1) // block
-    _, total, out = jax.lax.fori_loop(first, last, body, _empty((kv_heads, group * piece), head_dim))
-    out = (out / total[..., None]).reshape(kv_heads, group, piece, head_dim).transpose(2, 0, 1, 3)
-    return out.reshape(piece, heads, head_dim).astype(q.dtype)
+    last = (start + chunk + block - 1) // block
+    _, total, out = jax.lax.fori_loop(first, last, body, _empty((kv_heads, group * chunk), head_dim))
+    out = (out / total[..., None]).reshape(kv_heads, group, chunk, head_dim).transpose(2, 0, 1, 3)
+    return out.reshape(chunk, heads, head_dim).astype(q.dtype)
 
 
 def decode_attention(

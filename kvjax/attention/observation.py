@@ -1,6 +1,6 @@
 """What the last queries of a prompt look at: the scores by which stage 1 keeps tokens (RocketKV, SnapKV).
 
-The queries are kept in a ring while the prompt comes in pieces; the scores are computed once, after the last piece,
+The queries are kept in a ring while the prompt comes in chunks; the scores are computed once, after the last chunk,
 block by block over the keys, so that no array has the prompt's length twice.
 """
 
@@ -20,16 +20,16 @@ Received = Callable[..., Float[Array, "R T"]]
 def observe(
     ring: Float[Array, "W H D"], q: Float[Array, "P H D"], start: Int[Array, ""], length: Int[Array, ""]
 ) -> Float[Array, "W H D"]:
-    """Enters a piece's queries into the ring of the last W: position p lies in row p mod W.
+    """Enters a chunk's queries into the ring of the last W: position p lies in row p mod W.
 
     Args:
         q: queries of positions `start` to `start + P - 1`, rotated.
         length: of the prompt; queries behind it are padding and do not enter.
     """
-    window, piece = ring.shape[0], q.shape[0]
-    last = jnp.minimum(start + piece, length) - 1
+    window, chunk = ring.shape[0], q.shape[0]
+    last = jnp.minimum(start + chunk, length) - 1
     newest = last - (last - jnp.arange(window)) % window  # the newest position of each row
-    rows = jnp.take(q, jnp.clip(newest - start, 0, piece - 1), axis=0).astype(ring.dtype)
+    rows = jnp.take(q, jnp.clip(newest - start, 0, chunk - 1), axis=0).astype(ring.dtype)
     return jnp.where((newest >= start)[:, None, None], rows, ring)
 
 

@@ -48,7 +48,7 @@ def abstract_steps(
     leaves = tuple(arrays for _, arrays in split)
     model.layers = nnx.List([])
     trunk, trunk_leaves = steps.Part.split(model)
-    piece = min(layout.piece, bucket)
+    chunk = min(layout.prefill_chunk_size, bucket)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=here)
     hidden = jax.ShapeDtypeStruct((bucket, config.width), layout.dtype, sharding=here)
     workspace = placed(caches.workspace(bucket))
@@ -57,7 +57,7 @@ def abstract_steps(
     alive = jax.ShapeDtypeStruct((layout.slots,), jnp.bool_, sharding=here)
 
     def prefill(layer: int) -> Callable[[], Any]:
-        return lambda: steps.prefill_layer.trace(kinds[layer], piece, leaves[layer], hidden, workspace, number, number)
+        return lambda: steps.prefill_layer.trace(kinds[layer], chunk, leaves[layer], hidden, workspace, number, number)
 
     def install(layer: int) -> Callable[[], Any]:
         terms = placed(rows(Terms.declare(layout.slots)))

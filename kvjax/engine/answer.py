@@ -1,8 +1,8 @@
 """KV of generated tokens on its way to the store, so that a conversation's next turn begins behind the answer.
 
-    prefill    the prompt's tail, which fills no whole piece, is cut out of the workspaces
+    prefill    the prompt's tail, which fills no whole chunk, is cut out of the workspaces
     decode     tokens are gathered from the views before these forget them, and the saving thread takes them away
-    a piece    all of it there, and its tokens known: it is named, and may be found from then on
+    a chunk    all of it there, and its tokens known: it is named, and may be found from then on
 
 What is stored is what decode steps have computed, bit for bit. A view proves by its positions that it holds a token in
 every head; the first one that is not proven ends what is stored of a turn, and so does a saving thread too far behind.
@@ -57,7 +57,7 @@ class Answers:
         self._savers: dict[int, AnswerSaver] = {}
 
     def begin(self, parent: bytes, prompt: np.ndarray, length: int, answer: Answer | None) -> "AnswerSaver | None":
-        """One for a turn; None where that fills no piece, or is not to be stored.
+        """One for a turn; None where that fills no chunk, or is not to be stored.
 
         Args:
             parent: the key that the chain of generated tokens goes on from.
@@ -66,9 +66,11 @@ class Answers:
         cache = self.cache
         if cache is None or answer is None:
             return None
-        if (len(prompt) + answer.limit - 1) // cache.piece == length // cache.piece:  # the last token has no KV
+        if (
+            len(prompt) + answer.limit - 1
+        ) // cache.chunk_size == length // cache.chunk_size:  # the last token has no KV
             return None
-        return AnswerSaver(cache, Pieces(cache, parent, prompt, length), length, answer.tokens)
+        return AnswerSaver(cache, Chunks(cache, parent, prompt, length), length, answer.tokens)
 
     def tail(
         self, saver: "AnswerSaver | None", slot: int, layers: range, workspaces: Sequence[Workspace], size: int
@@ -76,7 +78,7 @@ class Answers:
         """The workspaces of these layers hold a whole prompt; behind the last layer, tokens follow in the slot.
 
         Args:
-            size: tokens that are cut out at once: a piece, or the whole workspace where that is shorter.
+            size: tokens that are cut out at once: a chunk, or the whole workspace where that is shorter.
         """
         if saver is None or self.cache is None:
             return
@@ -125,21 +127,21 @@ class AnswerSaver:
         gathered: so many tokens of the sequence need not be taken from the views any more.
     """
 
-    def __init__(self, cache: PrefixCache, pieces: "Pieces", length: int, answer: Sequence[int]) -> None:
-        """`Answers.begin` makes it; `pieces` are the saving thread's from now on."""
+    def __init__(self, cache: PrefixCache, chunks: "Chunks", length: int, answer: Sequence[int]) -> None:
+        """`Answers.begin` makes it; `chunks` are the saving thread's from now on."""
         self.gathered = length
-        self._cache, self._pieces, self._answer, self._told = cache, pieces, answer, 0
+        self._cache, self._chunks, self._answer, self._told = cache, chunks, answer, 0
 
     def tail(self, layers: range, workspaces: Sequence[Workspace], size: int) -> None:
-        """The workspaces of these layers hold the whole prompt: takes what fills no piece of it.
+        """The workspaces of these layers hold the whole prompt: takes what fills no chunk of it.
 
         Args:
             size: as for `Answers.tail`.
         """
-        start = self._pieces.begin
+        start = self._chunks.begin
         for place, layer in enumerate(layers if start < self.gathered else ()):
             cut = steps.cut(size, workspaces[place], np.int32(start))
-            self._cache.put(functools.partial(self._pieces.tail, layer, cut))
+            self._cache.put(functools.partial(self._chunks.tail, layer, cut))
 
     def gather(self, views: tuple[View, ...], slot: int, count: int, reach: int) -> bool:
         """Takes the next `count` tokens, `reach` at most, from the views of a slot; returns whether it could."""
@@ -147,9 +149,9 @@ class AnswerSaver:
 
         def begin() -> Callable[[], None]:
             gathered = _gather(self._cache, reach, views, slot, start)
-            return lambda: self._pieces.add(start, gathered, news)
+            return lambda: self._chunks.add(start, gathered, news)
 
-        if self._pieces.ended or not self._cache.offer(begin):
+        if self._chunks.ended or not self._cache.offer(begin):
             return False
         self.gathered, self._told = start + count, self._told + len(news)
         return True
@@ -158,28 +160,28 @@ class AnswerSaver:
         """Nothing more is gathered; but by now more tokens may be known."""
         news = list(self._answer[self._told :])
         if news:
-            self._cache.offer(lambda: lambda: self._pieces.add(self.gathered, (), news))
+            self._cache.offer(lambda: lambda: self._chunks.add(self.gathered, (), news))
 
 
-class Pieces:
-    """Puts together the pieces of one turn, from the prompt's tail on. The saving thread calls.
+class Chunks:
+    """Puts together the chunks of one turn, from the prompt's tail on. The saving thread calls.
 
     Args:
         parent: the key before the first of them.
-        prompt: token ids [T]; of the first `length` the whole pieces are stored elsewhere, and the others will come.
+        prompt: token ids [T]; of the first `length` the whole chunks are stored elsewhere, and the others will come.
 
     Attributes:
-        begin: position of the first token of the first piece.
+        begin: position of the first token of the first chunk.
         ended: whether nothing more can be stored; for any thread.
     """
 
     def __init__(self, cache: PrefixCache, parent: bytes, prompt: np.ndarray, length: int) -> None:
-        self.begin = length // cache.piece * cache.piece
+        self.begin = length // cache.chunk_size * cache.chunk_size
         self.ended = False
         self._cache, self._parent = cache, parent
         self._base, self._front = self.begin, length  # of the first buffer; of the first token that is not in one
         self._tokens: list[int] = prompt[self.begin :].tolist()  # from `_base` on, as far as they are known
-        self._buffers: list[np.ndarray] = []  # a piece each [L, 2, K, P, D]
+        self._buffers: list[np.ndarray] = []  # a chunk each [L, 2, K, P, D]
         self._harmed = False
 
     def tail(self, layer: int, cut: tuple[jax.Array, jax.Array]) -> None:
@@ -206,10 +208,10 @@ class Pieces:
             self._store()
 
     def _copy(self, gathered: Gathered, count: int) -> None:
-        arrays, done, piece = [(np.asarray(k), np.asarray(v)) for k, v, _ in gathered], 0, self._cache.piece
+        arrays, done, chunk = [(np.asarray(k), np.asarray(v)) for k, v, _ in gathered], 0, self._cache.chunk_size
         while done < count:
-            index, inside = divmod(self._front - self._base, piece)
-            more = min(count - done, piece - inside)
+            index, inside = divmod(self._front - self._base, chunk)
+            more = min(count - done, chunk - inside)
             for layer, pair in enumerate(arrays):
                 for which, array in enumerate(pair):
                     rows = array[done : done + more].swapaxes(0, 1)  # [N, K, D] to [K, N, D]
@@ -217,22 +219,22 @@ class Pieces:
             done, self._front = done + more, self._front + more
 
     def _store(self) -> None:
-        """Every piece that is whole enters the store."""
-        piece = self._cache.piece
-        while len(self._tokens) >= piece and self._front - self._base >= piece:
-            names = BlockKey.chain(self._parent, np.asarray(self._tokens[:piece], np.int32))
+        """Every chunk that is whole enters the store."""
+        chunk = self._cache.chunk_size
+        while len(self._tokens) >= chunk and self._front - self._base >= chunk:
+            names = BlockKey.chain(self._parent, np.asarray(self._tokens[:chunk], np.int32))
             with self._cache.store.save(names) as saving:
                 for block in saving.wanted:
                     rows = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
                     for layer, (k, v) in enumerate(self._buffers[0]):
                         saving.fill(block, layer, k[:, rows], v[:, rows])
                 saving.seal()
-            self._parent, self._base = names[-1].key, self._base + piece
-            del self._tokens[:piece], self._buffers[0]
+            self._parent, self._base = names[-1].key, self._base + chunk
+            del self._tokens[:chunk], self._buffers[0]
 
     def _buffer(self, index: int) -> np.ndarray:
         format = self._cache.store.format
-        shape = (format.layers, 2, format.kv_heads, self._cache.piece, format.head_dim)
+        shape = (format.layers, 2, format.kv_heads, self._cache.chunk_size, format.head_dim)
         while len(self._buffers) <= index:
             self._buffers.append(np.empty(shape, DTYPES[format.dtype][1]))
         return self._buffers[index]

@@ -57,11 +57,11 @@ class Caches:
                 "a view is full (reselect=False, --when-full stop)"
             )
         caches = cls(model, layout, profile, plans, method.multi_turn)
-        piece = layout.piece * model.num_layers * model.num_kv_heads * caches._entry_bytes
-        if layout.store is not None and 0 < layout.store.host_cache_size < piece:
+        chunk = layout.prefill_chunk_size * model.num_layers * model.num_kv_heads * caches._entry_bytes
+        if layout.store is not None and 0 < layout.store.host_cache_size < chunk:
             raise ValueError(
-                f"host_cache_size={layout.store.host_cache_size} hold no piece of {layout.piece} tokens, which takes "
-                f"{piece}: raise --host-cache-size to some of these, or set it to 0"
+                f"host_cache_size={layout.store.host_cache_size} hold no chunk of {layout.prefill_chunk_size} tokens, which takes "
+                f"{chunk}: raise --host-cache-size to some of these, or set it to 0"
             )
         return caches
 

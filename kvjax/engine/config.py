@@ -21,7 +21,7 @@ class EngineConfig:
         max_num_seqs: slots, that is sequences decoding or prefilling at the same time. Every decode step computes
             all of them, whoever is there: an answer never depends on who else is being served.
         max_num_queued_reqs: how many more requests may wait.
-        prefill_piece: tokens pushed through a layer group at a time, a multiple of 256; None chooses by device.
+        prefill_chunk_size: tokens pushed through a layer group at a time, a multiple of 256; None chooses by device.
         decode_steps: most decode steps a dispatch, that is between two looks at the queue.
         seed: where the seeds of requests without one start.
         dtype: of weights and KV: "float32", "bfloat16" or "float16"; None is float32 on CPU and bfloat16 elsewhere.
@@ -44,7 +44,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 4
     max_num_queued_reqs: int = 256
-    prefill_piece: int | None = None
+    prefill_chunk_size: int | None = None
     decode_steps: int = 4
     seed: int = 0
     dtype: str | None = None
@@ -68,8 +68,12 @@ class EngineConfig:
             raise ValueError(f"max_num_queued_reqs={self.max_num_queued_reqs} must not be negative")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len={self.max_model_len}: a sequence has at least 2 tokens")
-        if self.prefill_piece is not None and (self.prefill_piece < BLOCK_TOKENS or self.prefill_piece % BLOCK_TOKENS):
-            raise ValueError(f"prefill_piece={self.prefill_piece} must be a positive multiple of {BLOCK_TOKENS}")
+        if self.prefill_chunk_size is not None and (
+            self.prefill_chunk_size < BLOCK_TOKENS or self.prefill_chunk_size % BLOCK_TOKENS
+        ):
+            raise ValueError(
+                f"prefill_chunk_size={self.prefill_chunk_size} must be a positive multiple of {BLOCK_TOKENS}"
+            )
         self._check_method()
         if self.kernels not in KERNELS:
             raise ValueError(f"kernels={self.kernels!r}: choose one of {', '.join(KERNELS)}")
@@ -103,7 +107,7 @@ class Layout:
 
     max_model_len: int
     slots: int
-    piece: int
+    prefill_chunk_size: int
     decode_steps: int
     dtype: str
     kv_dtype: str
@@ -146,7 +150,7 @@ class Layout:
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
-            piece=config.prefill_piece or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
+            chunk=config.prefill_chunk_size or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
             decode_steps=config.decode_steps,
             dtype=dtype,
             kv_dtype=config.kv_cache_dtype or dtype,
@@ -167,13 +171,13 @@ class Layout:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Workspace lengths in tokens. A prompt shorter than a piece is one piece of its bucket's length.
+        """Workspace lengths in tokens. A prompt shorter than a chunk is one chunk of its bucket's length.
 
-        From the piece on they double, and the last one holds `max_model_len`; below it they are quarters, so that a
-        short question does not cost a whole piece.
+        From the chunk on they double, and the last one holds `max_model_len`; below it they are quarters, so that a
+        short question does not cost a whole chunk.
         """
-        needed = -(-self.max_model_len // self.piece) * self.piece
-        lengths = [self.piece]
+        needed = -(-self.max_model_len // self.prefill_chunk_size) * self.prefill_chunk_size
+        lengths = [self.prefill_chunk_size]
         while lengths[0] >= 4 * SHORTEST_BUCKET:
             lengths.insert(0, lengths[0] // 4)
         while lengths[-1] < needed:

@@ -56,7 +56,7 @@ class EngineLoop:
         self._cancelled: list[ActiveRequest] = []
         self._pending: collections.deque[Pending] = collections.deque()
         self._prefill: Prefill | None = None
-        self._unit: tuple[int, float] | None = None  # a piece that alone is being computed, and since when
+        self._unit: tuple[int, float] | None = None  # a chunk that alone is being computed, and since when
         self._scores: list[TokenLogprob] = []  # of the prompt being read, if they are asked for
         self._stopping = False
         self._working = False
@@ -302,7 +302,7 @@ class EngineLoop:
         return True
 
     def _advance(self) -> bool:
-        """Runs one unit of the prefill, or scores one piece of the prompt; after the last the request decodes."""
+        """Runs one unit of the prefill, or scores one chunk of the prompt; after the last the request decodes."""
         prefill = self._prefill
         if prefill is None:
             return False
@@ -315,7 +315,7 @@ class EngineLoop:
         if prefill.done:
             self._score(prefill, request)
         else:
-            self._unit = prefill.piece, time.monotonic()
+            self._unit = prefill.chunk, time.monotonic()
             self._runner.advance(prefill)
             self._count(prefill_units=1)
         wanted = request.params.prompt_logprobs is not None
@@ -339,7 +339,7 @@ class EngineLoop:
         return True
 
     def _score(self, prefill: Prefill, request: ActiveRequest) -> None:
-        """Reads the log-probabilities of the next piece of the prompt's own tokens."""
+        """Reads the log-probabilities of the next chunk of the prompt's own tokens."""
         scored = self._runner.score(prefill, len(self._scores) // prefill.size)
         self._scores += token_logprobs(jax.device_get(scored), request.params.prompt_logprobs or 0)
 

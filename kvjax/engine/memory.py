@@ -50,7 +50,7 @@ def plan(caches: Caches, mesh: Devices = None) -> Plan:
         "workspaces": cache.nbytes(workspace, mesh) * len(groups[:2]),
         "hidden states": longest * model.width * item,
         "temporaries": max(
-            _prefill_temporaries(part, min(layout.piece, longest), item), _head_temporaries(part, layout)
+            _prefill_temporaries(part, min(layout.prefill_chunk_size, longest), item), _head_temporaries(part, layout)
         ),
     }
 
@@ -76,19 +76,19 @@ def _part(model: DecoderConfig, mesh: Devices) -> DecoderConfig:
     return dataclasses.replace(model, **{name: getattr(model, name) // mesh.size for name in sizes})
 
 
-def _prefill_temporaries(model: DecoderConfig, piece: int, item: int) -> int:
-    """One layer over one piece."""
+def _prefill_temporaries(model: DecoderConfig, chunk: int, item: int) -> int:
+    """One layer over one chunk."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    activations = piece * (4 * model.width + 3 * queries + 4 * keys + 3 * model.mlp_width) * item
-    block = min(PREFILL_BLOCK, piece)
-    scores = 3 * model.num_heads * piece * block * 4  # scores, mask and weights of one block of keys
-    carry = 2 * model.num_heads * piece * (model.head_dim + 2) * 4
+    activations = chunk * (4 * model.width + 3 * queries + 4 * keys + 3 * model.mlp_width) * item
+    block = min(PREFILL_BLOCK, chunk)
+    scores = 3 * model.num_heads * chunk * block * 4  # scores, mask and weights of one block of keys
+    carry = 2 * model.num_heads * chunk * (model.head_dim + 2) * 4
     return activations + scores + carry + 2 * keys * block * item
 
 
 def _head_temporaries(model: DecoderConfig, layout: Layout) -> int:
     """Logits: sampling sorts those of all slots, with their ids; a prompt's own are made `SCORED_ROWS` at a time."""
-    rows = max(8 * layout.slots, 4 * min(SCORED_ROWS, layout.piece))
+    rows = max(8 * layout.slots, 4 * min(SCORED_ROWS, layout.prefill_chunk_size))
     scores = 3 * layout.slots * model.num_heads * DECODE_BLOCK * 4
     return rows * model.vocab_size * 4 + scores
 

@@ -1,13 +1,13 @@
-"""Between the steps and the store: KV of a prompt's beginning that need not be computed, and of new pieces to keep.
+"""Between the steps and the store: KV of a prompt's beginning that need not be computed, and of new chunks to keep.
 
-    begin      pieces whose blocks the store has brought to host memory
-    a group    its workspaces are filled from the blocks; its new pieces are cut out, and a thread takes them away
+    begin      chunks whose blocks the store has brought to host memory
+    a group    its workspaces are filled from the blocks; its new chunks are cut out, and a thread takes them away
     the last   the new blocks are sealed, and may be found from then on
 
-Pieces, not blocks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
+Chunks, not blocks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
 and a warm answer equals a cold one bit for bit.
 
-Where the store keeps generated tokens too, a prompt may go on behind its dense pieces with others (`answer.py`).
+Where the store keeps generated tokens too, a prompt may go on behind its dense chunks with others (`answer.py`).
 """
 
 import logging
@@ -31,7 +31,7 @@ from kvjax.store.store import KVStore
 
 logger = logging.getLogger(__name__)
 Work = Callable[[], None]
-AHEAD = 32  # pieces of layers on their way to the host at once: each holds device memory until it is there
+AHEAD = 32  # chunks of layers on their way to the host at once: each holds device memory until it is there
 OFFERS = 8  # and so do these, of generated tokens: a block in all layers each
 
 
@@ -43,7 +43,9 @@ def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
         path: the folder of the checkpoint, every tensor of which is read, unless its digest is known already.
     """
     device, model, layout = jax.devices()[0], caches.model, caches.layout
-    numerics = f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, piece {layout.piece}"
+    numerics = (
+        f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, chunk {layout.prefill_chunk_size}"
+    )
     if layout.kernels != "reference":
         numerics += f", kernels {layout.kernels}"
     return Namespace(
@@ -63,8 +65,8 @@ class PrefixCache:
         window: the last tokens of every prompt that are computed whatever is stored: stage 1 needs their queries.
     """
 
-    def __init__(self, store: KVStore, names: Namespace, piece: int, window: int) -> None:
-        self.store, self.piece, self._namespace, self._window = store, piece, names, window
+    def __init__(self, store: KVStore, names: Namespace, chunk_size: int, window: int) -> None:
+        self.store, self.chunk_size, self._namespace, self._window = store, chunk_size, names, window
         self._random = random.Random()
         self._work: queue.SimpleQueue[tuple[Work, threading.Semaphore] | None] = queue.SimpleQueue()
         self._room, self._offers = threading.Semaphore(AHEAD), threading.Semaphore(OFFERS)
@@ -83,19 +85,19 @@ class PrefixCache:
             return None
         format = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
         store = open_store(format, config)
-        return cls(store, namespace(path, caches, devices), caches.layout.piece, caches.window)
+        return cls(store, namespace(path, caches, devices), caches.layout.prefill_chunk_size, caches.window)
 
     @property
     def _unit(self) -> int:
-        return self.piece // BLOCK_TOKENS
+        return self.chunk_size // BLOCK_TOKENS
 
     def names(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[BlockKey]:
-        """Of all blocks of a prompt's whole pieces.
+        """Of all blocks of a prompt's whole chunks.
 
         Args:
             decoding: says what decode steps do (`Caches.decoding`), which had part in block `fork` and what is behind.
         """
-        whole, dense = len(tokens) // self.piece * self.piece, None if fork is None else fork * BLOCK_TOKENS
+        whole, dense = len(tokens) // self.chunk_size * self.chunk_size, None if fork is None else fork * BLOCK_TOKENS
         names = BlockKey.chain(self._namespace.root(salt), tokens[:whole][:dense])
         if fork is None:
             return names
@@ -110,22 +112,22 @@ class PrefixCache:
 
         Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
         """
-        most = max((len(tokens) - max(self._window, 1)) // self.piece, 0)
-        tokens = tokens[: most * self.piece]
+        most = max((len(tokens) - max(self._window, 1)) // self.chunk_size, 0)
+        tokens = tokens[: most * self.chunk_size]
         generated = self.store.config.store_generated
         fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
         return self.store.fetch(self.names(tokens, salt), unit=self._unit, told=told, fork=fork)
 
     def take(self, fetch: Fetch) -> int:
-        """How many pieces of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
+        """How many chunks of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
         fetch.stop()
         if self._random.random() < self.store.config.canary:
             return 0
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit
 
-    def pieces(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
-        """K and V [K, BLOCK_TOKENS, D] of the blocks of the first `count` pieces of one layer, in the memory of the store.
+    def chunks(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
+        """K and V [K, BLOCK_TOKENS, D] of the blocks of the first `count` chunks of one layer, in the memory of the store.
 
         A device that shares the host's memory may read them there, so the fetch must stay open until it has.
 
@@ -133,13 +135,13 @@ class PrefixCache:
             LeaseExpiredError: the fetch does not hold them any more.
         """
         format = self.store.format
-        for piece in range(count):
-            yield tuple(format.tensors(fetch.blob(piece * self._unit + block), layer) for block in range(self._unit))
+        for chunk in range(count):
+            yield tuple(format.tensors(fetch.blob(chunk * self._unit + block), layer) for block in range(self._unit))
 
     def save(
         self, tokens: np.ndarray, salt: str, first: int, fetch: Fetch | None = None, decoding: str = ""
-    ) -> "PieceSaver":
-        """Begins to keep the whole pieces of a prompt from piece `first` on.
+    ) -> "PromptWriter":
+        """Begins to keep the whole chunks of a prompt from chunk `first` on.
 
         Args:
             fetch: what was found of it. Where nothing of that is used it is compared with what is computed now, as far
@@ -147,11 +149,11 @@ class PrefixCache:
             decoding: as for `names`.
         """
         check = None if first else fetch
-        # behind pieces that decode steps had part in, the chain goes on from theirs
+        # behind chunks that decode steps had part in, the chain goes on from theirs
         fork = fetch.fork if fetch is not None and first * self._unit > fetch.fork else None
         names = self.names(tokens, salt, decoding, fork)
         parent = self.parent(names, salt, decoding) if fork is None else names[-1].key
-        return PieceSaver(self, names[first * self._unit :], self._unit, parent, check)
+        return PromptWriter(self, names[first * self._unit :], self._unit, parent, check)
 
     def put(self, work: Work) -> None:
         """Has the saving thread do something; waits while it is far behind."""
@@ -200,8 +202,8 @@ class PrefixCache:
                 room.release()
 
 
-class PieceSaver:
-    """New pieces of one prompt on their way to the host. The engine's thread calls; another one copies.
+class PromptWriter:
+    """New chunks of one prompt on their way to the host. The engine's thread calls; another one copies.
 
     Attributes:
         parent: the key that generated tokens behind them go on from.
@@ -212,15 +214,15 @@ class PieceSaver:
     ) -> None:
         self._cache, self._names, self._unit, self.parent, self._check = cache, names, unit, parent, check
         self._saving: Saving | None = None
-        self.pieces = len(names) // unit
+        self.chunks = len(names) // unit
         cache.put(self._begin)
 
-    def put(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
-        """K and V [K, piece, D] of one layer of a new piece, counted from the first new one."""
-        self._cache.put(lambda: self._fill(piece, layer, k, v))
+    def put(self, chunk: int, layer: int, k: jax.Array, v: jax.Array) -> None:
+        """K and V [K, chunk, D] of one layer of a new chunk, counted from the first new one."""
+        self._cache.put(lambda: self._fill(chunk, layer, k, v))
 
     def seal(self) -> None:
-        """All layers of all pieces were put."""
+        """All layers of all chunks were put."""
         self._cache.put(self._seal)
 
     def give_up(self) -> None:
@@ -230,11 +232,11 @@ class PieceSaver:
     def _begin(self) -> None:
         self._saving = self._cache.store.save(self._names)
 
-    def _fill(self, piece: int, layer: int, k: jax.Array, v: jax.Array) -> None:
+    def _fill(self, chunk: int, layer: int, k: jax.Array, v: jax.Array) -> None:
         if self._saving is None:  # it could not begin, or has been given up
             return
         keys, values = np.asarray(k), np.asarray(v)  # waits for the device
-        for index in range(piece * self._unit, (piece + 1) * self._unit):
+        for index in range(chunk * self._unit, (chunk + 1) * self._unit):
             rows = slice(index % self._unit * BLOCK_TOKENS, (index % self._unit + 1) * BLOCK_TOKENS)
             if index in self._saving.wanted:
                 self._saving.fill(index, layer, keys[:, rows], values[:, rows])

@@ -97,7 +97,7 @@ class Runner:
             told: called, from any thread, when nothing more will come.
         """
         tokens = self._selected(tokens, select_after)
-        if self.prefix is None or len(tokens) <= self.layout.piece:
+        if self.prefix is None or len(tokens) <= self.layout.prefill_chunk_size:
             return None
         return self.prefix.fetch(tokens, salt, told, decoding)
 
@@ -138,19 +138,19 @@ class Runner:
         padded = np.zeros(bucket, np.int32)
         padded[: len(tokens)] = tokens
         hidden = steps.embed(self._trunk, self._trunk_leaves, padded)
-        size = min(self.layout.piece, bucket)
+        size = min(self.layout.prefill_chunk_size, bucket)
         plans = self.caches.plans if plans is None else plans
         prefill = Prefill(padded, rest, len(tokens), slot, hidden, size, len(self.groups), plans, begin, fetch=fetch)
         if self.prefix is not None and fetch is not None:
-            prefill.piece = prefill.reused = self.prefix.take(fetch)
-        if self.prefix is not None and keep and (size == self.layout.piece or self._answers.cache):
+            prefill.chunk = prefill.reused = self.prefix.take(fetch)
+        if self.prefix is not None and keep and (size == self.layout.prefill_chunk_size or self._answers.cache):
             prefill.saver = self.prefix.save(tokens, salt, prefill.reused, fetch, answer.decoding if answer else "")
             prefill.answer = self._answers.begin(prefill.saver.parent, prefill.prompt, prefill.length, answer)
             prefill.fetch = fetch if prefill.reused else None
         return prefill
 
     def advance(self, prefill: Prefill) -> None:
-        """Runs the next (group, piece) of a prefill; after a group's last piece its views are written.
+        """Runs the next (group, chunk) of a prefill; after a group's last chunk its views are written.
 
         After the last group it reads the next tokens of the rest. Once it is `done`, `finish` draws the first token.
         """
@@ -159,17 +159,17 @@ class Runner:
             return
         workspace = self._workspace(len(prefill.tokens))[prefill.group % 2]
         size, group = prefill.size, self.groups[prefill.group]
-        start, slot, length = np.int32(prefill.piece * size), np.int32(prefill.slot), np.int32(prefill.length)
+        start, slot, length = np.int32(prefill.chunk * size), np.int32(prefill.slot), np.int32(prefill.length)
         if prefill.fetch is not None:
             prefill.fetch.renew()
-        if prefill.piece == prefill.reused:
+        if prefill.chunk == prefill.reused:
             self._restore(prefill, workspace)
         for place, layer in enumerate(group):
             prefill.hidden, workspace[place] = steps.prefill_layer(
                 self._kinds[layer], size, self._layer_leaves[layer], prefill.hidden, workspace[place], start, length
             )
-        prefill.piece += 1
-        if prefill.piece < prefill.pieces:
+        prefill.chunk += 1
+        if prefill.chunk < prefill.chunks:
             return
         views = list(self.views)
         for place, layer in enumerate(group):
@@ -177,35 +177,35 @@ class Runner:
             views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, terms)
             self.views = tuple(views)
         self._keep(prefill, workspace)
-        prefill.piece, prefill.group = prefill.reused, prefill.group + 1
+        prefill.chunk, prefill.group = prefill.reused, prefill.group + 1
         if prefill.group == prefill.groups:
             self._fill.installed(prefill.slot, prefill.length, prefill.plans)
 
-    def took(self, piece: int, began: float) -> None:
-        """The store's planner is told that a piece went through a group since `began`, by `time.monotonic`."""
+    def took(self, chunk: int, began: float) -> None:
+        """The store's planner is told that a chunk went through a group since `began`, by `time.monotonic`."""
         if self.prefix is not None:
-            self.prefix.store.planner.computed(piece, (time.monotonic() - began) * len(self.groups))
+            self.prefix.store.planner.computed(chunk, (time.monotonic() - began) * len(self.groups))
 
     def _restore(self, prefill: Prefill, workspace: list[Workspace]) -> None:
-        """Puts the reused pieces of a group into its workspaces."""
+        """Puts the reused chunks of a group into its workspaces."""
         if not prefill.reused:
             return
         assert self.prefix is not None
         assert prefill.fetch is not None
         for place, layer in enumerate(self.groups[prefill.group]):
-            for index, blocks in enumerate(self.prefix.pieces(prefill.fetch, layer, prefill.reused)):
+            for index, blocks in enumerate(self.prefix.chunks(prefill.fetch, layer, prefill.reused)):
                 start = np.int32(index * prefill.size)
                 workspace[place], prefill.restored[layer] = steps.restore(self.mesh, workspace[place], blocks, start)
 
     def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
-        """Gives a finished group's new pieces to the store; after the last group later prompts will find them."""
+        """Gives a finished group's new chunks to the store; after the last group later prompts will find them."""
         saver = prefill.saver
         if saver is None:
             return
-        for piece in range(saver.pieces):
-            start = np.int32((prefill.reused + piece) * prefill.size)
+        for chunk in range(saver.chunks):
+            start = np.int32((prefill.reused + chunk) * prefill.size)
             for place, layer in enumerate(self.groups[prefill.group]):
-                saver.put(piece, layer, *steps.cut(prefill.size, workspace[place], start))
+                saver.put(chunk, layer, *steps.cut(prefill.size, workspace[place], start))
         self._answers.tail(prefill.answer, prefill.slot, self.groups[prefill.group], workspace, prefill.size)
         if prefill.group == prefill.groups - 1:
             saver.seal()
@@ -243,9 +243,9 @@ class Runner:
         )  # fmt: skip
         return drawn
 
-    def score(self, prefill: Prefill, piece: int) -> Sample:
-        """Log-probabilities of the prompt's own tokens: row i belongs to token `piece * size + i + 1`."""
-        size, start = prefill.size, piece * prefill.size
+    def score(self, prefill: Prefill, chunk: int) -> Sample:
+        """Log-probabilities of the prompt's own tokens: row i belongs to token `chunk * size + i + 1`."""
+        size, start = prefill.size, chunk * prefill.size
         targets = np.zeros(size, np.int32)
         following = prefill.tokens[start + 1 : start + 1 + size]
         targets[: len(following)] = following
@@ -295,12 +295,12 @@ class Runner:
         for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0, keep=False)
-            prefill.length = prefill.size  # one piece meets every shape
+            prefill.length = prefill.size  # one chunk meets every shape
             while not prefill.done:
                 self.advance(prefill)
             jax.block_until_ready(self.finish(prefill, params, (), seed=0, limit=1))
             jax.block_until_ready(self.score(prefill, 0))
-            if self.prefix is not None and prefill.size == self.layout.piece:
+            if self.prefix is not None and prefill.size == self.layout.prefill_chunk_size:
                 workspace = self._workspace(bucket)[0]
                 k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
                 parts = [np.split(np.asarray(each), prefill.size // BLOCK_TOKENS, axis=1) for each in (k, v)]

@@ -1,6 +1,6 @@
 """The compiled steps: pure functions from arrays to arrays. They know no requests, no queue and no host state.
 
-Caches and hidden states are donated and updated in place. A prefill step is one layer over one piece, so that one
+Caches and hidden states are donated and updated in place. A prefill step is one layer over one chunk, so that one
 compiled body serves every layer of its kind; a decode dispatch is a loop of whole-model steps over all slots.
 """
 
@@ -119,14 +119,14 @@ def embed(part: Part[Decoder], leaves: tuple[Array, ...], tokens: Int[Array, "T"
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
 def prefill_layer(
     kind: LayerKind,
-    piece: int,
+    chunk: int,
     leaves: tuple[Array, ...],
     hidden: Float[Array, "T E"],
     workspace: Workspace,
     start: Int[Array, ""],
     length: Int[Array, ""],
 ) -> tuple[Float[Array, "T E"], Workspace]:
-    """Pushes positions `start` to `start + piece - 1` through one layer; its K and V enter the workspace.
+    """Pushes positions `start` to `start + chunk - 1` through one layer; its K and V enter the workspace.
 
     So do its queries, as far as they are among the last of the prompt's `length`, where a layer chooses by them.
     """
@@ -142,17 +142,17 @@ def prefill_layer(
         )
         return prefill.attend(workspace, q, start, window=kind.window, **kind.reading)
 
-    x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, piece), start + jnp.arange(piece), attend)
+    x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, chunk), start + jnp.arange(chunk), attend)
     hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
     return hidden, constrain(workspace, specs, kind.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def cut(piece: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
-    """K and V of one piece of a workspace."""
+def cut(chunk: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
+    """K and V of one chunk of a workspace."""
     return (
-        jax.lax.dynamic_slice_in_dim(workspace.k, start, piece, axis=1),
-        jax.lax.dynamic_slice_in_dim(workspace.v, start, piece, axis=1),
+        jax.lax.dynamic_slice_in_dim(workspace.k, start, chunk, axis=1),
+        jax.lax.dynamic_slice_in_dim(workspace.v, start, chunk, axis=1),
     )
 
 
@@ -163,7 +163,7 @@ def restore(
     blocks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
     start: Int[Array, ""],
 ) -> tuple[Workspace, Float[Array, ""]]:
-    """Puts a piece back that `cut` gave, in equal parts; the scalar is there once no part is read any more."""
+    """Puts a chunk back that `cut` gave, in equal parts; the scalar is there once no part is read any more."""
     k, v = workspace.k, workspace.v
     for part, (its_k, its_v) in enumerate(blocks):
         at = start + part * its_k.shape[1]

@@ -1,4 +1,4 @@
-"""How a prompt is read with kernels: what attends a piece to its workspace, and what stage 1 looks at the whole with.
+"""How a prompt is read with kernels: what attends a chunk to its workspace, and what stage 1 looks at the whole with.
 
 Over several devices each reads the workspace of its own kv heads, and nothing passes between them. Choosing the best
 scores, and gathering what they choose, stay XLA's.
@@ -34,7 +34,7 @@ def attend(
     implementation: str | None = REFERENCE,
     mesh: Mesh | None = None,
 ) -> Float[Array, "P H D"]:
-    """Attends a piece to a workspace that holds its keys already, see `dense.prefill_attention`.
+    """Attends a chunk to a workspace that holds its keys already, see `dense.prefill_attention`.
 
     Args:
         implementation: see `dispatch`.

@@ -32,7 +32,7 @@ class Load:
 
     Attributes:
         bandwidth: of the tier, or of the link to the devices where that is slower.
-        seconds: to load all whole pieces of the context.
+        seconds: to load all whole chunks of the context.
         tokens: of those, how many the planner would load.
         break_even: tokens of the shortest prefix that is loaded faster than computed; None if none is.
     """
@@ -46,11 +46,11 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What is loaded or computed: the whole pieces of a context.
+    """What is loaded or computed: the whole chunks of a context.
 
     Attributes:
         nbytes: of its blocks in the store: every layer in full, headers included.
-        compute: of each piece, in order, the least seconds of computing it.
+        compute: of each chunk, in order, the least seconds of computing it.
     """
 
     tokens: int
@@ -65,21 +65,21 @@ class Prefix:
 
     @property
     def even_bandwidth(self) -> float | None:
-        """Bytes a second at which loading it takes as long as computing it; None without a whole piece."""
+        """Bytes a second at which loading it takes as long as computing it; None without a whole chunk."""
         return self.nbytes / self.compute_seconds if self.tokens else None
 
 
 def prefix(caches: Caches, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
     """Compares each tier with computing. The first tier is host memory, which the others' bytes pass through."""
     model, layout = caches.model, caches.layout
-    pieces = layout.max_model_len // layout.piece
+    chunks = layout.max_model_len // layout.prefill_chunk_size
     form = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, layout.kv_dtype)
-    piece_bytes = layout.piece // BLOCK_TOKENS * form.nbytes
-    compute = prefill_seconds(caches, device, pieces)
+    chunk_bytes = layout.prefill_chunk_size // BLOCK_TOKENS * form.nbytes
+    compute = prefill_seconds(caches, device, chunks)
     loads = []
     for tier in tiers:
         bandwidth = min(tier.bandwidth, tiers[0].bandwidth)
-        load = piece_bytes / bandwidth
+        load = chunk_bytes / bandwidth
         gains = itertools.accumulate(seconds - load for seconds in compute)
         first = next((index for index, gain in enumerate(gains) if gain > 0), None)
         chosen = _chosen(compute, tier.name, load)
@@ -87,12 +87,12 @@ def prefix(caches: Caches, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
             Load(
                 tier.name,
                 bandwidth,
-                pieces * load,
-                chosen * layout.piece,
-                None if first is None else (first + 1) * layout.piece,
+                chunks * load,
+                chosen * layout.prefill_chunk_size,
+                None if first is None else (first + 1) * layout.prefill_chunk_size,
             )
         )
-    return Prefix(pieces * layout.piece, pieces * piece_bytes, tuple(compute), tuple(loads))
+    return Prefix(chunks * layout.prefill_chunk_size, chunks * chunk_bytes, tuple(compute), tuple(loads))
 
 
 def _chosen(compute: list[float], tier: str, load: float) -> int:

@@ -76,13 +76,13 @@ def _prefix(axes: Any, answer: Estimate) -> None:
     axes.set_title("full KV of a prefix: load or compute")
     if not prefix.tokens:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "shorter than a piece:\nalways computed", ha="center", transform=axes.transAxes, color=INK)
+        axes.text(0.5, 0.5, "shorter than a chunk:\nalways computed", ha="center", transform=axes.transAxes, color=INK)
         return
-    pieces = len(prefix.compute)
-    tokens = [prefix.tokens * (index + 1) / pieces for index in range(pieces)]
+    chunks = len(prefix.compute)
+    tokens = [prefix.tokens * (index + 1) / chunks for index in range(chunks)]
     axes.plot(tokens, list(itertools.accumulate(prefix.compute)), color=LIMIT, linewidth=2.2, label="compute, roofline")
     for load in prefix.loads:
-        times = [load.seconds * (index + 1) / pieces for index in range(pieces)]
+        times = [load.seconds * (index + 1) / chunks for index in range(chunks)]
         text = f"{load.tier}, {show_rate(load.bandwidth)}"
         axes.plot(tokens, times, color=PARTS["weights"], linestyle=DASHES[load.tier], label=text)
     axes.set(xlabel="tokens", ylabel="seconds", xscale="log", yscale="log")

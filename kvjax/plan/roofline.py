@@ -45,16 +45,16 @@ def decode_step(caches: Caches, device: Device) -> DecodeStep:
     return DecodeStep(read, kv, operations, max((read + kv) / device.bandwidth, operations / device.flops))
 
 
-def prefill_seconds(caches: Caches, device: Device, pieces: int) -> list[float]:
-    """Of each of a prompt's first pieces the least time to compute it, with the pieces before it in the cache."""
+def prefill_seconds(caches: Caches, device: Device, chunks: int) -> list[float]:
+    """Of each of a prompt's first chunks the least time to compute it, with the chunks before it in the cache."""
     model, layout = caches.model, caches.layout
-    size, item = layout.piece, jnp.dtype(layout.dtype).itemsize
+    size, item = layout.prefill_chunk_size, jnp.dtype(layout.dtype).itemsize
     parts = weights(model, layout.dtype, device.mesh)
     layers = sum(nbytes for path, nbytes in parts.items() if path.startswith("layers."))
     heads = model.num_heads // device.parts
     seconds = []
-    for piece in range(pieces):
-        pairs = sum(_pairs(piece * size, size, layer.window) for layer in model.layers)
+    for chunk in range(chunks):
+        pairs = sum(_pairs(chunk * size, size, layer.window) for layer in model.layers)
         # a query and a key: one product for the score and one for the value, two operations each
         operations = 2.0 * size * layers / item + 4.0 * heads * model.head_dim * pairs
         seconds.append(max(operations / device.flops, layers / device.bandwidth))
@@ -62,7 +62,7 @@ def prefill_seconds(caches: Caches, device: Device, pieces: int) -> list[float]:
 
 
 def _pairs(start: int, size: int, window: int | None) -> int:
-    """How many keys the queries of a piece see, all together."""
+    """How many keys the queries of a chunk see, all together."""
     if window is None:
         return size * start + size * (size + 1) // 2
     growing = min(max(window - start, 0), size)  # queries that see everything before them

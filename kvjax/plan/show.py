@@ -168,7 +168,9 @@ def _step(answer: Estimate) -> Table:
 def _prefix(answer: Estimate) -> list[RenderableType]:
     prefix = answer.prefix
     if prefix.even_bandwidth is None:
-        return [f"load or recompute: a context shorter than a piece of {answer.layout.piece:,} is always computed"]
+        return [
+            f"load or recompute: a context shorter than a chunk of {answer.layout.prefill_chunk_size:,} is always computed"
+        ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(f"{prefix.tokens:,} tokens of full KV", min_width=30)
     for head in ("rate", "time", "is loaded"):

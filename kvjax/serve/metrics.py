@@ -44,7 +44,7 @@ class EngineCollector(Collector):
             ("prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens),
             ("prompt_tokens_cached", "Prompt tokens whose KV was not computed again.", stats.cached_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
-            ("prefill_units", "Pieces of prompts pushed through a group of layers.", stats.prefill_units),
+            ("prefill_units", "Chunks of prompts pushed through a group of layers.", stats.prefill_units),
             ("decode_steps", "Decode steps over all slots.", stats.decode_steps),
             ("engine_busy_seconds", "Time the engine had work.", stats.busy_seconds),
             ("compiles_after_warmup", "Compilations once ready; 0 is healthy.", stats.compiles_after_warmup),

@@ -35,7 +35,7 @@ class Fetch:
     """
 
     def __init__(self, store: KVStore, names: Sequence[BlockKey], unit: int, told: Callable[[], None]) -> None:
-        """`KVStore.fetch` makes it. `unit`: blocks of a piece; `told` is called, from any thread, once it is done."""
+        """`KVStore.fetch` makes it. `unit`: blocks of a chunk; `told` is called, from any thread, once it is done."""
         self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
         self._store, self.unit, self._told = store, unit, told
         self.slabs: list[Slab | None] = [None] * len(names)
@@ -53,7 +53,7 @@ class Fetch:
 
     @property
     def loaded(self) -> int:
-        """How many blocks from the first on are in host memory, without a gap. Whole pieces count only."""
+        """How many blocks from the first on are in host memory, without a gap. Whole chunks count only."""
         with self._store.mutex:
             return self._whole()
 
@@ -117,7 +117,7 @@ class Fetch:
     def due(self) -> list[int]:
         """The blocks to load now, each only once.
 
-        All that are wanted, but of a tier that nobody has measured one piece: whether to want more is chosen then.
+        All that are wanted, but of a tier that nobody has measured one chunk: whether to want more is chosen then.
         """
         first = self._asked
         if self.closed or self.held < first:
@@ -157,7 +157,7 @@ class Fetch:
         return min(self.held, self.limit) // self.unit * self.unit
 
     def _replan(self) -> None:
-        """After each piece: how long did it take, and is the rest still worth it?"""
+        """After each chunk: how long did it take, and is the rest still worth it?"""
         whole = self._whole()
         if whole > self._front:
             now, tier = time.monotonic(), slowest(self.tiers[self._front : whole])
@@ -178,5 +178,5 @@ class Fetch:
 
 
 def slowest(tiers: Sequence[str]) -> str:
-    """The tier that decides how long a piece takes: the one farthest from the device."""
+    """The tier that decides how long a chunk takes: the one farthest from the device."""
     return max(tiers, key=("host", "disk", "remote").index)

@@ -1,6 +1,6 @@
 """Load or compute: how much of a stored prefix is worth its way to the device, by rates measured while serving.
 
-A prompt's last pieces cost most to compute (they attend to all before them) and no more than others to load, but a
+A prompt's last chunks cost most to compute (they attend to all before them) and no more than others to load, but a
 prefix must be loaded from its beginning, so the question is only how far. Never slower than computing is the aim; a
 tier that lost is tried again once in a while, with little.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 SMOOTHING = 0.2  # weight of the newest measurement
 FORGET = 0.98  # of older ones, in the fit of what computing costs
-TRIAL = 1  # pieces loaded from a tier that may have become faster
+TRIAL = 1  # chunks loaded from a tier that may have become faster
 PATIENCE = 32  # choices against a tier before that
 
 
@@ -37,7 +37,7 @@ class _Line:
 
 
 class Planner:
-    """Measured rates, and the choice that follows. Units are pieces of a prompt; safe to use from several threads."""
+    """Measured rates, and the choice that follows. Units are chunks of a prompt; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -46,12 +46,12 @@ class Planner:
         self._passed: dict[str, int] = {}  # how often a tier was passed over since it was last tried
 
     def computed(self, index: int, seconds: float) -> None:
-        """Piece `index` of a prompt took so long to compute."""
+        """Chunk `index` of a prompt took so long to compute."""
         with self._mutex:
             self._compute.add(index, seconds)
 
     def loaded(self, tier: str, seconds: float, units: float = 1.0) -> None:
-        """So many pieces took so long to come from a tier to where the device can take them."""
+        """So many chunks took so long to come from a tier to where the device can take them."""
         if units <= 0:
             return
         with self._mutex:
@@ -59,20 +59,20 @@ class Planner:
             self._load[tier] = old + SMOOTHING * (seconds / units - old)
 
     def load_seconds(self, tier: str) -> float | None:
-        """Seconds a piece takes from a tier; None before the first was measured."""
+        """Seconds a chunk takes from a tier; None before the first was measured."""
         with self._mutex:
             return self._load.get(tier)
 
     def compute_seconds(self, index: int) -> float | None:
-        """Seconds that piece `index` of a prompt takes to compute; None before the first was measured."""
+        """Seconds that chunk `index` of a prompt takes to compute; None before the first was measured."""
         with self._mutex:
             return self._compute.at(index) if self._compute.n else None
 
     def choose(self, tiers: Sequence[str], first: int = 0) -> int:
-        """How many pieces to load, from piece `first` of a prompt on; `tiers` says where each lies, nearest first.
+        """How many chunks to load, from chunk `first` of a prompt on; `tiers` says where each lies, nearest first.
 
-        A tier that was never measured counts as free: whoever loads asks again after the first piece. One that was
-        passed over `PATIENCE` times is tried with `TRIAL` pieces.
+        A tier that was never measured counts as free: whoever loads asks again after the first chunk. One that was
+        passed over `PATIENCE` times is tried with `TRIAL` chunks.
         """
         with self._mutex:
             if not self._compute.n:

@@ -73,7 +73,7 @@ class KVStore:
         """Starts to bring a chain of blocks to host memory, as far as it is there and worth it.
 
         Args:
-            unit: blocks of a piece; the chain is cut to whole pieces.
+            unit: blocks of a chunk; the chain is cut to whole chunks.
             told: called, from any thread, when nothing more will come.
             fork: where the chain ends after so many blocks, the names to look for behind, as many as are missing.
         """
@@ -229,8 +229,8 @@ class KVStore:
         with self.mutex:
             if fetch.done:  # its request has taken what there was, and counts on it
                 return
-            pieces = [slowest(tiers[start : start + fetch.unit]) for start in range(0, len(tiers), fetch.unit)]
-            fetch.tiers, fetch.limit = tiers, min(fetch.limit, self.planner.choose(pieces) * fetch.unit)
+            chunks = [slowest(tiers[start : start + fetch.unit]) for start in range(0, len(tiers), fetch.unit)]
+            fetch.tiers, fetch.limit = tiers, min(fetch.limit, self.planner.choose(chunks) * fetch.unit)
             self._ask(fetch)
             fetch.settle()
 
@@ -243,7 +243,7 @@ class KVStore:
                 self._loaders.submit(self._load, fetch.names[index])
 
     def _find(self, fetch: Fetch, first: int) -> list[str]:
-        """The tier of each block from `first` on, for as many whole pieces as are somewhere."""
+        """The tier of each block from `first` on, for as many whole chunks as are somewhere."""
         with self.mutex:
             names, here = fetch.names[first:], [slab is not None for slab in fetch.slabs[first:]]
         tiers = locate(names, here, self.below, self._contains, lambda: fetch.closed)

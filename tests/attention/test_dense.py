@@ -35,13 +35,13 @@ def run_decode(q, k, v, positions, asking, entries, window, at_once=None):
     return _decode(q, k, v, positions, asking, entries, at_once=at_once, scale=SCALE, window=window)
 
 
-def check_prefill(heads, kv_heads, dim, tokens, start, piece, window, seed=0):
-    q = normal(seed, piece, heads, dim)
+def check_prefill(heads, kv_heads, dim, tokens, start, chunk, window, seed=0):
+    q = normal(seed, chunk, heads, dim)
     k, v = normal(seed + 1, kv_heads, tokens, dim), normal(seed + 2, kv_heads, tokens, dim)
     want = oracle.prefill(q, k, v, start, SCALE, window)
-    # what lies behind the piece is of an earlier request, which may even have overflowed
-    k[:, start + piece :] = np.nan
-    v[:, start + piece :] = np.nan
+    # what lies behind the chunk is of an earlier request, which may even have overflowed
+    k[:, start + chunk :] = np.nan
+    v[:, start + chunk :] = np.nan
     got = run_prefill(q, k, v, np.int32(start), window)
     assert got.shape == q.shape
     assert got.dtype == q.dtype
@@ -51,11 +51,11 @@ def check_prefill(heads, kv_heads, dim, tokens, start, piece, window, seed=0):
 @pytest.mark.parametrize(("heads", "window"), KINDS)
 def test_prefill_agrees_with_numpy(heads, window):
     for start in (0, 32, 64):
-        check_prefill(*HEADS[heads], 8, tokens=96, start=start, piece=32, window=window)
+        check_prefill(*HEADS[heads], 8, tokens=96, start=start, chunk=32, window=window)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "piece", "window", "starts"),
+    ("tokens", "chunk", "window", "starts"),
     [
         (1, 1, None, [0]),
         (PREFILL_BLOCK, 16, 3, [0, PREFILL_BLOCK - 16]),
@@ -67,9 +67,9 @@ def test_prefill_agrees_with_numpy(heads, window):
         (1100, 8, 2000, [1092]),  # a window longer than everything
     ],
 )
-def test_prefill_at_the_borders_of_blocks(tokens, piece, window, starts):
+def test_prefill_at_the_borders_of_blocks(tokens, chunk, window, starts):
     for start in starts:
-        check_prefill(2, 1, 4, tokens, start, piece, window)
+        check_prefill(2, 1, 4, tokens, start, chunk, window)
 
 
 @hypothesis.given(
@@ -78,23 +78,23 @@ def test_prefill_at_the_borders_of_blocks(tokens, piece, window, starts):
     seed=st.integers(0, 1000),
 )
 def test_prefill_anywhere(shape, at, seed):
-    heads, tokens, piece, window = shape
-    check_prefill(*HEADS[heads], 4, tokens, int(at * (tokens - piece)), piece, window, seed)
+    heads, tokens, chunk, window = shape
+    check_prefill(*HEADS[heads], 4, tokens, int(at * (tokens - chunk)), chunk, window, seed)
 
 
 @pytest.mark.parametrize("window", [None, 100])
-def test_pieces_equal_one_shot(window):
-    """The same rows whether a prompt comes in one piece or in several, whatever the room behind it."""
+def test_chunks_equal_one_shot(window):
+    """The same rows whether a prompt comes in one chunk or in several, whatever the room behind it."""
     tokens, heads, kv_heads, dim = 700, 6, 2, 8
     q, k, v = normal(0, tokens, heads, dim), normal(1, kv_heads, tokens, dim), normal(2, kv_heads, tokens, dim)
     once = run_prefill(q, k, v, np.int32(0), window)
-    for piece, room in ((140, tokens), (100, 1536)):
+    for chunk, room in ((140, tokens), (100, 1536)):
         padded = [np.full((kv_heads, room, dim), 7, np.float32) for _ in range(2)]
         rows = []
-        for start in range(0, tokens, piece):
+        for start in range(0, tokens, chunk):
             for target, source in zip(padded, (k, v), strict=True):
-                target[:, start : start + piece] = source[:, start : start + piece]
-            rows.append(run_prefill(q[start : start + piece], *padded, np.int32(start), window))
+                target[:, start : start + chunk] = source[:, start : start + chunk]
+            rows.append(run_prefill(q[start : start + chunk], *padded, np.int32(start), window))
         np.testing.assert_allclose(np.concatenate(rows), once, atol=TOLERANCE)
 
 

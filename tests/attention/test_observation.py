@@ -121,33 +121,33 @@ def test_a_kernel_has_a_middle(kernel):
 
 
 @pytest.mark.parametrize(
-    ("window", "piece", "length"), [(1, 4, 30), (8, 4, 30), (8, 4, 32), (5, 8, 33), (8, 16, 3), (5, 40, 33), (8, 8, 17)]
+    ("window", "chunk", "length"), [(1, 4, 30), (8, 4, 30), (8, 4, 32), (5, 8, 33), (8, 16, 3), (5, 40, 33), (8, 8, 17)]
 )
-def test_a_ring_filled_in_pieces_holds_the_last_queries(window, piece, length):
-    """Whatever the piece, also where the last one is padded, and whatever the ring held before."""
-    q = normal(0, -(-length // piece) * piece, 2, 4)
+def test_a_ring_filled_in_chunks_holds_the_last_queries(window, chunk, length):
+    """Whatever the chunk, also where the last one is padded, and whatever the ring held before."""
+    q = normal(0, -(-length // chunk) * chunk, 2, 4)
     q[length:] = np.nan
     ring = jnp.full((window, 2, 4), 7.0)
-    for start in range(0, length, piece):
-        ring = run_observe(ring, q[start : start + piece], np.int32(start), np.int32(length))
+    for start in range(0, length, chunk):
+        ring = run_observe(ring, q[start : start + chunk], np.int32(start), np.int32(length))
     count = min(window, length)
     np.testing.assert_array_equal(run_last(ring, np.int32(length))[window - count :], q[length - count : length])
 
 
-def test_a_piece_of_padding_alone_changes_nothing():
+def test_a_chunk_of_padding_alone_changes_nothing():
     ring = jnp.asarray(normal(0, 4, 2, 4))
     np.testing.assert_array_equal(run_observe(ring, normal(1, 8, 2, 4), np.int32(16), np.int32(16)), ring)
     np.testing.assert_array_equal(run_observe(ring, normal(1, 8, 2, 4), np.int32(24), np.int32(16)), ring)
 
 
-def test_pieces_select_what_one_shot_selects():
+def test_chunks_select_what_one_shot_selects():
     stage1, length = Observation(8, kernel=5), 61
     q, k = normal(0, 64, 6, 8), normal(1, 2, 64, 8)
     kept = []
-    for piece in (4, 16, 64):
+    for chunk in (4, 16, 64):
         ring = jnp.zeros((8, 6, 8))
-        for start in range(0, 64, piece):
-            ring = run_observe(ring, q[start : start + piece], np.int32(start), np.int32(length))
+        for start in range(0, 64, chunk):
+            ring = run_observe(ring, q[start : start + chunk], np.int32(start), np.int32(length))
         kept.append(np.asarray(run_select(stage1, run_last(ring, np.int32(length)), k, np.int32(length), 24, 32)))
     np.testing.assert_array_equal(kept[0], kept[2])
     np.testing.assert_array_equal(kept[1], kept[2])

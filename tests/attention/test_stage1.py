@@ -1,4 +1,4 @@
-"""Stage 1 as a whole, for every method: pieces of a prompt enter a ring, positions are chosen, a view is gathered."""
+"""Stage 1 as a whole, for every method: chunks of a prompt enter a ring, positions are chosen, a view is gathered."""
 
 import functools
 
@@ -35,16 +35,16 @@ def run(*arguments, **sizes):
     return jax.device_get(compiled(*arguments, **sizes))
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity", "piece"))
-def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, piece=4):
+@functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity", "chunk"))
+def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, chunk=4):
     """From queries [T, H, D], keys and values [K, T, D] of a prompt in its room to positions and a view."""
     ring = jnp.full((stage1.window, *q.shape[1:]), jnp.nan)  # as whatever was here before
 
     def enter(index, ring):
-        rows = jax.lax.dynamic_slice_in_dim(q, index * piece, piece)
-        return observe(ring, rows, index * piece, length)
+        rows = jax.lax.dynamic_slice_in_dim(q, index * chunk, chunk)
+        return observe(ring, rows, index * chunk, length)
 
-    ring = jax.lax.fori_loop(0, (length + piece - 1) // piece, enter, ring)
+    ring = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, enter, ring)
     positions = stage1.select(
         last_queries(ring, length), k, length, keep=keep, capacity=capacity, scale=SCALE, turn=turn, budget=budget
     )
@@ -115,11 +115,11 @@ def test_any_prompt(stage1, length, seed):
 
 
 @each_method
-def test_pieces_and_padding_choose_what_one_shot_chooses(stage1):
-    """To the bit for pieces; more room behind the prompt changes how sums are blocked, but not the choice."""
+def test_chunks_and_padding_choose_what_one_shot_chooses(stage1):
+    """To the bit for chunks; more room behind the prompt changes how sums are blocked, but not the choice."""
     for length in (90, 81, 6):
-        pieces, _ = run(stage1, *prompt(length))
-        np.testing.assert_array_equal(pieces, run(stage1, *prompt(length), piece=ROOM)[0])
+        chunks, _ = run(stage1, *prompt(length))
+        np.testing.assert_array_equal(chunks, run(stage1, *prompt(length), chunk=ROOM)[0])
         q, k, v, tokens = prompt(length, room=608)
         check(stage1, run(stage1, q, k, v, tokens)[0], q, k, length)
 

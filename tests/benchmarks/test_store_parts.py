@@ -34,9 +34,9 @@ def test_parts_are_written_one_by_one_and_measured_once(output, monkeypatch, cap
     both = rows(output)
     assert both["tiers"] == first["tiers"]
     rates = both["device"]["gigabytes_per_second"]
-    assert both["device"]["tokens"] == 512  # a whole piece; the rest is none
+    assert both["device"]["tokens"] == 512  # a whole chunk; the rest is none
     assert all(rate > 0 for rate in rates.values())
-    plain = max(rates["device_put groups"], rates["device_put pieces"])
+    plain = max(rates["device_put groups"], rates["device_put chunks"])
     assert both["device"]["share"] == pytest.approx(rates["restored"] / plain)
     assert f"{both['device']['share']:.2f} of it" in out
 

@@ -28,7 +28,7 @@ def engine_of(folder: Path, park: Path, devices: int) -> Engine:
         method="rocketkv",
         token_budget=64,
         room=24,
-        prefill_piece=256,
+        prefill_chunk_size=256,
         tensor_parallel_size=devices,
         park=park,
     )

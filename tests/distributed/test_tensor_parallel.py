@@ -44,7 +44,7 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
     prefill = runner.begin(PROMPT, slot=1)
     while not prefill.done:
         runner.advance(prefill)
-    scores = np.concatenate([np.asarray(runner.score(prefill, piece).logprob) for piece in range(prefill.pieces)])
+    scores = np.concatenate([np.asarray(runner.score(prefill, chunk).logprob) for chunk in range(prefill.chunks)])
     greedy = SamplingParams(temperature=0.0)
     tokens = np.asarray(runner.finish(prefill, greedy, (), seed=0, limit=NEW_TOKENS).token).tolist()
     while len(tokens) < NEW_TOKENS:

@@ -165,7 +165,7 @@ def test_a_remote_that_refuses_is_left_alone(tmp_path):
     [
         (("--remote-cache", "ftp://host"), "no scheme of a tier"),
         (("--disk-cache", "/dev/null/kv", "--disk-cache-size", "1GiB"), "Not a directory"),
-        (("--host-cache-size", "1MiB"), "hold no piece of 512 tokens"),
+        (("--host-cache-size", "1MiB"), "hold no chunk of 512 tokens"),
     ],
 )
 def test_a_store_that_cannot_be_opened_ends_the_start_with_a_sentence(tmp_path, flags, says):

@@ -7,8 +7,8 @@ from kvjax.engine.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import Client, settle
 
-SLOTS, PIECE = 4, 256
-CONFIG = EngineConfig(max_num_seqs=SLOTS, max_num_queued_reqs=60, prefill_piece=PIECE)
+SLOTS, CHUNK = 4, 256
+CONFIG = EngineConfig(max_num_seqs=SLOTS, max_num_queued_reqs=60, prefill_chunk_size=CHUNK)
 
 
 @pytest.fixture(scope="session")

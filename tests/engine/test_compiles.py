@@ -30,7 +30,7 @@ LONGEST, SLOTS, REQUESTS = 300, 3, 200
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("other"), CONFIG)
-    config = EngineConfig(max_model_len=LONGEST, max_num_seqs=SLOTS, prefill_piece=256)
+    config = EngineConfig(max_model_len=LONGEST, max_num_seqs=SLOTS, prefill_chunk_size=256)
     with Engine.from_pretrained(folder, config) as engine:
         assert engine.layout.buckets == (64, 256, 512)
         yield engine

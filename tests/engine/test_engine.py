@@ -17,7 +17,7 @@ from kvjax.engine import (
 )
 from tests.engine import tiny
 from tests.engine.client import GREEDY, PATIENCE, generate, settle
-from tests.engine.conftest import CONFIG, PIECE, SLOTS
+from tests.engine.conftest import CHUNK, CONFIG, SLOTS
 
 LENGTHS = [1, 2, 64, 65, 99, 100, 101, 255, 256, 257, 511, 512, 513, 700, 990, tiny.CONTEXT - 1]
 
@@ -37,7 +37,7 @@ def check_against_dense(completion: Completion) -> None:
 
 
 def test_greedy_answers_are_those_of_the_dense_model(engine):
-    """Prompts around the borders of pieces, blocks and the window; some generate up to the end of the context."""
+    """Prompts around the borders of chunks, blocks and the window; some generate up to the end of the context."""
     requests = [
         (tiny.prompt(n), dataclasses.replace(GREEDY, max_tokens=min(20, tiny.CONTEXT - n), logprobs=5)) for n in LENGTHS
     ]
@@ -123,7 +123,7 @@ def test_an_answer_is_the_same_to_the_bit_in_any_slot(engine, client, alone, bus
 
 @pytest.fixture(scope="module")
 def one_slot(folder):
-    config = EngineConfig(max_num_seqs=1, max_model_len=512, decode_steps=1, prefill_piece=PIECE)
+    config = EngineConfig(max_num_seqs=1, max_model_len=512, decode_steps=1, prefill_chunk_size=CHUNK)
     with Engine.from_pretrained(folder, config) as engine:
         yield engine
         settle(engine)
@@ -248,7 +248,7 @@ def test_statistics_add_up(engine, client):
     assert after.submitted - before.submitted == after.finished - before.finished == 6
     assert after.prompt_tokens - before.prompt_tokens == 6 * 300
     assert after.generated_tokens - before.generated_tokens == 6 * 20
-    assert after.prefill_units - before.prefill_units == 6 * 2 * 2  # pieces and groups
+    assert after.prefill_units - before.prefill_units == 6 * 2 * 2  # chunks and groups
     assert 19 <= after.decode_steps - before.decode_steps <= 6 * 19
     assert after.waiting == after.running == 0
     assert 0 < after.busy_seconds - before.busy_seconds < PATIENCE
@@ -276,7 +276,7 @@ def test_statistics_show_a_prompt_being_read(engine, client, monkeypatch):
     monkeypatch.setattr(engine._runner, "advance", held)
     callers = [client.submit(engine, tiny.prompt(600, i), GREEDY, request_id=f"r{i}") for i in range(2)]
     seen = []
-    for _ in range(6):  # 2 groups of layers, 3 pieces each
+    for _ in range(6):  # 2 groups of layers, 3 chunks each
         assert arrived.acquire(timeout=PATIENCE)
         stats = engine.stats()
         seen.append(stats.slots[0])

@@ -31,7 +31,9 @@ def on_tpu(monkeypatch):
 
 
 def config(kernels: str, **settings) -> EngineConfig:
-    return EngineConfig(max_num_seqs=2, prefill_piece=256, decode_steps=2, dtype="float32", kernels=kernels, **settings)
+    return EngineConfig(
+        max_num_seqs=2, prefill_chunk_size=256, decode_steps=2, dtype="float32", kernels=kernels, **settings
+    )
 
 
 def caches(kernels: str, model: DecoderConfig = tiny.LLAMA, **settings) -> Caches:

@@ -104,7 +104,7 @@ def test_ends_of_a_text(engine):
 
 
 def test_stop_strings_across_tokens(engine):
-    """Every piece of the greedy answer's text is a stop string once; the text ends before its first place."""
+    """Every chunk of the greedy answer's text is a stop string once; the text ends before its first place."""
     letters = dict.fromkeys(engine.tokenizer.encode("abcdefgh .!"), 50.0)
     params = SamplingParams(seed=11, max_tokens=40, logit_bias=letters, logprobs=0, temperature=2.0)
     [whole] = generate(engine, [(tiny.prompt(10), params)])

@@ -41,7 +41,7 @@ def config(method: str, park: Path | None) -> EngineConfig:
         method=method,
         token_budget=BUDGETS[method],
         room=ROOM,
-        prefill_piece=256,
+        prefill_chunk_size=256,
         park=park,
     )
 
@@ -284,7 +284,7 @@ def parking_of(folder: Path, place: Path) -> Parking:
         ({"profile", "layout"}, {"max_model_len": 499}),
         ({"layout"}, {"max_num_seqs": 4}),
         ({"dtype", "layout"}, {"kv_cache_dtype": "bfloat16"}),
-        ({"numerics"}, {"prefill_piece": 512}),
+        ({"numerics"}, {"prefill_chunk_size": 512}),
         (set(), {"tensor_parallel_size": 2, "decode_steps": 1, "seed": 3}),
     ],
 )

@@ -14,8 +14,8 @@ from tests.engine import tiny
 from tests.engine.client import GREEDY, Client, settle
 from tests.store.memory_tier import MemoryTier
 
-PIECE = 256
-BLOCK_BYTES = PIECE * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
+CHUNK = 256
+BLOCK_BYTES = CHUNK * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
 PARAMS = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, kept=True)
 
 
@@ -27,7 +27,7 @@ def engine_of(folder: Path, store: StoreConfig | None, method: str | None = None
         method=method,
         token_budget=budget,
         room=32,
-        prefill_piece=PIECE,
+        prefill_chunk_size=CHUNK,
         store=store,
         **settings,
     )
@@ -81,14 +81,14 @@ def test_a_prompt_that_begins_as_an_earlier_one(engine, first, second, reused):
     Where nothing is chosen it is the last token alone.
     """
     if not engine.caches.window:
-        reused = min(first, second - 1) // PIECE
+        reused = min(first, second - 1) // CHUNK
     earlier = tiny.prompt(800)[:first]
     turn = [*earlier[:second], *tiny.prompt(800, seed=1)[: max(second - first, 0)]]
     salt = f"{first} {second}"
     cold = ask(engine, turn, "cold " + salt)
     ask(engine, earlier, salt)
     warm = ask(engine, turn, salt)
-    assert (cold.cached_tokens, warm.cached_tokens) == (0, reused * PIECE)
+    assert (cold.cached_tokens, warm.cached_tokens) == (0, reused * CHUNK)
     equal(cold, warm)
 
 
@@ -214,10 +214,10 @@ def test_a_request_that_leaves_while_its_kv_is_on_the_way_holds_nothing(folder):
         settle(engine)
 
 
-def test_a_store_that_holds_no_piece_is_refused(folder):
+def test_a_store_that_holds_no_chunk_is_refused(folder):
     engine_of(folder, StoreConfig(host_cache_size=BLOCK_BYTES))
     with pytest.raises(
         ValueError,
-        match=f"={BLOCK_BYTES - 1} hold no piece of 256 tokens, which takes {BLOCK_BYTES}: raise --host",
+        match=f"={BLOCK_BYTES - 1} hold no chunk of 256 tokens, which takes {BLOCK_BYTES}: raise --host",
     ):
         engine_of(folder, StoreConfig(host_cache_size=BLOCK_BYTES - 1))

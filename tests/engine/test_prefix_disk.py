@@ -15,7 +15,7 @@ from kvjax.engine import Engine, EngineConfig
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
-from tests.engine.test_prefix import PIECE, Everything, ask, engine_of, equal
+from tests.engine.test_prefix import CHUNK, Everything, ask, engine_of, equal
 
 PROMPT = tiny.prompt(850, seed=5)
 
@@ -75,7 +75,7 @@ def test_prompts_that_end_at_a_block_or_a_token_beside_come_from_the_disk_to_the
         for length in (255, 256, 257, 511, 512, 513, 767, 768, 769):
             forget_host(engine)
             warm, cold = ask(engine, PROMPT[:length]), ask(engine, PROMPT[:length], f"cold {length}")
-            assert (cold.cached_tokens, warm.cached_tokens) == (0, (length - window) // PIECE * PIECE)
+            assert (cold.cached_tokens, warm.cached_tokens) == (0, (length - window) // CHUNK * CHUNK)
             equal(cold, warm)
             hits += warm.cached_tokens // BLOCK_TOKENS
             assert engine.store_stats()["disk"].hits == hits
@@ -126,16 +126,16 @@ def test_another_view_of_the_same_kv_takes_it_from_the_disk(folder, copied):
         equal(ask(engine, PROMPT, "cold"), warm)
 
 
-@pytest.mark.parametrize("change", ["weights", "piece", "dtype"])
+@pytest.mark.parametrize("change", ["weights", "chunk", "dtype"])
 def test_what_would_compute_other_bits_shares_nothing(folder, copied, tmp_path, change):
     other, settings = folder, {}
     if change == "weights":
         other = tiny.write(tmp_path / "other", dataclasses.replace(tiny.CONFIG, norm_eps=2e-5))
-    elif change == "piece":
-        settings = {"prefill_piece": 512}
+    elif change == "chunk":
+        settings = {"prefill_chunk_size": 512}
     else:
         settings = {"kv_cache_dtype": "bfloat16"}
-    config = dataclasses.replace(EngineConfig(max_model_len=900, max_num_seqs=2, prefill_piece=PIECE), **settings)
+    config = dataclasses.replace(EngineConfig(max_model_len=900, max_num_seqs=2, prefill_chunk_size=CHUNK), **settings)
     with Engine.from_pretrained(other, dataclasses.replace(config, store=disk(copied[0]))) as engine:
         assert ask(engine, PROMPT).cached_tokens == 0
 

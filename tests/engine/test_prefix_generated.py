@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvjax.engine import Engine
-from kvjax.engine.answer import Pieces
+from kvjax.engine.answer import Chunks
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
@@ -98,7 +98,7 @@ class Watch:
 
 
 def test_the_next_turn_finds_the_answer_and_its_bits_are_those_of_decode(engine, monkeypatch):
-    """Tokens 300 to 511 were decoded, the tail of the prompt (256 to 299) was read; both are in one piece."""
+    """Tokens 300 to 511 were decoded, the tail of the prompt (256 to 299) was read; both are in one chunk."""
     prompt, salt = tiny.prompt(300, seed=1), "bits"
     with monkeypatch.context() as patch:
         watch = Watch(engine, patch)
@@ -150,7 +150,7 @@ def test_with_the_full_cache_the_next_turn_goes_on_as_the_answer_would_have(full
         (100, 157, 256),
     ],
 )
-def test_a_piece_is_stored_once_every_token_of_it_has_kv(full, length, count, found):
+def test_a_chunk_is_stored_once_every_token_of_it_has_kv(full, length, count, found):
     """The last token of an answer has none: 300 tokens and 213 more are 512 with KV."""
     prompt, salt = tiny.prompt(length, seed=3), f"{length} {count}"
     first = ask(full, prompt, count, salt)
@@ -158,7 +158,7 @@ def test_a_piece_is_stored_once_every_token_of_it_has_kv(full, length, count, fo
 
 
 def test_three_turns(engine):
-    """What later turns compute behind generated pieces is found behind them, and is never taken for dense prefill."""
+    """What later turns compute behind generated chunks is found behind them, and is never taken for dense prefill."""
     salt, prompt, found = "three turns", tiny.prompt(100, seed=4), []
     for count in (300, 120, 1):
         answer = ask(engine, prompt, count, salt)
@@ -168,8 +168,8 @@ def test_three_turns(engine):
     assert not stored(engine, prompt, salt, fork=len(prompt) // BLOCK_TOKENS), "as dense prefill"
 
 
-def test_dense_pieces_are_found_first_and_are_those_of_an_engine_without(engine, folder):
-    """The same prompt, computed without the generated pieces: from then on all of it is dense."""
+def test_dense_chunks_are_found_first_and_are_those_of_an_engine_without(engine, folder):
+    """The same prompt, computed without the generated chunks: from then on all of it is dense."""
     salt, prompt = "dense first", tiny.prompt(300, seed=5)
     first = ask(engine, prompt, 250, salt)
     turn = following(prompt, first)
@@ -263,20 +263,20 @@ def test_a_thread_that_is_far_behind_costs_what_it_would_have_stored_and_no_time
 @pytest.mark.parametrize("call", [0, 3, 6, 11, 14])
 def test_a_fault_on_the_way_ends_what_is_stored_of_a_turn(full, monkeypatch, caplog, call):
     """The first six calls are for the tail of the prompt in three layers, and the next six for the first tokens."""
-    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), Pieces._buffer
+    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), Chunks._buffer
 
-    def fails(pieces: Pieces, index: int) -> np.ndarray:
+    def fails(chunks: Chunks, index: int) -> np.ndarray:
         if next(calls) == call:
             raise RuntimeError("told to fail")
-        return original(pieces, index)
+        return original(chunks, index)
 
-    monkeypatch.setattr(Pieces, "_buffer", fails)
+    monkeypatch.setattr(Chunks, "_buffer", fails)
     first = ask(full, prompt, 250, salt)
     assert "told to fail" in caplog.text
     assert ask(full, following(prompt, first), 1, salt).cached_tokens == 256
 
 
-def test_generated_pieces_come_from_slower_tiers_as_well(full):
+def test_generated_chunks_come_from_slower_tiers_as_well(full):
     salt, prompt = "far", tiny.prompt(300, seed=14)
     turn = following(prompt, ask(full, prompt, 250, salt))
     store = full._prefix.store

@@ -152,7 +152,7 @@ def test_installing_leaves_other_slots_alone():
 
 
 # A medium model, only compiled: sizes at which a copy of a cache is far larger than anything else.
-CONTEXT, PIECE = 65536, 256
+CONTEXT, CHUNK = 65536, 256
 ROPE = RopeConfig(64, 1e4)
 MEDIUM = DecoderConfig(
     family="qwen2",
@@ -221,7 +221,7 @@ def test_prefill_copies_no_cache_and_never_multiplies_the_context_with_itself(la
     hidden = jax.ShapeDtypeStruct((CONTEXT, MEDIUM.width), jnp.float32)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = steps.prefill_layer.lower(
-        kinds[layer], PIECE, layer_leaves[layer], hidden, shapes(workspace), start, start
+        kinds[layer], CHUNK, layer_leaves[layer], hidden, shapes(workspace), start, start
     )
     check_no_copies(lowered.compile(), cache.nbytes(workspace) + 4 * hidden.size)
 
@@ -243,5 +243,5 @@ def test_taking_tokens_from_views_copies_none_of_them():
         for capacity in (CONTEXT, 1024)
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    memory = steps.gather.lower(PIECE, 2, shapes(specs), number, number).compile().memory_analysis()
+    memory = steps.gather.lower(CHUNK, 2, shapes(specs), number, number).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.01 * cache.nbytes(specs)

@@ -25,7 +25,7 @@ from kvjax.models.parameters import Constant, Normal, materialise
 from kvjax.models.rope import Linear
 
 WINDOW = 100
-CONTEXT = 1000  # no multiple of anything: the last block and the last piece stick out
+CONTEXT = 1000  # no multiple of anything: the last block and the last chunk stick out
 EOS = 0
 SPECIAL = ("<|eos|>", "<|pad|>", "<|user|>", "<|end|>")
 VOCAB = 300  # more rows than the tokenizer has tokens, as in most published models
@@ -97,7 +97,7 @@ def byte_level() -> tokenizers.Tokenizer:
 def byte_fallback() -> tokenizers.Tokenizer:
     """A SentencePiece-like vocabulary: ASCII characters, and bytes for all others."""
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    vocabulary = {chunk: index for index, chunk in enumerate(chunks)}
     tokenizer = tokenizers.Tokenizer(BPE(vocabulary, [], byte_fallback=True, unk_token="<|pad|>"))
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")

@@ -16,12 +16,12 @@ from kvjax.eval.record import Record, Turn
 from kvjax.eval.target_open import small_model
 from kvjax.eval.tasks import find_task
 
-PIECES = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]
+CHUNKS = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]
 
 
 def found(*answers: str) -> list[tuple[int, int]]:
-    tokens = range(len(PIECES))
-    return [(s.start, s.stop) for s in spans(tokens, lambda ids: "".join(PIECES[i] for i in ids), answers)]
+    tokens = range(len(CHUNKS))
+    return [(s.start, s.stop) for s in spans(tokens, lambda ids: "".join(CHUNKS[i] for i in ids), answers)]
 
 
 def test_an_answer_is_found_wherever_it_is_a_word_of_its_own():

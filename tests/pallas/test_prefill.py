@@ -1,4 +1,4 @@
-"""A layer's prefill with kernels: a view keeps what it keeps without, and a piece leaves what it leaves without."""
+"""A layer's prefill with kernels: a view keeps what it keeps without, and a chunk leaves what it leaves without."""
 
 import dataclasses
 
@@ -81,7 +81,7 @@ def test_a_layer_that_looks_at_no_query_is_installed_by_any_name(name):
     jax.tree.map(np.testing.assert_array_equal, by_name, reference)
 
 
-def test_a_piece_is_attended_by_the_name_that_is_asked_for():
+def test_a_chunk_is_attended_by_the_name_that_is_asked_for():
     whole = dataclasses.replace(CASE, entries=(TOKENS,))
     k, v = (whole.array(x[0]) for x in (whole.keys, whole.values))
     q = whole.array(whole.draw(4, 64, 8, whole.dim))
@@ -93,5 +93,5 @@ def test_a_piece_is_attended_by_the_name_that_is_asked_for():
     np.testing.assert_allclose(
         run("tpu", attend, *arguments), run("reference", attend, *arguments), rtol=2**-6, atol=2**-7
     )
-    with pytest.raises(NotImplementedError, match="a piece of 64 queries"):
+    with pytest.raises(NotImplementedError, match="a chunk of 64 queries"):
         attend(*arguments, implementation="gpu")

@@ -124,13 +124,13 @@ def test_a_decode_step_reads_the_weights_but_the_table_and_what_views_say():
 
 
 def test_prefill_counts_every_pair_of_query_and_key_once():
-    caches = declare(EngineConfig(prefill_piece=256))
+    caches = declare(EngineConfig(prefill_chunk_size=256))
     slow = Device("slow", dataclasses.replace(CHIP, flops=1.0), 1)
     weights = sum(value for path, value in shapes().items() if path.startswith("layers."))
-    for piece, seconds in enumerate(prefill_seconds(caches, slow, 3)):
+    for chunk, seconds in enumerate(prefill_seconds(caches, slow, 3)):
         pairs = 0
         for layer in CONFIG.layers:
-            for position in range(piece * 256, (piece + 1) * 256):
+            for position in range(chunk * 256, (chunk + 1) * 256):
                 pairs += min(position + 1, layer.window or CONTEXT)
         assert seconds == 2 * 256 * weights + 4 * CONFIG.num_heads * CONFIG.head_dim * pairs
 
@@ -142,16 +142,16 @@ def shapes() -> dict[str, int]:
 
 
 def test_loading_wins_where_it_is_faster_and_the_store_would_choose_it():
-    caches = declare(EngineConfig(prefill_piece=256))
+    caches = declare(EngineConfig(prefill_chunk_size=256))
     compute = prefill_seconds(caches, ONE, 3)
-    piece = prefix(caches, ONE, (Tier("host", 1.0),)).nbytes / 3
-    # the middle of three pieces' growing costs: what loads one in that time wins over two or three together
-    tiers = [Tier(name, piece / seconds) for name, seconds in zip(("host", "disk", "remote"), compute, strict=True)]
+    chunk = prefix(caches, ONE, (Tier("host", 1.0),)).nbytes / 3
+    # the middle of three chunks' growing costs: what loads one in that time wins over two or three together
+    tiers = [Tier(name, chunk / seconds) for name, seconds in zip(("host", "disk", "remote"), compute, strict=True)]
     loads = prefix(caches, ONE, (Tier("host", 1e30), *tiers)).loads
     assert loads[0].break_even == 256
     assert loads[0].tokens == 768
     assert loads[2].seconds == pytest.approx(3 * compute[1])
-    assert loads[3].break_even is None  # as slow as the dearest piece
+    assert loads[3].break_even is None  # as slow as the dearest chunk
     assert loads[3].tokens == 0
     answer = prefix(caches, ONE, (Tier("host", 1e30), Tier("disk", 1.0)))
     assert answer.even_bandwidth == answer.nbytes / sum(compute)

@@ -10,7 +10,7 @@ from kvjax.store.tier import Tier
 
 FORMAT = BlockLayout(layers=2, kv_heads=2, head_dim=4, dtype="float32")
 NAMESPACE = Namespace(
-    weights="w" * 64, tokenizer="t" * 64, rope="theta=10000", numerics="jax 0.11 cpu piece=512", dtype="float32",
+    weights="w" * 64, tokenizer="t" * 64, rope="theta=10000", numerics="jax 0.11 cpu chunk=512", dtype="float32",
     shape="2 x 2 x 4",
 )  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_golden_vectors():
 def test_the_words_at_the_top_of_the_module_are_what_is_done():
     fields = {
         "format": "kvjax-kv-1", "block": "256", "weights": "w" * 64, "tokenizer": "t" * 64, "rope": "theta=10000",
-        "numerics": "jax 0.11 cpu piece=512", "dtype": "float32", "shape": "2 x 2 x 4", "adapter": "",
+        "numerics": "jax 0.11 cpu chunk=512", "dtype": "float32", "shape": "2 x 2 x 4", "adapter": "",
         "profile": PROFILE, "salt": "",
     }  # fmt: skip
     parts = [part.encode() for pair in fields.items() for part in pair]
@@ -134,8 +134,8 @@ def test_a_prompt_of_nothing_but_generated_blocks(behind):
     assert behind.found(dense, lambda end: forked(dense, end)) == (2, 0)
 
 
-def test_chains_part_at_whole_pieces(behind):
-    """A dense block that fills no piece is let go: it is not what the generated ones behind the piece go on from."""
+def test_chains_part_at_whole_chunks(behind):
+    """A dense block that fills no chunk is let go: it is not what the generated ones behind the chunk go on from."""
     dense = names_of(4)
     behind.hold(dense[:3])
     behind.hold(forked(dense, 2))

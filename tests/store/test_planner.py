@@ -19,17 +19,17 @@ def test_nothing_known_loads_everything():
     assert Planner().choose([]) == 0
 
 
-@pytest.mark.parametrize(("load", "pieces"), [(0.5, 8), (0.99, 8), (1.01, 0), (10.0, 0)])
-def test_the_cheaper_one_is_chosen(load, pieces):
-    assert planner([1.0] * 8, disk=load).choose(["disk"] * 8) == pieces
+@pytest.mark.parametrize(("load", "chunks"), [(0.5, 8), (0.99, 8), (1.01, 0), (10.0, 0)])
+def test_the_cheaper_one_is_chosen(load, chunks):
+    assert planner([1.0] * 8, disk=load).choose(["disk"] * 8) == chunks
 
 
-def test_late_pieces_cost_more_to_compute_so_a_prefix_pays_once_it_is_long():
+def test_late_chunks_cost_more_to_compute_so_a_prefix_pays_once_it_is_long():
     made = planner([1 + 0.5 * index for index in range(16)], disk=3.0)
     assert made.compute_seconds(8) == pytest.approx(5.0)
     assert made.choose(["disk"] * 4) == 0
     assert made.choose(["disk"] * 16) == 16
-    # pieces 8 to 11 alone are worth it: what lies before them is on the device already
+    # chunks 8 to 11 alone are worth it: what lies before them is on the device already
     assert made.choose(["disk"] * 4, first=8) == 4
 
 

@@ -11,7 +11,7 @@ from kvjax.store.names import object_name
 from kvjax.store.stats import Counters
 from kvjax.store.tier import Tier
 from tests.engine import tiny
-from tests.engine.test_prefix import PIECE, Everything, ask, engine_of, equal
+from tests.engine.test_prefix import CHUNK, Everything, ask, engine_of, equal
 from tests.engine.test_prefix_disk import forget_host
 from tests.store.faulty_proxy import FAULTS, FaultyProxy
 from tests.store.memory_tier import MemoryTier
@@ -63,7 +63,7 @@ def test_what_a_remote_tier_had_is_answered_to_the_bit(engine, cold, put_behind,
     for length in (FOUND - 1, FOUND, FOUND + 1, len(PROMPT)):
         forget_host(engine)
         warm = ask(engine, PROMPT[:length])
-        assert warm.cached_tokens == (length - max(engine.caches.window, 1)) // PIECE * PIECE
+        assert warm.cached_tokens == (length - max(engine.caches.window, 1)) // CHUNK * CHUNK
         equal(cold if length == len(PROMPT) else ask(engine, PROMPT[:length], f"cold {length}"), warm)
     assert not engine.store_stats()["remote"].errors
 

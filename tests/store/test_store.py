@@ -80,7 +80,7 @@ def test_what_was_saved_is_found_up_to_the_first_difference(opened):
     assert found(store, []) == 0
 
 
-def test_only_whole_pieces_are_found(opened):
+def test_only_whole_chunks_are_found(opened):
     store, names = opened(), names_of(5)
     save(store, names)
     assert [found(store, names[:count], unit=2) for count in range(6)] == [0, 0, 2, 2, 4, 4]
@@ -310,7 +310,7 @@ def test_a_full_disk_costs_nothing_but_the_block(opened, tmp_path):
     assert store.stats()["disk"].errors["full"] >= 3
 
 
-def test_the_planner_leaves_a_slow_tier_after_the_first_piece(opened):
+def test_the_planner_leaves_a_slow_tier_after_the_first_chunk(opened):
     far, names = FarTier(seconds=0.1), names_of(8)
     put(far, names)
     store = opened(far)

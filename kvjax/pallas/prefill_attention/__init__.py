@@ -1,4 +1,4 @@
-"""Exact attention of one piece of a prompt to all keys up to itself, over a workspace with room for many more."""
+"""Exact attention of one chunk of a prompt to all keys up to itself, over a workspace with room for many more."""
 
 from jaxtyping import Array, Float, Int
 
@@ -21,8 +21,8 @@ def prefill_attention(
 
     Args:
         q: queries of positions `start` to `start + P - 1`, rotated.
-        k, v: of positions 0 to T - 1, the piece's own among them; what lies behind the piece may be anything.
-        start: a multiple of 8 for a GPU, or the output is NaN; all whole pieces of a prompt begin at one.
+        k, v: of positions 0 to T - 1, the chunk's own among them; what lies behind the chunk may be anything.
+        start: a multiple of 8 for a GPU, or the output is NaN; all whole chunks of a prompt begin at one.
         scale: multiplies q.k before the softmax.
         window: position p sees keys in (p - window, p]; None sees all.
         implementation: see `dispatch`.

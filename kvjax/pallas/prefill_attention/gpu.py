@@ -1,4 +1,4 @@
-"""Attention of a piece on a Hopper GPU: two warpgroups attend to the tiles of keys that a third one fetches.
+"""Attention of a chunk on a Hopper GPU: two warpgroups attend to the tiles of keys that a third one fetches.
 
 JAX's own kernel begins at position 0. That of tokamax takes ranges of keys for each query, but weighs what a tile holds
 behind them with zeros, which NaN outlives, and would bring a profiler and a library for quantisation along.
@@ -38,26 +38,26 @@ def prefill_attention(
     scale: float,
     window: int | None,
 ) -> Float[Array, "P H D"]:
-    """As `dense.prefill_attention` for a `start` that is a multiple of 8, as that of every whole piece; NaN for others.
+    """As `dense.prefill_attention` for a `start` that is a multiple of 8, as that of every whole chunk; NaN for others.
 
     No key behind the last position of a block of queries is read.
 
     Raises:
-        NotImplementedError: for other types than 16-bit floats, pieces of no whole blocks of queries, and for heads
+        NotImplementedError: for other types than 16-bit floats, chunks of no whole blocks of queries, and for heads
             that shared memory has no room for.
     """
-    piece, heads, head_dim = q.shape
+    chunk, heads, head_dim = q.shape
     kv_heads, tokens, _ = k.shape
-    if piece == tokens and piece % BLOCK:  # a short prompt, with room for nothing else: it may take some
-        extra = -piece % BLOCK
+    if chunk == tokens and chunk % BLOCK:  # a short prompt, with room for nothing else: it may take some
+        extra = -chunk % BLOCK
         q = jnp.pad(q, ((0, extra), (0, 0), (0, 0)))
         k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0))) for x in (k, v))
-        return prefill_attention(q, k, v, start, scale=scale, window=window)[:piece]
+        return prefill_attention(q, k, v, start, scale=scale, window=window)[:chunk]
     hopper.check(q.reshape(1, kv_heads, -1, head_dim), k[None])
     if head_dim > WIDEST:
         raise NotImplementedError(f"head_dim={head_dim}: shared memory has room for the tiles of {WIDEST} dims")
-    if piece % BLOCK:
-        raise NotImplementedError(f"a piece of {piece} queries is not a whole number of blocks of {BLOCK}")
+    if chunk % BLOCK:
+        raise NotImplementedError(f"a chunk of {chunk} queries is not a whole number of blocks of {BLOCK}")
 
     def shared(*shape: int) -> Any:
         return plgpu.SMEM((*shape, head_dim), k.dtype, transforms=TILED)
@@ -76,7 +76,7 @@ def prefill_attention(
             "keys_read": plgpu.Barrier(num_arrivals=READERS, num_barriers=STAGES),
             "values_read": plgpu.Barrier(num_arrivals=READERS, num_barriers=STAGES),
         },
-        grid=(heads, piece // BLOCK),
+        grid=(heads, chunk // BLOCK),
         grid_names=("head", "part"),
         num_threads=READERS + 1,
         thread_name="warpgroup",

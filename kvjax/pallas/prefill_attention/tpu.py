@@ -1,7 +1,7 @@
-"""Attention of a piece on a TPU: blocks of keys stream through VMEM past a block of queries, up to its last position.
+"""Attention of a chunk on a TPU: blocks of keys stream through VMEM past a block of queries, up to its last position.
 
 JAX's own kernels do not serve: splash and flash attention want their masks when they are compiled, or as an array of
-queries by keys, and ragged paged attention wants the K and V of a token side by side. A piece begins anywhere here, and
+queries by keys, and ragged paged attention wants the K and V of a token side by side. A chunk begins anywhere here, and
 keys of a kv head lie one behind the other.
 """
 
@@ -31,23 +31,23 @@ def prefill_attention(
     scale: float,
     window: int | None,
 ) -> Float[Array, "P H D"]:
-    """As `dense.prefill_attention`; the grid ends with the piece, so that room behind it costs nothing.
+    """As `dense.prefill_attention`; the grid ends with the chunk, so that room behind it costs nothing.
 
     Raises:
         NotImplementedError: for heads that fill no lane, and for groups whose queries VMEM has no room for.
     """
-    piece, heads, head_dim = q.shape
+    chunk, heads, head_dim = q.shape
     kv_heads, tokens, _ = k.shape
     group = heads // kv_heads
     if head_dim % 128:
         raise NotImplementedError(f"head_dim={head_dim}: a key fills lanes of 128 only in part and would be copied")
     if group * SUBLANES > ROWS:
         raise NotImplementedError(f"{group} query heads of a kv head: VMEM has room for {ROWS // SUBLANES}")
-    queries = min(QUERIES, ROWS // group // SUBLANES * SUBLANES, piece)
+    queries = min(QUERIES, ROWS // group // SUBLANES * SUBLANES, chunk)
     block = min(KEYS, tokens)
     # of each block of queries the first and the last block of keys that any of them sees
-    begin = start + jnp.arange(pl.cdiv(piece, queries)) * queries
-    last = (jnp.minimum(begin + queries, start + piece) - 1) // block
+    begin = start + jnp.arange(pl.cdiv(chunk, queries)) * queries
+    last = (jnp.minimum(begin + queries, start + chunk) - 1) // block
     first = jnp.zeros_like(last) if window is None else jnp.maximum(begin - window + 1, 0) // block
     steps = jnp.max(last - first) + 1
 
@@ -62,7 +62,7 @@ def prefill_attention(
         return pltpu.VMEM(shape, jnp.float32)
 
     out = pl.pallas_call(
-        functools.partial(_kernel, group=group, piece=piece, scale=scale, window=window),
+        functools.partial(_kernel, group=group, chunk=chunk, scale=scale, window=window),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(kv_heads, len(begin), steps),
@@ -74,21 +74,21 @@ def prefill_attention(
             out_specs=pl.BlockSpec((queries, group * head_dim), asking),
             scratch_shapes=[rows(group, queries, 1), rows(group, queries, 1), rows(group, queries, head_dim)],
         ),
-        out_shape=jax.ShapeDtypeStruct((piece, heads * head_dim), q.dtype),
+        out_shape=jax.ShapeDtypeStruct((chunk, heads * head_dim), q.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         name="prefill_attention",
     )(
         jnp.reshape(start, 1).astype(jnp.int32),
         first.astype(jnp.int32),
         last.astype(jnp.int32),
-        q.reshape(piece, heads * head_dim),
+        q.reshape(chunk, heads * head_dim),
         k,
         v,
     )
     return out.reshape(q.shape)
 
 
-def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *, group, piece, scale, window):
+def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *, group, chunk, scale, window):
     part, index = pl.program_id(1), pl.program_id(2)
     (queries, _), (_, block, head_dim) = q_ref.shape, k_ref.shape
     asked = start[0] + part * queries  # the first position that asks
@@ -103,8 +103,8 @@ def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *
     def attend(masked):
         keys, values = k_ref[0], v_ref[0]
         if masked:
-            # behind the piece lies anything, and 0 * NaN is NaN
-            inside = begin + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < start[0] + piece
+            # behind the chunk lies anything, and 0 * NaN is NaN
+            inside = begin + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < start[0] + chunk
             values = jnp.where(inside, values, 0)
             # how far a key lies behind a query
             behind = asked - begin + jax.lax.broadcasted_iota(jnp.int32, (queries, block), 0)
