@@ -97,7 +97,7 @@ def byte_level() -> tokenizers.Tokenizer:
 def byte_fallback() -> tokenizers.Tokenizer:
     """A SentencePiece-like vocabulary: ASCII characters, and bytes for all others."""
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    vocabulary = {chunk: index for index, chunk in enumerate(chunks)}
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = tokenizers.Tokenizer(BPE(vocabulary, [], byte_fallback=True, unk_token="<|pad|>"))
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
