@@ -208,9 +208,11 @@ def _engine(result: SearchResult, scheme: Scheme | None) -> Engine:
         assert config.output is not None
         profile = config.output.with_suffix(".served.json")
         result.profile_of(scheme).save(profile, result.model)
-    most = config.length + config.room
+    most = config.length + config.headroom
     budgets = None if profile is None else str(profile)
-    return Engine.from_pretrained(config.model, EngineConfig(budgets=budgets, room=config.room, max_model_len=most))
+    return Engine.from_pretrained(
+        config.model, EngineConfig(budgets=budgets, headroom=config.headroom, max_model_len=most)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

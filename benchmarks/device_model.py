@@ -131,7 +131,7 @@ def _point(
 
 def _measure(rig: Rig, caches: Caches, name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     weights, slots, count = rig.weights, caches.layout.slots, caches.layout.decode_steps
-    length = caches.layout.max_model_len - caches.layout.room
+    length = caches.layout.max_model_len - caches.layout.headroom
     views, state = filled(caches, length), started(rig, slots, length)
     everyone, number = np.ones(slots, np.bool_), np.int32(count)
     compiled = steps.decode.lower(

@@ -83,7 +83,7 @@ class Settings:
     samples: int
     turn_samples: int
     seed: int
-    room: int
+    headroom: int
     chunk: int
 
 
@@ -208,7 +208,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
     folder = given.model or small_model()
     return Settings(
         folder.resolve().name, fingerprint(folder), kvjax.__version__, tuple(given.tasks), tuple(given.turns),
-        given.samples, given.turn_samples or given.samples, given.seed, given.room, CHUNK,
+        given.samples, given.turn_samples or given.samples, given.seed, given.headroom, CHUNK,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=50, help="of each task (default: 50)")
     parser.add_argument("--turn-samples", type=int, help="of each task of several turns (default: as --samples)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--room", type=int, default=64, help="of a view, for generated tokens (default: 64)")
+    parser.add_argument("--headroom", type=int, default=64, help="of a view, for generated tokens (default: 64)")
     parser.add_argument("--concurrency", type=int, default=4, help="samples asked at once (default: 4)")
     parser.add_argument("--store", metavar="DIR", help="keeps the KV of prompts for later runs; none: no such store")
     parser.add_argument("--compile-cache", default=COMPILE_CACHE, metavar="DIR", help="none: compile anew")
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.methods: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     wanted = cells(given.arms, given.budgets, given.lengths)
-    engines = Engines(folder, given.room, given.concurrency)
+    engines = Engines(folder, given.headroom, given.concurrency)
     every = list(dict.fromkeys([*wanted, *equals(wanted, engines)]))
     left = [cell for cell in every if cell not in rows]
     if len(left) < len(every):

@@ -32,13 +32,13 @@ class Engines:
 
     Attributes:
         folder: of the model.
-        room: of a view, for generated tokens.
+        headroom: of a view, for generated tokens.
         slots: samples asked at once.
         store: a folder for the KV of prompts, and the bytes it may take; None reads every prompt anew.
     """
 
     folder: pathlib.Path
-    room: int
+    headroom: int
     slots: int
     store: tuple[pathlib.Path, int] | None = None
 
@@ -56,7 +56,7 @@ class Engines:
             prefill_chunk_size=CHUNK,
             method=cell.arm,
             token_budget=cell.budget,
-            room=self.room,
+            headroom=self.headroom,
             store=store,
             group_layers=MAX_GROUP_LAYERS,
         )

@@ -37,7 +37,7 @@ STEPS = 16  # decode steps of a dispatch; two are timed
 
 def caches(context: int, batch: int, method: str, budget: int | None) -> Caches:
     config = EngineConfig(
-        max_model_len=context, max_num_seqs=batch, method=method, token_budget=budget, room=ROOM, decode_steps=STEPS
+        max_model_len=context, max_num_seqs=batch, method=method, token_budget=budget, headroom=ROOM, decode_steps=STEPS
     )
     return Caches.declare(make_model(context), Layout.resolve(config, context, jax.default_backend()))
 

@@ -48,9 +48,9 @@ class Caches:
             profile.check(windows, context)
         else:
             profile = method.profile(
-                Demand(windows, context, layout.room, layout.token_budget or context, model.head_dim)
+                Demand(windows, context, layout.headroom, layout.token_budget or context, model.head_dim)
             )
-        plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
+        plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
         if layout.reselect and any(plan.head_keep for plan in plans):
             raise ValueError(
                 "a profile with head_tokens leaves gaps in its views, which are not selected anew: end outputs where "
@@ -110,9 +110,9 @@ class Caches:
         method, layout = find_method(self.layout.method), dataclasses.replace(self.layout, token_budget=token_budget)
         windows, context = [layer.window for layer in self.model.layers], layout.max_model_len
         page_size = max(plan.page_size for plan in self.plans) or None
-        demand = Demand(windows, context, layout.room, token_budget, self.model.head_dim, page_size)
+        demand = Demand(windows, context, layout.headroom, token_budget, self.model.head_dim, page_size)
         profile = method.profile(demand)
-        plans = tuple(method.plan(budget, layout.room) for budget in profile.layers)
+        plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
         if not all(ours.serves(theirs) for ours, theirs in zip(self.plans, plans, strict=True)):
             raise ValueError(f"token_budget={token_budget} needs other shapes than this engine's: leave it out")
         return Caches(self.model, layout, profile, plans, self.multi_turn)
@@ -121,8 +121,8 @@ class Caches:
     def decoding(self) -> str:
         """All that decides, beside weights and tokens, what decode steps compute: their KV is stored under it."""
         layout = self.layout
-        room = f"room {layout.room}, {'reselect' if layout.reselect else 'stop'}" if self.window else "no room"
-        return f"{layout.method}, budgets {self.profile.digest}, {room}"
+        headroom = f"room {layout.headroom}, {'reselect' if layout.reselect else 'stop'}" if self.window else "no room"
+        return f"{layout.method}, budgets {self.profile.digest}, {headroom}"
 
     @property
     def groups(self) -> tuple[range, ...]:
@@ -147,10 +147,10 @@ class Caches:
             query_heads=self.model.num_heads,
         )
 
-    def room(self, length: int) -> int | None:
+    def headroom(self, length: int) -> int | None:
         """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
-        rooms = [plan.capacity - plan.kept(length) for plan in self.plans if plan.stage1 is not None]
-        return min(rooms, default=None)
+        headrooms = [plan.capacity - plan.kept(length) for plan in self.plans if plan.stage1 is not None]
+        return min(headrooms, default=None)
 
     def full_bytes(self, length: int) -> int:
         """Bytes of the K and V of a prompt with nothing left out but what sliding layers have left behind."""

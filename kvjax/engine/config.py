@@ -30,8 +30,8 @@ class EngineConfig:
             is given and "full" where none is.
         token_budget: KV pairs that a decode step reads for each kv head and layer; the method makes a budget of it.
         budgets: a file with a budget for each layer, instead of `token_budget`.
-        room: entries of a compressed view that stay free for generated tokens.
-        reselect: a view whose room is used up is selected anew; otherwise the output ends there.
+        headroom: entries of a compressed view that stay free for generated tokens.
+        reselect: a view whose headroom is used up is selected anew; otherwise the output ends there.
         store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
             what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
         park: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
@@ -53,7 +53,7 @@ class EngineConfig:
     method: str | None = None
     token_budget: int | None = None
     budgets: str | None = None
-    room: int = 128
+    headroom: int = 128
     reselect: bool = True
     store: StoreConfig | None = None
     park: Path | None = None
@@ -61,7 +61,7 @@ class EngineConfig:
     kernels: str = "reference"
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size", "room"):
+        for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size", "headroom"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_num_queued_reqs < 0:
@@ -114,7 +114,7 @@ class Layout:
     method: str = "full"
     token_budget: int | None = None
     budgets: str | None = None
-    room: int = 128
+    headroom: int = 128
     reselect: bool = True
     store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
@@ -157,7 +157,7 @@ class Layout:
             method=method,
             token_budget=config.token_budget,
             budgets=config.budgets,
-            room=config.room,
+            headroom=config.headroom,
             reselect=config.reselect,
             store=config.store or default_store,
             group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),

@@ -1,4 +1,4 @@
-"""How many tokens a request may generate: what it asks for, the context, and the room of the views."""
+"""How many tokens a request may generate: what it asks for, the context, and the headroom of the views."""
 
 from collections.abc import Sequence
 
@@ -21,22 +21,22 @@ def limit(caches: Caches, prompt: Sequence[int], params: SamplingParams) -> tupl
     outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < vocab_size]
     if outside:
         raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {vocab_size})")
-    room = layout.max_model_len - len(prompt)
-    wanted = max(room, 1) if params.max_tokens is None else params.max_tokens
-    if wanted > room:
+    headroom = layout.max_model_len - len(prompt)
+    wanted = max(headroom, 1) if params.max_tokens is None else params.max_tokens
+    if wanted > headroom:
         raise ContextLengthExceededError(len(prompt), wanted, layout.max_model_len)
     selected = min(params.select_after or len(prompt), len(prompt))
     caches = caches.within(params.token_budget)
-    view = None if layout.reselect else caches.room(selected)
+    view = None if layout.reselect else caches.headroom(selected)
     if view is None:
         return wanted, None
     left = view - (len(prompt) - selected)
     if left < 0:
         raise ValueError(
-            f"the prompt behind select_after={selected} is {-left} tokens longer than the views' room of {view}: "
-            f"select later, or start the engine with --room {len(prompt) - selected} or without --when-full stop"
+            f"the prompt behind select_after={selected} is {-left} tokens longer than the views' headroom of {view}: "
+            f"select later, or start the engine with --headroom {len(prompt) - selected} or without --when-full stop"
         )
     if wanted <= left + 1:  # the last token never enters a view
         return wanted, None
-    reason = f"the views' room of {view} tokens is used up: raise --room, or drop --when-full stop"
+    reason = f"the views' headroom of {view} tokens is used up: raise --headroom, or drop --when-full stop"
     return left + 1, reason

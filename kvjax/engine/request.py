@@ -24,7 +24,9 @@ class Finish(enum.StrEnum):
     """Why a request ended; the values are OpenAI's `finish_reason` where it has one."""
 
     STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
-    LENGTH = "length"  # max_tokens is used up, or the model's context, or the room of views that are not selected anew
+    LENGTH = (
+        "length"  # max_tokens is used up, or the model's context, or the headroom of views that are not selected anew
+    )
     CANCELLED = "cancelled"
     ERROR = "error"
 
@@ -156,7 +158,7 @@ class Delta:
             where it is empty. K is the number of query heads for methods that choose for each of them.
         cached_tokens: prompt tokens that came from the store instead of being computed.
         finish: set on the last delta only.
-        stop_reason: the stop string or token id that ended the text; a sentence where the room of the views did; None
+        stop_reason: the stop string or token id that ended the text; a sentence where the headroom of the views did; None
             for everything else.
         timing: set with `finish`, unless the request never left the queue.
         error: a sentence for the user when `finish` is `Finish.ERROR`.

@@ -271,7 +271,7 @@ class Runner:
     def _make_room(self, alive: np.ndarray, count: int) -> None:
         self._answers.keep_up(self.views, self._fill.length, count)
         if not self.layout.reselect:
-            return  # a request ends by itself when its room is used up
+            return  # a request ends by itself when its headroom is used up
         for layer, slot in self._fill.full(alive):
             self._answers.gather(self.views, slot, self._fill.length[slot])
             self._reselect(layer, slot)

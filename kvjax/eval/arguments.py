@@ -18,7 +18,7 @@ from kvjax.eval.tasks import TASKS, Task
 DEFAULT_TASKS = ("mini/*",)
 KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
 # What a server decides for itself.
-IN_PROCESS = ("method", "token_budget", "budgets", "room", "agnostic", "evict", "show_kept")
+IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "agnostic", "evict", "show_kept")
 TERMINAL = "-"
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
@@ -33,7 +33,7 @@ class Arguments:
 
     model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
     url: of a server; None evaluates `model` in this process.
-    method, token_budget, budgets, room: how its cache is compressed, as in `EngineConfig`; None for its defaults.
+    method, token_budget, budgets, headroom: how its cache is compressed, as in `EngineConfig`; None for its defaults.
     tasks: what to ask, `all_by_default` if nobody named them; `data` is what files hold.
     lengths: in tokens; empty for the default, which is the model's context for files.
     samples: of each task at each length; None for the default, which is all for files.
@@ -50,7 +50,7 @@ class Arguments:
     method: str | None
     token_budget: int | None
     budgets: str | None
-    room: int | None
+    headroom: int | None
     timeout: float
     compile_cache: str
     tasks: tuple[Task, ...]
@@ -119,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--token-budget", metavar="TOKENS", type=int, help="KV pairs a step reads, of each layer and head"
     )
     cache.add_argument("--budgets", metavar="FILE", help="a budget for each layer, instead of --token-budget")
-    cache.add_argument("--room", metavar="TOKENS", type=int, help="of a view, free for generated tokens (default: 128)")
+    cache.add_argument(
+        "--headroom", metavar="TOKENS", type=int, help="of a view, free for generated tokens (default: 128)"
+    )
     cache.add_argument("--agnostic", action="store_true", help="choose what to keep before the question is read")
     cache.add_argument(
         "--evict",
@@ -216,7 +218,7 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         method=given.method,
         token_budget=given.token_budget,
         budgets=given.budgets and os.path.expanduser(given.budgets),
-        room=given.room,
+        headroom=given.headroom,
         timeout=given.timeout,
         compile_cache=given.compile_cache,
         tasks=tasks,

@@ -159,7 +159,7 @@ def compression(layout: Layout) -> dict[str, str]:
     """
     if layout.method == "full":
         return {}
-    named = {"method": layout.method, "room": str(layout.room), "max_model_len": str(layout.max_model_len)}
+    named = {"method": layout.method, "headroom": str(layout.headroom), "max_model_len": str(layout.max_model_len)}
     if layout.budgets is None:
         return named | {"token_budget": str(layout.token_budget)}
     return named | {"budgets": hashlib.sha256(Path(layout.budgets).read_bytes()).hexdigest()[:12]}

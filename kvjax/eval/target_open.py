@@ -58,7 +58,7 @@ def _engine(given: Arguments, resources: contextlib.ExitStack) -> tuple[Target, 
     from kvjax.engine import EngineConfig
     from kvjax.eval.target_engine import EngineTarget
 
-    compressed = {name: getattr(given, name) for name in ("method", "token_budget", "budgets", "room")}
+    compressed = {name: getattr(given, name) for name in ("method", "token_budget", "budgets", "headroom")}
     compressed = {name: value for name, value in compressed.items() if value is not None}
     try:
         config = EngineConfig(max_model_len=length, max_num_seqs=given.conduct.concurrency, **compressed)

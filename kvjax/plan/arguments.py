@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--method", metavar="NAME", help="full, rocketkv, snapkv ...: docs/compression.md")
     group.add_argument("--token-budget", type=_checked(size), metavar="TOKENS", help="KV pairs a step reads a layer")
     group.add_argument("--budgets", metavar="FILE", help="a budget for each layer, instead of --token-budget")
-    group.add_argument("--room", type=_checked(size), default=128, metavar="TOKENS", help="for answers (%(default)s)")
+    group.add_argument(
+        "--headroom", type=_checked(size), default=128, metavar="TOKENS", help="for answers (%(default)s)"
+    )
     group.add_argument("--group-layers", type=int, metavar="N", help="most layers prefilled together")
     group.add_argument(
         "--attention-backend", choices=KERNELS, default=KERNELS[0], help="what computes attention (%(default)s)"
@@ -74,7 +76,7 @@ def read_question(options: argparse.Namespace) -> Question:
         method=options.method,
         token_budget=options.token_budget,
         budgets=options.budgets,
-        room=options.room,
+        headroom=options.headroom,
         group_layers=options.group_layers,
         kernels=options.attention_backend,
     )

@@ -66,10 +66,14 @@ class Bench:
         self._read: dict[SetName, Any] = {}
         self._ray: RayEvaluator | None = None
         if config.search == "rocketkv":
-            stages = Stages(config.window, config.sinks, room=config.room)
+            stages = Stages(config.window, config.sinks, headroom=config.headroom)
             self.arena: Arena = StageArena(self.model, stages, longest, tail, batch=config.batch)
             space: Space | StageSpace = StageSpace(
-                len(self.layers), config.token_budget, longest + config.room, stages, group_layers=config.group_layers
+                len(self.layers),
+                config.token_budget,
+                longest + config.headroom,
+                stages,
+                group_layers=config.group_layers,
             )
         else:
             heads = self.model.config.num_kv_heads if config.search == "heads" else 1

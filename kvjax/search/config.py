@@ -41,7 +41,7 @@ class SearchConfig:
             the last tokens of a prompt in every layer (StreamingLLM).
         window, kernel, sinks: of stage 1: the last tokens, whose queries choose and which stay; the width of
             max-pooling; the first tokens, which stay too.
-        room: entries that served views keep free for generated tokens.
+        headroom: entries that served views keep free for generated tokens.
         warm_start: what evolution begins with: 'greedy', whose evaluations then count as its own, 'uniform', or the
             file of a profile, whose proportions it takes; None is greedy, and uniform in mode 'paper'.
         expand: other token budgets, to which the chosen scheme is scaled without another search, and tested there.
@@ -70,7 +70,7 @@ class SearchConfig:
     window: int = 8
     kernel: int = 7
     sinks: int = 4
-    room: int = 128
+    headroom: int = 128
     seed: int = 0
     warm_start: str | None = None
     expand: tuple[int, ...] = ()
@@ -82,7 +82,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks is empty: name one at least, `python -m kvjax.eval --list` has them")
-        for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "room", "batch"):
+        for name in ("length", "evaluations", "group_layers", "samples", "selection", "test", "headroom", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         named = {self.allocator, *self.compare}

@@ -116,11 +116,11 @@ class SearchResult:
         for row in np.array(scheme).reshape(layers, -1).tolist():
             kernel, stage2 = config.kernel, {}
             if config.search == "rocketkv":
-                stages = Stages(config.window, config.sinks, room=config.room)
+                stages = Stages(config.window, config.sinks, headroom=config.headroom)
                 kernel, stage2 = stages.kernels[row[2]], {"stage2_tokens": row[1], "page_size": stages.page_size}
                 row = row[:1]
             budget = LayerBudget.selecting(
-                max(row) + config.room,
+                max(row) + config.headroom,
                 observation_window=config.window,
                 pooling_kernel=kernel,
                 sinks=config.sinks,

@@ -184,7 +184,7 @@ class Search:
 
     def _identity(self) -> dict[str, Any]:
         """What decides every number of a run."""
-        left_out = ("model", "runs", "output", "actors", "compare", "expand", "room", "selection", "test")
+        left_out = ("model", "runs", "output", "actors", "compare", "expand", "headroom", "selection", "test")
         fields = {name: value for name, value in plain(self.config).items() if name not in left_out}
         return fields | {"weights": self._weights, "versions": _versions()}
 
@@ -246,7 +246,7 @@ class Search:
             kept = np.array(self._finished("greedy").finalists(1)[0])
         else:
             layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config, self._weights)).layers
-            kept = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.room
+            kept = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.headroom
         beyond = np.maximum(kept - self.bench.problem.tokens.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
 

@@ -51,13 +51,13 @@ class StageSpace:
     @functools.cached_property
     def _traffic(self) -> Space:
         """How the traffic is shared. The least pays for the summaries of what a view needs anyway, and two pages."""
-        needs = self.stages.window + self.stages.sinks + self.stages.room
+        needs = self.stages.window + self.stages.sinks + self.stages.headroom
         page = self.stages.page_size
         least = math.ceil(math.ceil(needs / page) / 2) + 3 * page
         if self.mean < least:
             raise ValueError(
-                f"a token budget of {self.mean} is below the {least} that pages of {page} entries take beside a room "
-                f"of {self.stages.room}: raise it, or lower the room"
+                f"a token budget of {self.mean} is below the {least} that pages of {page} entries take beside a headroom "
+                f"of {self.stages.headroom}: raise it, or lower the headroom"
             )
         return Space(self._count, self.mean, least, self.context)
 

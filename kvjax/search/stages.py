@@ -42,14 +42,14 @@ class Stages:
         window, sinks: of stage 1.
         kernels: the widths of max-pooling that a scheme chooses from by number.
         page_size: entries of a page.
-        room: entries of a served view that stay free for generated tokens.
+        headroom: entries of a served view that stay free for generated tokens.
     """
 
     window: int = 8
     sinks: int = 4
     kernels: tuple[int, ...] = (1, 7, 21, 63)
     page_size: int = 4
-    room: int = 128
+    headroom: int = 128
 
     def plan(self, longest: int, tail: int) -> LayerPlan:
         """The plan under which any scheme's numbers can be followed."""
@@ -59,7 +59,7 @@ class Stages:
 
     def dense(self, keep: Any, tokens: Any) -> Any:
         """Entries up to which a served view of so many kept and read tokens is read as a whole."""
-        pages = -(-(keep + self.room) // self.page_size)
+        pages = -(-(keep + self.headroom) // self.page_size)
         return tokens + -(-pages // 2)
 
 
@@ -228,12 +228,12 @@ def split(context: int, traffic: int, exponent: float, stages: Stages) -> tuple[
         raise ValueError(f"traffic={traffic} pays for fewer than two pages of {page} entries: raise it")
     kept = math.floor(context / max(context / traffic, 1.0) ** exponent)
     most = 2 * (traffic - 2 * page) * page  # entries whose summaries leave two pages to read
-    capacity = max(min(kept, most, context), stages.window + stages.sinks + stages.room)
+    capacity = max(min(kept, most, context), stages.window + stages.sinks + stages.headroom)
     summaries = math.ceil(math.ceil(capacity / page) / 2)
     tokens = (traffic - summaries) // page * page
     if tokens < 2 * page:
         raise ValueError(
             f"traffic={traffic} does not pay for the summaries of {capacity} entries and two pages: raise it, or lower "
-            f"room={stages.room}"
+            f"headroom={stages.headroom}"
         )
-    return capacity - stages.room, tokens
+    return capacity - stages.headroom, tokens

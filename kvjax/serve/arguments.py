@@ -71,8 +71,8 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("method", str, "NAME", "how the KV cache is compressed: full, rocketkv, snapkv ... or module:Class"),
         Option("token_budget", size, "TOKENS", "KV pairs a step reads a layer; alone it means rocketkv"),
         Option("budgets", str, "FILE", "a budget for each layer, found by search, instead of --token-budget"),
-        Option("room", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
-        Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the room"),
+        Option("headroom", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
+        Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the headroom"),
         Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
     ),
     "store": (

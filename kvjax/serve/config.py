@@ -24,12 +24,12 @@ class ServeConfig:
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
     park: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
-    method, token_budget, budgets, room, group_layers: how the KV cache is compressed, as in `EngineConfig`.
+    method, token_budget, budgets, headroom, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
         eviction_policy, canary, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
         bytes.
     attention_backend: what computes attention, as `EngineConfig.kernels`.
-    when_full: what happens to an output longer than the room of a compressed view.
+    when_full: what happens to an output longer than the headroom of a compressed view.
     """
 
     model: str = ""
@@ -54,7 +54,7 @@ class ServeConfig:
     method: str | None = None
     token_budget: int | None = None
     budgets: str | None = None
-    room: int = 128
+    headroom: int = 128
     when_full: str = "reselect"
     group_layers: int | None = None
     host_cache_size: int = 1 << 30
@@ -81,7 +81,7 @@ class ServeConfig:
             _within("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
         if self.token_budget is not None:
             _within("token_budget", self.token_budget, 16, 2**31 - 1)
-        _within("room", self.room, 1, 2**31 - 1)
+        _within("headroom", self.headroom, 1, 2**31 - 1)
         if self.group_layers is not None:
             _within("group_layers", self.group_layers, 1, 8)
         _within("host_cache_size", self.host_cache_size, 0, 2**62)

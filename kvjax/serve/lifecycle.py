@@ -88,7 +88,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 method=config.method,
                 token_budget=config.token_budget,
                 budgets=config.budgets,
-                room=config.room,
+                headroom=config.headroom,
                 reselect=config.when_full == "reselect",
                 store=config.store,
                 park=None if config.park is None else pathlib.Path(config.park).expanduser(),

@@ -101,7 +101,7 @@ def _compression(caches: Caches) -> dict[str, Any]:
     return {
         "method": layout.method,
         "token_budget": layout.token_budget,
-        "room": layout.room,
+        "headroom": layout.headroom,
         "kept_tokens": [plan.kept(context) for plan in caches.plans],
         "kept_share": round(caches.kept_bytes(context) / full, 4),
         "read_share": round(caches.read_bytes(context) / full, 4),

@@ -232,7 +232,7 @@ class Compression(Exact):
 
     method: str
     token_budget: int | None
-    room: int
+    headroom: int
     kept_tokens: list[int]
     kept_share: float
     read_share: float

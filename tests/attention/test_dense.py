@@ -88,8 +88,8 @@ def test_chunks_equal_one_shot(window):
     tokens, heads, kv_heads, dim = 700, 6, 2, 8
     q, k, v = normal(0, tokens, heads, dim), normal(1, kv_heads, tokens, dim), normal(2, kv_heads, tokens, dim)
     once = run_prefill(q, k, v, np.int32(0), window)
-    for chunk, room in ((140, tokens), (100, 1536)):
-        padded = [np.full((kv_heads, room, dim), 7, np.float32) for _ in range(2)]
+    for chunk, headroom in ((140, tokens), (100, 1536)):
+        padded = [np.full((kv_heads, headroom, dim), 7, np.float32) for _ in range(2)]
         rows = []
         for start in range(0, tokens, chunk):
             for target, source in zip(padded, (k, v), strict=True):

@@ -19,25 +19,27 @@ WINDOWS = (None, 512, None, None)
 COMPRESSING = [name for name in METHODS if name != "full"]
 
 
-def demand(context: int = 8192, token_budget: int = 256, room: int = 128) -> Demand:
-    return Demand(WINDOWS, context, room, token_budget, 64)
+def demand(context: int = 8192, token_budget: int = 256, headroom: int = 128) -> Demand:
+    return Demand(WINDOWS, context, headroom, token_budget, 64)
 
 
 def plans(method: Method, asked: Demand) -> list[LayerPlan]:
-    return [method.plan(budget, asked.room) for budget in method.profile(asked).layers]
+    return [method.plan(budget, asked.headroom) for budget in method.profile(asked).layers]
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
-@pytest.mark.parametrize(("context", "token_budget", "room"), [(8192, 256, 128), (4096, 64, 64), (32_768, 1024, 512)])
-def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, room):
-    asked = demand(context, token_budget, room)
+@pytest.mark.parametrize(
+    ("context", "token_budget", "headroom"), [(8192, 256, 128), (4096, 64, 64), (32_768, 1024, 512)]
+)
+def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, headroom):
+    asked = demand(context, token_budget, headroom)
     made = plans(METHODS[name], asked)
     assert made == plans(METHODS[name], asked)
     assert len({made[2], made[3]}) == (2 if name == "pyramidkv" else 1), "equal layers would be compiled twice"
     assert made[1] == LayerPlan(512), "a sliding layer keeps its window"
     for plan in made:
         if plan.stage1 is not None:
-            assert plan.stage1.fewest <= plan.keep <= plan.capacity - room
+            assert plan.stage1.fewest <= plan.keep <= plan.capacity - headroom
         if plan.stage2 is not None:
             assert plan.capacity % plan.stage2.unit == 0
             assert plan.stage2.tokens <= plan.capacity
@@ -51,13 +53,13 @@ def test_large_views_have_whole_tiles_of_pages_and_keep_no_more(context, token_b
     pages = plan.capacity / budget.page_size
     assert pages % (8 if pages >= 256 + 7 else 1) == 0
     assert budget.capacity <= plan.capacity < budget.capacity + 8 * budget.page_size
-    assert plan.keep == budget.capacity - asked.room
+    assert plan.keep == budget.capacity - asked.headroom
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
     context = 300
-    for plan in plans(METHODS[name], demand(context, token_budget=512, room=64)):
+    for plan in plans(METHODS[name], demand(context, token_budget=512, headroom=64)):
         assert plan.stage1 is None
         assert plan.capacity >= min(context, 512)
         assert plan.stage2 is None or plan.stage2.dense >= context
@@ -67,7 +69,7 @@ def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
 @pytest.mark.parametrize("context", [4096, 32_768, 131_072])
 @pytest.mark.parametrize("name", ["rocketkv", "rocketkv-faithful"])
 def test_rocketkv_reads_no_more_than_its_budget(name, context, token_budget):
-    plan = plans(METHODS[name], demand(context, token_budget, room=64))[0]
+    plan = plans(METHODS[name], demand(context, token_budget, headroom=64))[0]
     stage2 = plan.stage2
     assert isinstance(stage2, HybridPages | HybridTokens)
     pair = 2 * 64 * 2
@@ -102,9 +104,9 @@ def test_quest_leaves_its_first_layers_dense():
     ("name", "asked", "message"),
     [
         ("rocketkv", demand(token_budget=8), "token_budget=8 must be at least 16"),
-        ("rocketkv", demand(room=8192), "max_new_tokens=8192"),
+        ("rocketkv", demand(headroom=8192), "max_new_tokens=8192"),
         ("rocketkv", demand(token_budget=16), "raise"),
-        ("snapkv", demand(token_budget=16), "--room"),
+        ("snapkv", demand(token_budget=16), "--headroom"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_way_out(name, asked, message):

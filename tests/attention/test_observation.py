@@ -23,10 +23,10 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
 
 
-def prompt(heads, length, room, window, dim=8, seed=0):
-    """Queries of the last `window` positions and keys of `room` positions, NaN where the prompt has none."""
+def prompt(heads, length, headroom, window, dim=8, seed=0):
+    """Queries of the last `window` positions and keys of `headroom` positions, NaN where the prompt has none."""
     count, kv_heads = HEADS[heads]
-    queries, k = normal(seed, window, count, dim), normal(seed + 1, kv_heads, room, dim)
+    queries, k = normal(seed, window, count, dim), normal(seed + 1, kv_heads, headroom, dim)
     k[:, length:] = np.nan
     queries[: max(0, window - length)] = np.nan
     return queries, k
@@ -53,8 +53,8 @@ run_observe = jax.jit(observe)
 run_last = jax.jit(last_queries)
 
 
-def check_received(heads, length, room, window, observed, dim=8, seed=0, kinds=(False,)):
-    queries, k = prompt(heads, length, room, window, dim, seed)
+def check_received(heads, length, headroom, window, observed, dim=8, seed=0, kinds=(False,)):
+    queries, k = prompt(heads, length, headroom, window, dim, seed)
     want = oracle.received(queries, k, length, observed, SCALE)
     for per_head in kinds:
         got = np.asarray(run_received(queries, k, np.int32(length), np.int32(observed), per_head))
@@ -65,15 +65,15 @@ def check_received(heads, length, room, window, observed, dim=8, seed=0, kinds=(
 
 @pytest.mark.parametrize(("heads", "dim"), [("mha", 64), ("mqa", 128), ("gqa3", 128), ("gqa4", 64)])
 def test_weights_agree_with_numpy(heads, dim):
-    check_received(heads, length=40, room=48, window=8, observed=8, dim=dim)
+    check_received(heads, length=40, headroom=48, window=8, observed=8, dim=dim)
 
 
 def test_weights_of_each_head_agree_with_numpy():
-    check_received("gqa3", length=40, room=48, window=8, observed=8, kinds=(True,))
+    check_received("gqa3", length=40, headroom=48, window=8, observed=8, kinds=(True,))
 
 
 @pytest.mark.parametrize(
-    ("length", "room", "observed"),
+    ("length", "headroom", "observed"),
     [
         (1, 1, 1),
         (3, 8, 3),  # shorter than the window
@@ -84,8 +84,8 @@ def test_weights_of_each_head_agree_with_numpy():
         (700, 1536, 8),  # a whole block of room behind the prompt
     ],
 )
-def test_weights_at_the_borders_of_blocks(length, room, observed):
-    check_received("gqa3", length, room, 8, observed, dim=4)
+def test_weights_at_the_borders_of_blocks(length, headroom, observed):
+    check_received("gqa3", length, headroom, 8, observed, dim=4)
 
 
 def test_weights_of_a_query_sum_to_one():

@@ -51,12 +51,12 @@ def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP,
     return positions, gather(Workspace(k, v), positions)
 
 
-def prompt(length: int, seed: int = 0, room: int = ROOM, heads: str = "gqa3"):
+def prompt(length: int, seed: int = 0, headroom: int = ROOM, heads: str = "gqa3"):
     """NaN behind the prompt: what an earlier request may have left there."""
     count, kv_heads = HEADS[heads]
     q, k, v = normal(seed, 90, count, DIM), normal(seed + 1, kv_heads, 90, DIM), normal(seed + 2, kv_heads, 90, DIM)
     q, k, v = q[:length], k[:, :length], v[:, :length]
-    behind = room - length
+    behind = headroom - length
     padding = [(0, 0), (0, behind), (0, 0)]
     k, v = (np.pad(x, padding, constant_values=np.nan) for x in (k, v))
     return np.pad(q, [(0, behind), (0, 0), (0, 0)], constant_values=np.nan), k, v, np.int32(length)
@@ -120,7 +120,7 @@ def test_chunks_and_padding_choose_what_one_shot_chooses(stage1):
     for length in (90, 81, 6):
         chunks, _ = run(stage1, *prompt(length))
         np.testing.assert_array_equal(chunks, run(stage1, *prompt(length), chunk=ROOM)[0])
-        q, k, v, tokens = prompt(length, room=608)
+        q, k, v, tokens = prompt(length, headroom=608)
         check(stage1, run(stage1, q, k, v, tokens)[0], q, k, length)
 
 

@@ -27,7 +27,7 @@ def engine_of(folder: Path, park: Path, devices: int) -> Engine:
         max_num_seqs=2,
         method="rocketkv",
         token_budget=64,
-        room=24,
+        headroom=24,
         prefill_chunk_size=256,
         tensor_parallel_size=devices,
         park=park,

@@ -18,7 +18,7 @@ from kvjax.models import DecoderConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
 
-BUDGET = {"method": "rocketkv", "token_budget": 32, "room": 32}
+BUDGET = {"method": "rocketkv", "token_budget": 32, "headroom": 32}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ LAYOUT = Layout.resolve(EngineConfig(max_num_seqs=8), LARGE.max_position, "gpu")
 
 
 def declare(token_budget: int | None = None) -> Caches:
-    config = EngineConfig(max_num_seqs=3, token_budget=token_budget, room=32)
+    config = EngineConfig(max_num_seqs=3, token_budget=token_budget, headroom=32)
     return Caches.declare(CONFIG, Layout.resolve(config, CONTEXT, "cpu"))
 
 
@@ -70,7 +70,7 @@ def test_a_budget_keeps_its_share_and_holds_less_than_half_until_then(context, t
     assert held < most / 2
     compression = context / token_budget
     share = compression ** -min(0.2 + 0.06 * math.log2(compression), 0.8)
-    length = context - ours.layout.room
+    length = context - ours.layout.headroom
     pages = sum(math.ceil(layer.kept(length) / layer.page_size) for layer in ours.plans)
     summaries = pages * model.num_kv_heads * 2 * model.head_dim  # of one byte a number, half the cache's
     assert summaries < ours.kept_bytes(length) <= share * full.full_bytes(length) + summaries

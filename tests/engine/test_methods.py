@@ -49,7 +49,7 @@ def check(
 def compressed(request, tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp(request.param))
     config = EngineConfig(
-        max_model_len=CONTEXT, max_num_seqs=2, method=request.param, token_budget=BUDGETS[request.param], room=ROOM
+        max_model_len=CONTEXT, max_num_seqs=2, method=request.param, token_budget=BUDGETS[request.param], headroom=ROOM
     )
     with Engine.from_pretrained(path, config) as engine:
         yield engine
@@ -90,7 +90,7 @@ def test_methods_of_one_turn_choose_by_the_last_queries_whatever_the_turn(compre
 @pytest.fixture(scope="module")
 def turns(tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("turns"))
-    config = EngineConfig(max_model_len=CONTEXT, max_num_seqs=2, method="rocketkv-mt", token_budget=96, room=ROOM)
+    config = EngineConfig(max_model_len=CONTEXT, max_num_seqs=2, method="rocketkv-mt", token_budget=96, headroom=ROOM)
     with Engine.from_pretrained(path, config) as engine:
         assert engine.caches.window == 128
         yield engine

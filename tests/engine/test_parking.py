@@ -40,7 +40,7 @@ def config(method: str, park: Path | None) -> EngineConfig:
         max_num_seqs=SLOTS,
         method=method,
         token_budget=BUDGETS[method],
-        room=ROOM,
+        headroom=ROOM,
         prefill_chunk_size=256,
         park=park,
     )

@@ -26,7 +26,7 @@ def engine_of(folder: Path, store: StoreConfig | None, method: str | None = None
         max_num_seqs=2,
         method=method,
         token_budget=budget,
-        room=32,
+        headroom=32,
         prefill_chunk_size=CHUNK,
         store=store,
         **settings,

@@ -52,15 +52,17 @@ def attend(q, view, asking, active, window):
     return decode_attention(q, view.k, view.v, view.positions, asking, entries, scale=0.7, window=window)
 
 
-@pytest.mark.parametrize("room", [64, 20])
+@pytest.mark.parametrize("headroom", [64, 20])
 @pytest.mark.parametrize("length", [1, 2, 6, 7, 8, 13, 14, 15, 20])
-def test_a_ring_holds_the_last_tokens(length, room):
+def test_a_ring_holds_the_last_tokens(length, headroom):
     """A prompt is installed, then tokens are added until the ring has turned several times."""
     window, slot = 7, 1
     random = np.random.default_rng(length)
     total = length + 3 * window + 2
     k, v = random.normal(0, 1, (2, KV_HEADS, total, DIM)).astype(np.float32)
-    workspace = Workspace(*(jnp.asarray(np.pad(x[:, :length], ((0, 0), (0, room - length), (0, 0)))) for x in (k, v)))
+    workspace = Workspace(
+        *(jnp.asarray(np.pad(x[:, :length], ((0, 0), (0, headroom - length), (0, 0)))) for x in (k, v))
+    )
     view = filled_view(window)
     before = arrays(view)
     view = install(view, workspace, np.int32(slot), np.int32(length))
@@ -83,10 +85,10 @@ def test_a_ring_holds_the_last_tokens(length, room):
 
 @pytest.mark.parametrize(("capacity", "window"), [(7, 7), (40, 7), (40, None), (64, None)])
 def test_what_a_view_holds_is_what_dense_attention_sees(capacity, window):
-    length, total, room = 11, 40, 48
+    length, total, headroom = 11, 40, 48
     random = np.random.default_rng(1)
     k, v = random.normal(0, 1, (2, KV_HEADS, total, DIM)).astype(np.float32)
-    workspace = Workspace(*(jnp.asarray(np.pad(x, ((0, 0), (0, room - total), (0, 0)))) for x in (k, v)))
+    workspace = Workspace(*(jnp.asarray(np.pad(x, ((0, 0), (0, headroom - total), (0, 0)))) for x in (k, v)))
     view = install(filled_view(capacity), workspace, np.int32(0), np.int32(length))
     active = np.array([True, False, False])
     for position in range(length, total):

@@ -18,7 +18,7 @@ KEPT = dataclasses.replace(GREEDY, max_tokens=2 * ROOM + 9, logprobs=3, kept=Tru
 
 
 def config(method: str | None, token_budget: int | None, **options) -> EngineConfig:
-    defaults = {"max_model_len": CONTEXT, "max_num_seqs": 3, "room": ROOM}
+    defaults = {"max_model_len": CONTEXT, "max_num_seqs": 3, "headroom": ROOM}
     return EngineConfig(method=method, token_budget=token_budget, **defaults | options)
 
 
@@ -103,7 +103,9 @@ def test_all_budgets_from_the_least_to_its_own(method):
         if max(plan.page_size for plan in alike.plans) == pages:
             equal += 1
             assert within.plans == alike.plans
-            assert [within.room(length) for length in (5, 60, 600)] == [alike.room(length) for length in (5, 60, 600)]
+            assert [within.headroom(length) for length in (5, 60, 600)] == [
+                alike.headroom(length) for length in (5, 60, 600)
+            ]
             assert within.kept_bytes(600) == alike.kept_bytes(600)
     assert equal > 20
     assert caches.within(None) is caches.within(128) is caches

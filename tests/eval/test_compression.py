@@ -21,7 +21,7 @@ from kvjax.train import induction
 from tests.eval.recall import BUDGET, LENGTH, ROOM, SIZES, Recall
 
 CONFIG = EngineConfig(
-    max_model_len=LENGTH + 32, max_num_seqs=2, method="rocketkv-stage1", token_budget=BUDGET, room=ROOM
+    max_model_len=LENGTH + 32, max_num_seqs=2, method="rocketkv-stage1", token_budget=BUDGET, headroom=ROOM
 )
 
 
@@ -121,10 +121,10 @@ def test_results_of_another_compression_are_another_identity(folder, tmp_path):
     full = identity()
     assert full == identity(method="full") == identity(max_model_len=128)
     assert set(full) == {"model", "files", "dtype"}
-    changed = [{}, {"method": "snapkv"}, {"token_budget": 64}, {"room": 32}, {"max_model_len": 128}]
+    changed = [{}, {"method": "snapkv"}, {"token_budget": 64}, {"headroom": 32}, {"max_model_len": 128}]
     others = [identity(**{"method": "streaming", "token_budget": 48, **settings}) for settings in changed]
     assert len({tuple(sorted(other.items())) for other in others}) == len(others)
-    assert others[0] == full | {"method": "streaming", "token_budget": "48", "room": "128", "max_model_len": "256"}
+    assert others[0] == full | {"method": "streaming", "token_budget": "48", "headroom": "128", "max_model_len": "256"}
 
 
 def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypatch, capsys):
@@ -133,7 +133,7 @@ def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypat
     monkeypatch.setattr(methods_engine, "MARGIN", 32)
     output = tmp_path / "methods.json"
     asked = ["--model", str(folder), "--output", str(output), "--lengths", str(LENGTH), "--samples", "2"]
-    asked += ["--tasks", "recall", "--turns", "recall_turns", "--room", str(ROOM), "--concurrency", "2"]
+    asked += ["--tasks", "recall", "--turns", "recall_turns", "--headroom", str(ROOM), "--concurrency", "2"]
     asked += ["--arms", "rocketkv-stage1", "--budgets", "16", str(BUDGET), "--compile-cache", "none"]
     assert methods.main(asked) == 0
     first = capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_neither_a_shared_store_nor_a_shared_engine_changes_a_row(folder, tmp_pa
     def row(*options: str) -> dict:
         output = tmp_path / f"{options[-1]}.json"
         asked = ["--model", str(folder), "--output", str(output), "--lengths", "400", "--samples", "2", *options]
-        asked += ["--tasks", "recall", "--turns", "recall_turns", "--room", str(ROOM), "--compile-cache", "none"]
+        asked += ["--tasks", "recall", "--turns", "recall_turns", "--headroom", str(ROOM), "--compile-cache", "none"]
         assert methods.main(asked) == 0
         rows = methods.known_rows(output, methods.settings_of(methods.build_parser().parse_args(asked)))
         return rows[methods.Cell("rocketkv-stage1", BUDGET, 400)]

@@ -106,7 +106,7 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
         (["--token-budget", "64", "--budgets", "x.json"], "say the same thing twice"),
         (["--budgets", "/nowhere/budgets.json"], "/nowhere/budgets.json"),
         (["--token-budget", "8"], "token_budget=8 must be at least 16"),
-        (["--token-budget", "64", "--room", "0"], "room=0 must be at least 1"),
+        (["--token-budget", "64", "--headroom", "0"], "room=0 must be at least 1"),
         (["--agnostic"], "--agnostic says nothing here: full keeps all of"),
         (["--evict", "--tasks", "mini/turns_kv"], "--evict says nothing here: full keeps all of"),
         (

@@ -137,7 +137,7 @@ def test_whole_pages_are_compared_where_they_read_no_more():
 
 @pytest.mark.parametrize("budget", [32, 64, 128])
 def test_equal_bytes_are_the_most_that_are_no_more(budget):
-    engines = Engines(small_model(), room=64, slots=2)
+    engines = Engines(small_model(), headroom=64, slots=2)
     published = engines.caches(Cell("rocketkv-faithful", budget, 1024)).read_bytes(1024)
     cell = engines.equal(Cell("rocketkv-faithful", budget, 1024))
     assert cell is not None
@@ -148,7 +148,7 @@ def test_equal_bytes_are_the_most_that_are_no_more(budget):
 
 def test_an_engine_measures_all_budgets_that_it_has_the_plans_of():
     """Where pages or head dims follow the budget each has an engine of its own, and so has what is refused."""
-    engines = Engines(small_model(), room=64, slots=2)
+    engines = Engines(small_model(), headroom=64, slots=2)
     arms = ["full", "snapkv", "rocketkv-stage2", "topk", "rocketkv-faithful"]
     found = engines.shared(cells(arms, [32, 64, 1 << 20, 48], [1024]))
     assert [[cell.budget for cell in served] for served in found if served[0].arm == "snapkv"] == [

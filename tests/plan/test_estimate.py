@@ -22,7 +22,7 @@ from tests.engine.tiny import CONFIG, CONTEXT
 
 CHIP = Chip("cpu", 64 << 20, 1e9, 1e12, 1e9)  # a CPU lays an engine out as the tests' own machine does
 ONE = Device("tiny", CHIP, 1)
-ENGINE = EngineConfig(max_num_seqs=3, token_budget=64, room=32)
+ENGINE = EngineConfig(max_num_seqs=3, token_budget=64, headroom=32)
 
 
 def ask(**changes) -> Question:

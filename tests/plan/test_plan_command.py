@@ -76,7 +76,7 @@ def test_mistakes_name_the_value_and_the_way_out(capsys, folder, arguments, said
 
 def test_it_prints_and_draws(capsys, folder, tmp_path):
     picture = tmp_path / "plan.svg"
-    code, text = run(capsys, folder, "--device", "v5e-2", "--token-budget", 64, "--room", 32, "--picture", picture)
+    code, text = run(capsys, folder, "--device", "v5e-2", "--token-budget", 64, "--headroom", 32, "--picture", picture)
     assert code == 0
     for said in ("fits", "page summaries", "each of 2 devices", "roofline", "always computed", "rocketkv 64"):
         assert said in text

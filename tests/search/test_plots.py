@@ -121,8 +121,8 @@ def test_nothing_lies_above_the_front_and_bytes_are_those_of_the_profile():
     [top] = axes.child_axes
     for result, said in zip(sorted(results, key=lambda r: r.config.token_budget), top.get_xticklabels(), strict=True):
         profile, model = result.profile, result.model
-        room = dataclasses.replace(result.config, room=1)
-        budgets = dataclasses.replace(result, config=room).profile.layers
+        headroom = dataclasses.replace(result.config, headroom=1)
+        budgets = dataclasses.replace(result, config=headroom).profile.layers
         spent = sum(each.nbytes(model.kv_heads, model.head_dim, "bfloat16") for each in budgets)
         one = 2 * 2 * model.kv_heads * model.head_dim
         assert int(said.get_text()) * 1024 == spent - one * len(profile.layers)

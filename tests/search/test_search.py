@@ -170,7 +170,7 @@ def test_the_result_survives_as_json(found, tmp_path):
     half, *_ = found.sweep
     assert BudgetProfile.load(tmp_path / "profile-20.json", found.model) == half.profile
     capacities = [[budget.capacity for budget in each.profile.layers] for each in (half, found)]
-    assert capacities == [[kept + CONFIG.room for kept in each.chosen.scheme or ()] for each in (half, found)]
+    assert capacities == [[kept + CONFIG.headroom for kept in each.chosen.scheme or ()] for each in (half, found)]
     provenance = json.loads((tmp_path / "profile.json").read_text())["provenance"]
     assert provenance["tokens_kept_of_a_prompt"] == list(found.chosen.scheme)
     assert provenance["mean"] == CONFIG.token_budget
@@ -271,14 +271,14 @@ def test_budgets_of_each_head(model):
     for budget, row in zip(result.profile.layers, np.reshape(result.chosen.scheme, (2, 2)).tolist(), strict=True):
         if budget.head_tokens is not None:
             assert budget.head_tokens == tuple(row)
-        assert budget.capacity == min(max(row) + config.room, MODEL.max_position)
+        assert budget.capacity == min(max(row) + config.headroom, MODEL.max_position)
     assert sum(result.expanded[20][-1].scheme or ()) == 80
 
 
 def test_the_numbers_of_rocketkv(model):
     """Layer 1 must keep, and layer 0 need not: at equal traffic evolution finds more than RocketKV's own split."""
     config = dataclasses.replace(
-        CONFIG, search="rocketkv", token_budget=24, room=8, evaluations=60, group_layers=8, warm_start="uniform"
+        CONFIG, search="rocketkv", token_budget=24, headroom=8, evaluations=60, group_layers=8, warm_start="uniform"
     )
     result = search(config, model=model, sets=sets(16), progress=False)
     found, even = result.outcome("evolution"), result.outcome("uniform")

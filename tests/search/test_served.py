@@ -49,7 +49,12 @@ def served(request, model, tmp_path_factory):
     file = tmp_path_factory.mktemp("profile") / "profile.json"
     profile(request.param).save(file, ModelFingerprint.of(decoder.config))
     config = EngineConfig(
-        max_model_len=CONTEXT, max_num_seqs=2, budgets=str(file), method="rocketkv-stage1", room=ROOM, reselect=False
+        max_model_len=CONTEXT,
+        max_num_seqs=2,
+        budgets=str(file),
+        method="rocketkv-stage1",
+        headroom=ROOM,
+        reselect=False,
     )
     with Engine.from_pretrained(path, config) as engine:
         yield request.param, engine
@@ -93,6 +98,6 @@ def test_a_profile_found_for_other_weights_is_refused(model, tmp_path):
     path, decoder = model
     file = tmp_path / "profile.json"
     profile(SCHEMES[0]).save(file, ModelFingerprint.of(decoder.config, "a" * 64))
-    config = EngineConfig(max_model_len=CONTEXT, budgets=str(file), method="rocketkv-stage1", room=ROOM)
+    config = EngineConfig(max_model_len=CONTEXT, budgets=str(file), method="rocketkv-stage1", headroom=ROOM)
     with pytest.raises(ValueError, match=r"they differ in weights; use a profile made for this model"):
         Engine.from_pretrained(path, config).start()

@@ -25,7 +25,7 @@ CONFIG = dataclasses.replace(
     norm_plus_one=False,
     embed_scale=None,
 )
-STAGES = Stages(kernels=(1, 7), room=ROOM)
+STAGES = Stages(kernels=(1, 7), headroom=ROOM)
 # kept, read, number of the kernel; of each of the two layers
 SCHEMES = [((100, 24, 0), (60, 16, 1)), ((300, 64, 1), (40, 8, 0))]
 
@@ -52,7 +52,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
     )
     BudgetProfile(layers).save(tmp_path / "profile.json", ModelFingerprint.of(decoder.config))
     config = EngineConfig(
-        max_model_len=CONTEXT, max_num_seqs=1, budgets=str(tmp_path / "profile.json"), room=ROOM, reselect=False
+        max_model_len=CONTEXT, max_num_seqs=1, budgets=str(tmp_path / "profile.json"), headroom=ROOM, reselect=False
     )
     rng = np.random.default_rng(3)
     cases = []
@@ -74,7 +74,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
 def test_a_split_stays_within_its_traffic():
     for traffic in (16, 40, 100, 300):
         for exponent in (0.0, 0.3, 0.7, 1.0):
-            kept, read = split(4096, traffic, exponent, dataclasses.replace(STAGES, room=8, window=4, sinks=0))
+            kept, read = split(4096, traffic, exponent, dataclasses.replace(STAGES, headroom=8, window=4, sinks=0))
             pages = -(-(kept + 8) // STAGES.page_size)
             assert read + -(-pages // 2) <= traffic
             assert read >= 2 * STAGES.page_size

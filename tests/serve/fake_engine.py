@@ -172,9 +172,9 @@ class FakeEngine:
         try:
             if self.raise_at_stream is not None:
                 raise self.raise_at_stream
-            room = self.max_model_len - len(prompt)
-            limit = room if params.max_tokens is None else params.max_tokens
-            if limit > room:
+            headroom = self.max_model_len - len(prompt)
+            limit = headroom if params.max_tokens is None else params.max_tokens
+            if limit > headroom:
                 raise ContextLengthExceededError(len(prompt), limit, self.max_model_len)
             async with self._slot(request_id, len(prompt)) as slot:
                 async for delta in self._generate(prompt, params, limit, arrived, slot):
@@ -312,7 +312,7 @@ class FakeCaches:
     multi_turn = False
 
     def __init__(self, context: int) -> None:
-        self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, room=16, max_model_len=context)
+        self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, headroom=16, max_model_len=context)
         self.plans = (
             LayerPlan(116, Streaming(), keep=100),
             LayerPlan(context),

@@ -137,7 +137,9 @@ class TestSelectAfter:
 
     def test_the_engines_own_refusal_names_the_field(self, serve):
         engine = FakeEngine()
-        engine.raise_at_stream = ValueError("the prompt behind select_after=3 is 9 tokens longer than the views' room")
+        engine.raise_at_stream = ValueError(
+            "the prompt behind select_after=3 is 9 tokens longer than the views' headroom"
+        )
         error = error_of(serve(engine).post("/v1/completions", COMPLETION | {"select_after": 3}), 400)
         assert (error["param"], "9 tokens longer" in error["message"]) == ("select_after", True)
 
@@ -146,7 +148,7 @@ def test_the_state_tells_what_the_views_keep(server):
     assert server.get("/state").json()["compression"] == {
         "method": "rocketkv",
         "token_budget": 64,
-        "room": 16,
+        "headroom": 16,
         "kept_tokens": [100, 512],
         "kept_share": round((100 + 512) / 1024, 4),
         "read_share": 0.1,
@@ -156,7 +158,7 @@ def test_the_state_tells_what_the_views_keep(server):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """A real one, of random weights, whose first layer slides over 100 tokens."""
-    config = EngineConfig(max_model_len=320, max_num_seqs=1, method="rocketkv", token_budget=48, room=24)
+    config = EngineConfig(max_model_len=320, max_num_seqs=1, method="rocketkv", token_budget=48, headroom=24)
     with Engine.from_pretrained(tiny.write(tmp_path_factory.mktemp("tiny")), config) as engine:
         yield engine
 

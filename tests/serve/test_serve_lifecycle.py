@@ -221,7 +221,7 @@ def test_a_model_that_is_nowhere_is_the_operators_mistake(capsys, monkeypatch):
     [
         ({"method": "nonsense", "token_budget": 64}, "method 'nonsense' is not known: one of full, rocketkv, "),
         ({"method": "no.such:Method", "token_budget": 64}, "method 'no.such:Method' cannot be made: No module named"),
-        ({"token_budget": 16, "room": 500}, "lower --room"),
+        ({"token_budget": 16, "headroom": 500}, "lower --headroom"),
         ({"budgets": __file__}, "is no budget profile"),
     ],
 )

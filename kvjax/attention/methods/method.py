@@ -24,7 +24,7 @@ class Demand:
     Attributes:
         windows: of each layer its sliding window, None where it sees everything. Sliding layers are left alone.
         context: most tokens of a sequence, prompt and generated (S).
-        room: entries of a view that stay free for generated tokens (N).
+        headroom: entries of a view that stay free for generated tokens (N).
         token_budget: KV pairs for each kv head, layer and step (t); what they pay for is the method's to say.
         head_dim: of the model (D).
         page_size: entries of a page of the views' summary, where they are settled; None leaves them to the method.
@@ -32,7 +32,7 @@ class Demand:
 
     windows: Sequence[int | None]
     context: int
-    room: int
+    headroom: int
     token_budget: int
     head_dim: int
     page_size: int | None = None
@@ -123,11 +123,11 @@ class Method(abc.ABC):
         """What chooses the entries that a step reads of a view larger than `stage2_tokens`. None: it reads all."""
         return None
 
-    def plan(self, budget: LayerBudget, room: int) -> LayerPlan:
+    def plan(self, budget: LayerBudget, headroom: int) -> LayerPlan:
         """What one layer does with its budget.
 
         Raises:
-            ValueError: the method lacks a stage that the budget calls for, or what it must keep leaves no `room`.
+            ValueError: the method lacks a stage that the budget calls for, or what it must keep leaves no `headroom`.
         """
         stage1 = None if budget.observation_window is None else self.stage1(budget)
         stage2 = None if budget.stage2_tokens is None else self.stage2(budget)
@@ -144,11 +144,11 @@ class Method(abc.ABC):
         capacity = -(-budget.capacity // unit) * unit
         if stage1 is None:
             return LayerPlan(capacity, stage2=stage2)
-        keep = budget.capacity - room
+        keep = budget.capacity - headroom
         if keep < stage1.fewest:
             raise ValueError(
-                f"of capacity={budget.capacity} entries {room} are room for generated tokens; {keep} others are fewer "
-                f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --room"
+                f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; {keep} others are fewer "
+                f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --headroom"
             )
         if budget.head_tokens is not None and stage1.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")

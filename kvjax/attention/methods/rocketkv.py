@@ -31,7 +31,7 @@ class RocketKVFaithful(Method):
     def _split(self, demand: Demand) -> LayerBudget:
         return adaptive_split(
             demand.context,
-            demand.room,
+            demand.headroom,
             demand.token_budget,
             demand.head_dim,
             observation_window=self.window,
@@ -56,7 +56,7 @@ class RocketKV(RocketKVFaithful):
         split = self._split(demand)
         if split.stage2_tokens is not None:
             pages = PAGES if demand.page_size is None else (demand.page_size,)
-            split = paged(split, demand.token_budget, demand.room + self.window, pages)
+            split = paged(split, demand.token_budget, demand.headroom + self.window, pages)
         return BudgetProfile.uniform(demand.windows, demand.context, split)
 
     def stage2(self, budget: LayerBudget) -> Stage2 | None:
@@ -70,7 +70,7 @@ class RocketKVStage1(RocketKVFaithful):
 
     def profile(self, demand: Demand) -> BudgetProfile:
         budget = LayerBudget.selecting(
-            demand.token_budget + demand.room, observation_window=self.window, pooling_kernel=self.kernel
+            demand.token_budget + demand.headroom, observation_window=self.window, pooling_kernel=self.kernel
         )
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
@@ -128,7 +128,7 @@ def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequen
     if capacity < least:
         raise ValueError(
             f"token_budget={token_budget} pays for the summaries of {capacity} entries, and {least} are needed for the "
-            "window and the room for generated tokens: raise it, lower --room, or use rocketkv-faithful"
+            "window and the room for generated tokens: raise it, lower --headroom, or use rocketkv-faithful"
         )
     return dataclasses.replace(
         budget, capacity=capacity, stage2_tokens=token_budget // 2 // page * page, page_size=page, head_dims=None

@@ -24,7 +24,7 @@ class SnapKV(Method):
 
     def _budget(self, demand: Demand) -> LayerBudget:
         return LayerBudget.selecting(
-            demand.token_budget + demand.room, observation_window=self.window, pooling_kernel=self.kernel
+            demand.token_budget + demand.headroom, observation_window=self.window, pooling_kernel=self.kernel
         )
 
     def stage1(self, budget: LayerBudget) -> Stage1 | None:
@@ -46,9 +46,9 @@ class PyramidKV(SnapKV):
     def profile(self, demand: Demand) -> BudgetProfile:
         # the room for generated tokens is every layer's, so the series falls over what is kept of prompts
         kept = dataclasses.replace(self._budget(demand), capacity=demand.token_budget)
-        pyramid = BudgetProfile.pyramid(demand.windows, demand.context - demand.room, kept, self.beta)
+        pyramid = BudgetProfile.pyramid(demand.windows, demand.context - demand.headroom, kept, self.beta)
         capacities = [
-            budget.capacity + demand.room
+            budget.capacity + demand.headroom
             for budget, window in zip(pyramid.layers, demand.windows, strict=True)
             if not window
         ]

@@ -14,7 +14,7 @@ class StreamingLLM(Method):
     sinks: int = 4
 
     def profile(self, demand: Demand) -> BudgetProfile:
-        budget = LayerBudget.selecting(demand.token_budget + demand.room, observation_window=1, pooling_kernel=1)
+        budget = LayerBudget.selecting(demand.token_budget + demand.headroom, observation_window=1, pooling_kernel=1)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     def stage1(self, budget: LayerBudget) -> Stage1 | None:
