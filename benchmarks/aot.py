@@ -211,7 +211,7 @@ def prefills() -> dict[str, Program]:
         "prefill attention": Program(*aot_prefill.attention(None)),
         "prefill attention, window of 4096": Program(*aot_prefill.attention(4096)),
         "prefill step of a layer": prefill_step(),
-        "install, rocketkv 1024": Program(install, workspace, donated=(0,), on_tpu7x=aot_prefill.kept_bytes(kept)),
+        "install, rocketkv 1024": Program(install, workspace, donated=(0,), on_tpu7x=aot_prefill.retained_bytes(kept)),
     }
 
 

@@ -172,7 +172,7 @@ def filled(caches: Caches, length: int) -> tuple[View, ...]:
     """The views of slots that have all read so many tokens."""
 
     def view(seed: int, spec: View, layer: Any) -> View:
-        held = layer.kept(length)
+        held = layer.retained(length)
         order = jnp.arange(spec.positions.shape[2], dtype=jnp.int32)
         terms = None
         if spec.terms is not None:

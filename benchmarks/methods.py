@@ -138,7 +138,7 @@ def ask(engine: "Engine", cell: Cell, engines: "Engines", settings: Settings, ta
     caches = engine.caches.within(cell.budget)
     row = {**vars(cell), "refused": None, "context": engine.max_model_len, "dtype": engine.layout.dtype}
     row |= {"full": caches.full_bytes(cell.length)}
-    row |= {"kept": caches.kept_bytes(cell.length), "read": caches.read_bytes(cell.length)}
+    row |= {"kept": caches.retained_bytes(cell.length), "read": caches.read_bytes(cell.length)}
     target, before = EngineTarget(engine, token_budget=cell.budget), engine.stats()
     modes: dict[str, Any] = {}
     for mode in MODES:

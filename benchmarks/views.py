@@ -46,7 +46,7 @@ def fill(runner: Runner, length: int) -> None:
     """Every slot decodes after `length` tokens, of which its views hold what they keep."""
     views = []
     for layer, view in zip(runner.caches.plans, runner.views, strict=True):
-        held = layer.kept(length)
+        held = layer.retained(length)
         k, v = (jax.random.normal(jax.random.key(seed), view.k.shape) for seed in range(2))
         order = jnp.arange(view.k.shape[2])
         positions = jnp.where(order < held, order, -1)
@@ -117,7 +117,7 @@ def decode_rows(contexts: list[int], budgets: list[int], batches: list[int], met
                 "tokens_per_second": batch / statistics.median(seconds[name]),
                 "speedup": speedup,
                 "bytes_ratio": read["full"] / read[name],
-                "kept_bytes": arm.kept_bytes(length),
+                "kept_bytes": arm.retained_bytes(length),
                 "full_bytes": arm.full_bytes(length),
                 "read_bytes": arm.read_bytes(length),
             }
@@ -151,7 +151,7 @@ def memory_row(context: int, method: str, budget: int | None) -> dict[str, Any]:
     rise = resident(peak=True) - idle
     del prefill
     name = "full" if budget is None else f"{method} {budget}"
-    kept, full = arm.kept_bytes(len(prompt)), arm.full_bytes(len(prompt))
+    kept, full = arm.retained_bytes(len(prompt)), arm.full_bytes(len(prompt))
     print(
         f"{context:7,}      {name:<16} prefill holds {show_size(most)} beside the weights, the process rises "
         f"{show_size(rise)}; after it {show_size(kept)} of {show_size(full)} are kept, 1/{full / kept:.1f}",

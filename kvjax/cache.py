@@ -71,13 +71,13 @@ class Terms:
     """What a request may have of one layer: numbers for one slot, arrays for all, or specs of these.
 
     Attributes:
-        keep: most tokens that stage 1 keeps.
+        max_retained: most tokens that stage 1 keeps.
         tokens: most entries that stage 2 attends to.
         dense: with at most so many entries a step reads them all.
         begin: where the last turn of its conversation begins: stage 1 looks from there on only. 0 for anywhere.
     """
 
-    keep: Any  # [B] int32
+    max_retained: Any  # [B] int32
     tokens: Any  # [B] int32
     dense: Any  # [B] int32
     begin: Any  # [B] int32

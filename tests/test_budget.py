@@ -99,11 +99,11 @@ def test_every_field_tells_budgets_apart(budget, data):
 def test_equal_profiles_share_one_compiled_step():
     traces = []
 
-    def kept(profile: BudgetProfile, x: jax.Array) -> jax.Array:
+    def retained(profile: BudgetProfile, x: jax.Array) -> jax.Array:
         traces.append(profile)
         return x[: profile.layers[0].capacity]
 
-    step = jax.jit(kept, static_argnums=0)
+    step = jax.jit(retained, static_argnums=0)
     x = jnp.arange(8)
     first = BudgetProfile.uniform([None, 3], 8, LayerBudget.selecting(5, observation_window=2, stage2_tokens=4))
     for profile in (first, first, copy(first), first.within(8)):

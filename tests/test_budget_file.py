@@ -83,9 +83,9 @@ def test_profiles_come_back_equal(tmp_path_factory, budgets, family, provenance)
     loaded = BudgetProfile.load(first, ModelFingerprint(family, len(budgets), 2, 128))
     assert loaded == profile
     assert hash(loaded) == hash(profile)
-    kept = json.loads(first.read_text())["provenance"]
-    assert kept == provenance
-    loaded.save(second, model, kept)
+    retained = json.loads(first.read_text())["provenance"]
+    assert retained == provenance
+    loaded.save(second, model, retained)
     assert first.read_bytes() == second.read_bytes()
 
 

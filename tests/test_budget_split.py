@@ -45,10 +45,10 @@ def split_by_decimals(s: int, n: int, t: int, d: int) -> tuple[int, int, int, in
         r = min(
             decimal.Decimal("0.2") + decimal.Decimal("0.06") * c.ln() / decimal.Decimal(2).ln(), decimal.Decimal("0.8")
         )
-        kept = s / c**r
-        near = kept.to_integral_value()
-        kept = near if abs(kept - near) < decimal.Decimal("1e-40") else kept
-        cap = max(math.floor(kept), min(2 * n, s))
+        retained = s / c**r
+        near = retained.to_integral_value()
+        retained = near if abs(retained - near) < decimal.Decimal("1e-40") else retained
+        cap = max(math.floor(retained), min(2 * n, s))
     c2 = max(Fraction(1), Fraction(cap, t))
     page = next(p for p in itertools.count(1) if p * p >= c2)
     page = 1 if page > c2 else page

@@ -12,38 +12,40 @@ def retain(
     length: Int[Array, ""],
     recent: Int[Array, ""],
     *,
-    keep: int,
+    max_retained: int,
     capacity: int,
     budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
 ) -> Int[Array, "R C"]:
     """The positions a view keeps of a prompt: its last `recent` ones and the best of the others.
 
-    Higher scores stay, of equal ones the earlier position. A prompt of at most `keep` tokens stays whole.
+    Higher scores stay, of equal ones the earlier position. A prompt of at most `max_retained` tokens stays whole.
 
     Args:
         scores: of positions 0 to T - 1; those from `length - recent` on do not matter.
         length: tokens of the prompt, at most T.
-        keep: most positions to keep, `recent` included; at most `capacity`.
+        max_retained: most positions to keep, `recent` included; at most `capacity`.
         capacity: entries of the view, C.
-        budget: keep only so many, `recent` to `keep`, or so many of each row. A search changes it without compiling
+        budget: keep only so many, `recent` to `max_retained`, or so many of each row. A search changes it without compiling
             again.
 
     Returns:
         For each row ascending positions, then -1.
 
     Raises:
-        ValueError: where `keep` exceeds the capacity.
+        ValueError: where `max_retained` exceeds the capacity.
     """
-    if not 1 <= keep <= capacity:
-        raise ValueError(f"keep={keep} is not in 1 to capacity={capacity}: keep fewer tokens or make the view larger")
+    if not 1 <= max_retained <= capacity:
+        raise ValueError(
+            f"max_retained={max_retained} is not in 1 to capacity={capacity}: keep fewer tokens or make the view larger"
+        )
     tokens = scores.shape[1]
     places = jnp.arange(tokens)
     ranked = jnp.where(places >= length - recent, jnp.inf, scores)
-    values, positions = jax.lax.top_k(jnp.where(places < length, ranked, -jnp.inf), min(keep, tokens))
-    kept = values > -jnp.inf
+    values, positions = jax.lax.top_k(jnp.where(places < length, ranked, -jnp.inf), min(max_retained, tokens))
+    retained = values > -jnp.inf
     if budget is not None:
-        kept &= jnp.arange(kept.shape[1]) < budget
-    positions = jnp.sort(jnp.where(kept, positions, tokens), axis=1)
+        retained &= jnp.arange(retained.shape[1]) < budget
+    positions = jnp.sort(jnp.where(retained, positions, tokens), axis=1)
     positions = jnp.where(positions < tokens, positions, -1)
     return jnp.pad(positions, ((0, 0), (0, capacity - positions.shape[1])), constant_values=-1)
 

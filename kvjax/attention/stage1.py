@@ -60,28 +60,30 @@ class Stage1(abc.ABC):
         k: Float[Array, "K T D"],
         length: Int[Array, ""],
         *,
-        keep: int,
+        max_retained: int,
         capacity: int,
         scale: float,
         turn: Int[Array, ""] | None = None,
         budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
     ) -> Int[Array, "R C"]:
-        """The positions that a view keeps: ascending in each row, then -1. A prompt of `keep` tokens stays whole.
+        """The positions that a view keeps: ascending in each row, then -1. A prompt of `max_retained` tokens stays whole.
 
         Args:
-            keep: most prompt tokens to keep, static: the capacity less the tokens to be generated.
+            max_retained: most prompt tokens to keep, static: the capacity less the tokens to be generated.
             turn: tokens of the conversation's last turn, where `length` counts earlier turns too. The window does
                 not reach beyond it.
             budget: see `retain`; at least `fewest`.
 
         Raises:
-            ValueError: where `keep` lies outside `fewest` to `capacity`.
+            ValueError: where `max_retained` lies outside `fewest` to `capacity`.
         """
-        if keep < self.fewest:
-            raise ValueError(f"keep={keep} is below the {self.fewest} tokens {self} always keeps: raise the capacity")
+        if max_retained < self.fewest:
+            raise ValueError(
+                f"max_retained={max_retained} is below the {self.fewest} tokens {self} always keeps: raise the capacity"
+            )
         observed = jnp.minimum(self.window, length if turn is None else turn)
         scores = self.score(queries, k, length, observed, scale=scale)
-        return retain(scores, length, observed, keep=keep, capacity=capacity, budget=budget)
+        return retain(scores, length, observed, max_retained=max_retained, capacity=capacity, budget=budget)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Stage2(abc.ABC):
         )
         return jnp.where(few[:, None, None], whole, out)
 
-    def kept_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
+    def retained_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
         """Bytes of one kv head's view: K, V and the pages' summary."""
         pages = math.ceil(capacity / self.summary) if self.summary else 0
         return (2 * capacity + (1 if self.narrow else 2) * pages) * head_dim * itemsize

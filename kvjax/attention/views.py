@@ -41,14 +41,16 @@ def install(
         queries,
         workspace.k,
         length,
-        keep=plan.keep,
+        max_retained=plan.max_retained,
         capacity=view.k.shape[2],
         scale=scale,
         turn=length - terms.begin,
-        budget=terms.keep if plan.head_keep is None else jnp.minimum(terms.keep, jnp.array(plan.head_keep)[:, None]),
+        budget=terms.max_retained
+        if plan.head_max_retained is None
+        else jnp.minimum(terms.max_retained, jnp.array(plan.head_max_retained)[:, None]),
     )
-    kept = gather(workspace, positions)
-    view = _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
+    retained = gather(workspace, positions)
+    view = _write(plan, view, slot, retained.k[0], retained.v[0], positions, retained.used[0])
     if view.queries is None:
         return view
     return replace(view, queries=view.queries.at[slot].set(jnp.roll(queries, length, axis=0)))
@@ -147,15 +149,15 @@ def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Arra
         queries,
         k,
         used,
-        keep=plan.keep,
+        max_retained=plan.max_retained,
         capacity=k.shape[1],
         scale=scale,
         turn=length - terms.begin,
-        budget=terms.keep,
+        budget=terms.max_retained,
     )
-    kept = gather(Workspace(k, v), index)
+    retained = gather(Workspace(k, v), index)
     positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)
-    return _write(plan, view, slot, kept.k[0], kept.v[0], positions, kept.used[0])
+    return _write(plan, view, slot, retained.k[0], retained.v[0], positions, retained.used[0])
 
 
 def _last_entries(
@@ -163,9 +165,9 @@ def _last_entries(
 ) -> tuple[Float[Array, "K N D"], Float[Array, "K N D"], Int[Array, "K C"]]:
     kv_heads, tokens, _ = workspace.k.shape
     entries = min(capacity, tokens)
-    kept = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
-    positions = jnp.full((kv_heads, capacity), -1, jnp.int32).at[:, :entries].set(jnp.maximum(kept, -1))
-    k, v = (jnp.take(source, jnp.maximum(kept, 0), axis=1) for source in (workspace.k, workspace.v))
+    retained = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
+    positions = jnp.full((kv_heads, capacity), -1, jnp.int32).at[:, :entries].set(jnp.maximum(retained, -1))
+    k, v = (jnp.take(source, jnp.maximum(retained, 0), axis=1) for source in (workspace.k, workspace.v))
     return k, v, positions
 
 

@@ -51,7 +51,7 @@ class Caches:
                 Demand(windows, context, layout.headroom, layout.token_budget or context, model.head_dim)
             )
         plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
-        if layout.reselect and any(plan.head_keep for plan in plans):
+        if layout.reselect and any(plan.head_max_retained for plan in plans):
             raise ValueError(
                 "a profile with head_tokens leaves gaps in its views, which are not selected anew: end outputs where "
                 "a view is full (reselect=False, --when-full stop)"
@@ -149,7 +149,7 @@ class Caches:
 
     def headroom(self, length: int) -> int | None:
         """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
-        headrooms = [plan.capacity - plan.kept(length) for plan in self.plans if plan.stage1 is not None]
+        headrooms = [plan.capacity - plan.retained(length) for plan in self.plans if plan.stage1 is not None]
         return min(headrooms, default=None)
 
     def full_bytes(self, length: int) -> int:
@@ -157,23 +157,23 @@ class Caches:
         seen = sum(min(length, layer.window or length) for layer in self.model.layers)
         return seen * self.model.num_kv_heads * self._entry_bytes
 
-    def kept_bytes(self, length: int) -> int:
+    def retained_bytes(self, length: int) -> int:
         """Bytes that the views keep of a prompt, summaries of pages included."""
         total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
         for plan in self.plans:
-            entries = plan.kept(length)
+            entries = plan.retained(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
             if plan.stage2 is None:
                 total += entries * heads * self._entry_bytes
             else:
-                total += heads * plan.stage2.kept_bytes(entries, self.model.head_dim, item)
+                total += heads * plan.stage2.retained_bytes(entries, self.model.head_dim, item)
         return total
 
     def read_bytes(self, length: int) -> int:
         """Bytes of KV that a decode step has to read after a prompt: of what is kept, what stage 2 looks at."""
         total, item = 0, jnp.dtype(self.layout.kv_dtype).itemsize
         for plan in self.plans:
-            entries = plan.kept(length)
+            entries = plan.retained(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
             if plan.stage2 is None:
                 total += entries * heads * self._entry_bytes

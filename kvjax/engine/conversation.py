@@ -17,7 +17,7 @@ class Conversation:
         prompt: token ids [T] int32.
         endings, limit: as of the request.
         tokens: what it has generated, at least one; `logprobs` if they were asked for.
-        kept: what the views kept of the prompt, as in `Delta`.
+        retained: what the views kept of the prompt, as in `Delta`.
     """
 
     prompt: np.ndarray
@@ -28,7 +28,7 @@ class Conversation:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    kept: tuple[np.ndarray, ...] | None = None
+    retained: tuple[np.ndarray, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (len(self.prompt) and self.tokens):
@@ -49,7 +49,7 @@ class Conversation:
             tuple(request.tokens),
             tuple(request.logprobs),
             request.prompt_logprobs,
-            request.kept,
+            request.retained,
         )
 
     @property
@@ -74,11 +74,11 @@ class Conversation:
         request.scheduled()
         request.found = {"parked": len(self.prompt)}
         request.resumed = len(self.tokens)
-        request.prompt_logprobs, request.kept = self.prompt_logprobs, self.kept
+        request.prompt_logprobs, request.retained = self.prompt_logprobs, self.retained
         request.accept(self.tokens, self.logprobs)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but `kept`, for JSON."""
+        """Everything but `retained`, for JSON."""
         given = {field.name: getattr(self.params, field.name) for field in dataclasses.fields(self.params)}
         given["logit_bias"] = [[int(token), _plain(bias)] for token, bias in self.params.logit_bias.items()]
         prompt = self.prompt_logprobs
@@ -94,7 +94,7 @@ class Conversation:
         }
 
     @classmethod
-    def from_json(cls, read: dict[str, Any], kept: tuple[np.ndarray, ...] | None = None) -> "Conversation":
+    def from_json(cls, read: dict[str, Any], retained: tuple[np.ndarray, ...] | None = None) -> "Conversation":
         """What `to_json` has written.
 
         Raises:
@@ -114,7 +114,7 @@ class Conversation:
             tuple(read["tokens"]),
             tuple(_logprob(each) for each in read["logprobs"]),
             None if prompt is None else tuple(each and _logprob(each) for each in prompt),
-            kept,
+            retained,
         )
 
 

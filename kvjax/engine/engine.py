@@ -381,7 +381,7 @@ class Engine:
             cache_salt=cache_salt,
             plans=caches.plans,
             decoding=caches.decoding,
-            view_fraction=caches.kept_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
+            view_fraction=caches.retained_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)
         return request

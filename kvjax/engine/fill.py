@@ -19,7 +19,7 @@ class Fill:
 
     def __init__(self, plans: Sequence[LayerPlan], slots: int) -> None:
         self._layers = [layer for layer, plan in enumerate(plans) if plan.stage1 is not None]
-        self._keep, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
+        self._max_retained, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
         self.length = np.zeros(slots, np.int64)
         for slot in range(slots):
             self.installed(slot, 0, plans)
@@ -27,9 +27,9 @@ class Fill:
     def installed(self, slot: int, length: int, plans: Sequence[LayerPlan]) -> None:
         """A prompt has entered the slot's views, by the plans of its request."""
         self.length[slot] = length
-        self._keep[:, slot] = [plans[layer].keep for layer in self._layers]
+        self._max_retained[:, slot] = [plans[layer].max_retained for layer in self._layers]
         self._capacity[:, slot] = [plans[layer].capacity for layer in self._layers]
-        self._used[:, slot] = np.minimum(self._keep[:, slot], length)
+        self._used[:, slot] = np.minimum(self._max_retained[:, slot], length)
 
     def resumed(self, slot: int, length: int, used: Sequence[int], plans: Sequence[LayerPlan]) -> None:
         """A conversation that has stood still goes on here, after `length` tokens, with `used` entries in each view."""
@@ -50,7 +50,7 @@ class Fill:
     def reselected(self, layer: int, slot: int) -> None:
         """The view has been cut back to what it keeps."""
         row = self._layers.index(layer)
-        self._used[row, slot] = self._keep[row, slot]
+        self._used[row, slot] = self._max_retained[row, slot]
 
     def advance(self, alive: np.ndarray, count: int) -> int:
         """Counts up to `count` steps, no more than the fullest view has room for (but one); returns how many."""
@@ -63,4 +63,4 @@ class Fill:
     def check_integrity(self) -> None:
         """Raises AssertionError if a view holds more than its request may have. Not for views that are never cut."""
         assert (self._used <= self._capacity).all(), (self._used, self._capacity)
-        assert (self._keep < self._capacity).all(), (self._keep, self._capacity)
+        assert (self._max_retained < self._capacity).all(), (self._max_retained, self._capacity)

@@ -326,8 +326,8 @@ class EngineLoop:
         self._prefill = None
         prefill.close()
         self._count(prompt_tokens=len(request.prompt), cached_tokens=request.cached_tokens)
-        if request.params.kept:
-            request.kept = self._runner.kept(prefill.slot)
+        if request.params.retained:
+            request.retained = self._runner.retained(prefill.slot)
         if request.limit == 0:
             self._leave(request)
             self._end(request, Finish.LENGTH)

@@ -159,8 +159,8 @@ class Parking:
         records, items = [], {}
         for saved in conversations:
             arrays = {name: np.asarray(array) for name, array in cache.named(saved.arrays).items()}
-            kept = saved.conversation.kept or ()
-            arrays |= {f"kept.{layer}": np.asarray(positions) for layer, positions in enumerate(kept)}
+            retained = saved.conversation.retained or ()
+            arrays |= {f"kept.{layer}": np.asarray(positions) for layer, positions in enumerate(retained)}
             checksums = {name: _checksum(array) for name, array in arrays.items()}
             records.append({"slot": saved.slot, "crc32c": checksums, "conversation": saved.conversation.to_json()})
             items[f"slot-{saved.slot}"] = ocp.args.PyTreeSave(arrays)
@@ -186,17 +186,17 @@ class Parking:
 
         specs, name = cache.named(self._like), f"slot-{record['slot']}"
         layers = [layer for layer in range(len(self._like.views)) if f"kept.{layer}" in record["crc32c"]]
-        kept = {f"kept.{layer}": self._like.views[layer].positions for layer in layers}
+        retained = {f"kept.{layer}": self._like.views[layer].positions for layer in layers}
         targets = {key: self._target(spec) for key, spec in specs.items()}
-        targets |= {key: _on_host(spec) for key, spec in kept.items()}
-        like = {key: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for key, spec in {**specs, **kept}.items()}
+        targets |= {key: _on_host(spec) for key, spec in retained.items()}
+        like = {key: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for key, spec in {**specs, **retained}.items()}
         item = ocp.args.PyTreeRestore(item=like, restore_args=targets)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(self._snapshot, args=ocp.args.Composite(**{name: item}))[name]
         for key, array in arrays.items():
             if _checksum(np.asarray(array)) != record["crc32c"][key]:
                 raise ValueError(f"{key} of {name} is not what was written")
-        conversation = Conversation.from_json(record["conversation"], tuple(arrays[key] for key in kept) or None)
+        conversation = Conversation.from_json(record["conversation"], tuple(arrays[key] for key in retained) or None)
         return Saved(record["slot"], conversation, cache.unnamed(arrays, self._like))
 
     def _target(self, spec: ArraySpec) -> Any:

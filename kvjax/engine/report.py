@@ -77,17 +77,19 @@ def keeps(caches: Caches) -> str:
     alike: dict[tuple[int, int, bool], list[int]] = {}
     for each, layer in zip(caches.plans, caches.model.layers, strict=True):
         seen = min(layer.window or context, context)
-        kept = each.kept(seen)
-        alike.setdefault((seen, each.page_size, kept < seen), []).append(kept)
-    layers = ", ".join(_entries(seen, page, sorted(kept)) for (seen, page, _), kept in alike.items())
+        retained = each.retained(seen)
+        alike.setdefault((seen, each.page_size, retained < seen), []).append(retained)
+    layers = ", ".join(_entries(seen, page, sorted(retained)) for (seen, page, _), retained in alike.items())
     full = caches.full_bytes(context)
-    kept, read = (f"{100 * value / full:.3g}%" for value in (caches.kept_bytes(context), caches.read_bytes(context)))
-    return f"{method}: {layers}, {kept} of the full cache's bytes; a step reads {read}"
+    retained, read = (
+        f"{100 * value / full:.3g}%" for value in (caches.retained_bytes(context), caches.read_bytes(context))
+    )
+    return f"{method}: {layers}, {retained} of the full cache's bytes; a step reads {read}"
 
 
-def _entries(seen: int, page: int, kept: list[int]) -> str:
-    """`298 of 2,048 entries in 8 layers (pages of 8)`; `kept` is what each of these layers keeps, the least first."""
-    span = f"{kept[0]:,} to {kept[-1]:,}" if kept[0] < kept[-1] else f"{kept[0]:,}"
-    shown = f"all {seen:,}" if kept[0] == seen else f"{span} of {seen:,}"
+def _entries(seen: int, page: int, retained: list[int]) -> str:
+    """`298 of 2,048 entries in 8 layers (pages of 8)`; `retained` is what each of these layers keeps, the least first."""
+    span = f"{retained[0]:,} to {retained[-1]:,}" if retained[0] < retained[-1] else f"{retained[0]:,}"
+    shown = f"all {seen:,}" if retained[0] == seen else f"{span} of {seen:,}"
     pages = f" (pages of {page})" if page > 1 else ""
-    return f"{shown} entries in {len(kept)} layer{'s' if len(kept) > 1 else ''}{pages}"
+    return f"{shown} entries in {len(retained)} layer{'s' if len(retained) > 1 else ''}{pages}"

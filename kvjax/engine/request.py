@@ -49,7 +49,7 @@ class SamplingParams:
         min_tokens: no end-of-sequence or stop token before so many generated tokens.
         select_after: choose what the views keep after so many tokens of the prompt, and read the others through the
             views: as if they came later, when what was not kept is gone. None chooses after the whole prompt.
-        kept: report which tokens each layer kept of the prompt.
+        retained: report which tokens each layer kept of the prompt.
         token_budget: keep and read as an engine of this budget would, at most that of the engine; None is its own.
         turn: tokens at the prompt's end that are new since the last answer of its conversation; None for all of them.
             Methods of several turns ("rocketkv-mt") choose with the queries of these alone.
@@ -72,7 +72,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     select_after: int | None = None
-    kept: bool = False
+    retained: bool = False
     token_budget: int | None = None
     turn: int | None = None
 
@@ -154,7 +154,7 @@ class Delta:
         tokens: the new token ids (a stop token is counted here but has no text).
         logprobs: one for each of `tokens` if asked for.
         prompt_logprobs: on the first delta if asked for: one for each prompt token; the first is None.
-        kept: on the first delta if asked for: for each layer the positions [K, C] that its view keeps of the prompt, -1
+        retained: on the first delta if asked for: for each layer the positions [K, C] that its view keeps of the prompt, -1
             where it is empty. K is the number of query heads for methods that choose for each of them.
         cached_tokens: prompt tokens that came from the store instead of being computed.
         finish: set on the last delta only.
@@ -168,7 +168,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    kept: tuple[np.ndarray, ...] | None = None
+    retained: tuple[np.ndarray, ...] | None = None
     cached_tokens: int = 0
     finish: Finish | None = None
     stop_reason: str | int | None = None
@@ -187,7 +187,7 @@ class Completion:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    kept: tuple[np.ndarray, ...] | None = None
+    retained: tuple[np.ndarray, ...] | None = None
     cached_tokens: int = 0
 
     @classmethod
@@ -203,7 +203,7 @@ class Completion:
             stop_reason=last.stop_reason,
             logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
-            kept=deltas[0].kept,
+            retained=deltas[0].retained,
             cached_tokens=max(delta.cached_tokens for delta in deltas),
         )
 

@@ -284,7 +284,7 @@ class Runner:
         )
         self.views = tuple(views)
 
-    def kept(self, slot: int) -> tuple[np.ndarray, ...]:
+    def retained(self, slot: int) -> tuple[np.ndarray, ...]:
         """For each layer the token positions [K, C] that a slot's view holds now, -1 where it is empty."""
         return tuple(np.asarray(view.positions)[slot].copy() for view in self.views)
 

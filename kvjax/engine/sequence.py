@@ -75,7 +75,7 @@ class ActiveRequest:
         self.logprobs: list[TokenLogprob] = []
         self.resumed = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-        self.kept: tuple[np.ndarray, ...] | None = None
+        self.retained: tuple[np.ndarray, ...] | None = None
         self._sink = sink
         self._detokenizer = Detokenizer(tokenizer, prompt[-CONTEXT:].tolist())
         self._stops = StopStrings(params.stop)
@@ -143,7 +143,7 @@ class ActiveRequest:
         error: str | None = None,
     ) -> None:
         self.finished = finish is not None
-        prompt_logprobs, kept = (None, None) if self._told else (self.prompt_logprobs, self.kept)
+        prompt_logprobs, retained = (None, None) if self._told else (self.prompt_logprobs, self.retained)
         self._told = True
         timing = self._timing() if self.finished else None
         self._sink(
@@ -152,7 +152,7 @@ class ActiveRequest:
                 tokens=tokens,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
-                kept=kept,
+                retained=retained,
                 cached_tokens=self.cached_tokens,
                 finish=finish,
                 stop_reason=stop_reason,

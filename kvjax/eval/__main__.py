@@ -80,10 +80,10 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
         out.print(shown, *cache_lines(target, summary.lengths), *pace_lines(summary), "", sep="\n")
     for line in error_lines(summary):
         log.print(line)
-    if given.show_kept is not None and not interrupted:
-        from kvjax.eval.kept_show import show_kept
+    if given.show_retained is not None and not interrupted:
+        from kvjax.eval.retained_show import show_retained
 
-        show_kept(target, start, plan, given, log if given.json else out)
+        show_retained(target, start, plan, given, log if given.json else out)
     if (interrupted or summary.failed or summary.missing) and given.output:
         log.print("Run the same command again to ask what is missing.")
     return 130 if interrupted else 1 if summary.failed or summary.missing else 0

@@ -18,7 +18,7 @@ from kvjax.eval.tasks import TASKS, Task
 DEFAULT_TASKS = ("mini/*",)
 KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
 # What a server decides for itself.
-IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "agnostic", "evict", "show_kept")
+IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "agnostic", "evict", "show_retained")
 TERMINAL = "-"
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
@@ -38,7 +38,7 @@ class Arguments:
     lengths: in tokens; empty for the default, which is the model's context for files.
     samples: of each task at each length; None for the default, which is all for files.
     output: of the samples, JSON Lines; None keeps them nowhere.
-    show_kept: where to draw what each layer kept of a sample; `TERMINAL` for no file, None for not at all.
+    show_retained: where to draw what each layer kept of a sample; `TERMINAL` for no file, None for not at all.
     show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
     """
 
@@ -61,7 +61,7 @@ class Arguments:
     conduct: Conduct
     output: str | None
     json: bool
-    show_kept: str | None
+    show_retained: str | None
     list: bool
     show: Task | None
 
@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
 
     how.add_argument(
-        "--show-kept",
+        "--show-retained",
         metavar="FILE.png",
         nargs="?",
         const=TERMINAL,
@@ -201,11 +201,11 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         raise ArgumentError(f"--samples {given.samples} is more than the {SEEDS:,} of one seed: use several --seed")
     if given.lengths and min(given.lengths) < 1:
         raise ArgumentError(f"--lengths {min(given.lengths)} must be at least 1 token")
-    if given.show_kept not in (None, TERMINAL):
-        if not given.show_kept.endswith(".png"):
-            raise ArgumentError(f"--show-kept {given.show_kept!r} is drawn as a PNG: end its name in .png")
+    if given.show_retained not in (None, TERMINAL):
+        if not given.show_retained.endswith(".png"):
+            raise ArgumentError(f"--show-retained {given.show_retained!r} is drawn as a PNG: end its name in .png")
         if importlib.util.find_spec("matplotlib") is None:
-            raise ArgumentError('--show-kept with a file needs matplotlib: pip install "kvjax[train]"')
+            raise ArgumentError('--show-retained with a file needs matplotlib: pip install "kvjax[train]"')
     tasks, data = select(given.tasks or (() if given.data else DEFAULT_TASKS)), read_data(given.data)
     if given.evict and not any(several_turns(task) for task in (*tasks, *data)):
         raise ArgumentError("--evict tells in later turns, and no task has any: leave it out, or ask 'mini/turns_*'")
@@ -231,7 +231,7 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         ),
         output=given.output,
         json=given.json,
-        show_kept=given.show_kept,
+        show_retained=given.show_retained,
         list=given.list,
         show=select([given.show])[0] if given.show else None,
     )

@@ -98,8 +98,8 @@ def cache_lines(target: Target, lengths: Sequence[int]) -> list[Text]:
     for length in lengths:
         if (footprint := target.footprint(length)) is None:
             continue
-        kept, read, full = footprint.kept, footprint.read, footprint.full
-        line = f"  {head:16}  {length:>{width},}  {binary(kept)} kept of {binary(full)} ({kept / full:.0%}), "
+        retained, read, full = footprint.retained, footprint.read, footprint.full
+        line = f"  {head:16}  {length:>{width},}  {binary(retained)} kept of {binary(full)} ({retained / full:.0%}), "
         lines.append(Text(f"{line}{binary(read)} read a step ({read / full:.0%})", style="dim"))
         head = ""
     return lines

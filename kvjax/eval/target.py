@@ -47,12 +47,12 @@ class Footprint:
     """What a prompt leaves in the KV cache, in bytes.
 
     Attributes:
-        kept: of its K and V, with what a method stores to find its way in them.
+        retained: of its K and V, with what a method stores to find its way in them.
         read: by the first decode step after it.
         full: of all its K and V.
     """
 
-    kept: int
+    retained: int
     read: int
     full: int
 

@@ -112,13 +112,15 @@ class EngineTarget(Target):
         caches = self.engine.caches.within(self._token_budget)
         if caches.layout.method == "full":
             return None
-        return Footprint(caches.kept_bytes(length), caches.read_bytes(length), caches.full_bytes(length))
+        return Footprint(caches.retained_bytes(length), caches.read_bytes(length), caches.full_bytes(length))
 
     def _busy(self) -> bool:
         stats = self.engine.stats()
         return stats.submitted > stats.finished + stats.cancelled + stats.failed
 
-    def kept(self, prompt: Prompt, known: Prompt | None = None) -> tuple[list[int], tuple[Int[np.ndarray, "_ _"], ...]]:
+    def retained(
+        self, prompt: Prompt, known: Prompt | None = None
+    ) -> tuple[list[int], tuple[Int[np.ndarray, "_ _"], ...]]:
         """The prompt's tokens, and for each layer the positions [K, C] of those that its view keeps, -1 where empty.
 
         Blocks; `known` as in `complete`. K is the number of query heads where each of them keeps tokens of its own.
@@ -129,14 +131,14 @@ class EngineTarget(Target):
         tokens = self._tokens(prompt)
         selected = None if known is None else self.shared(known, tokens)
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, select_after=selected, token_budget=self._token_budget, kept=True
+            max_tokens=1, temperature=0.0, select_after=selected, token_budget=self._token_budget, retained=True
         )
         try:
             [completion] = self.engine.generate([tokens], params, progress=False)
         except ValueError as error:
             raise RequestFailedError(str(error)) from error
-        assert completion.kept is not None
-        return tokens, completion.kept
+        assert completion.retained is not None
+        return tokens, completion.retained
 
     def shared(self, known: Prompt, tokens: Sequence[int]) -> int:
         """With how many of the tokens `known` begins; at least 1, for a cache has to choose by something."""

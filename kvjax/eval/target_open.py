@@ -65,7 +65,11 @@ def _engine(given: Arguments, resources: contextlib.ExitStack) -> tuple[Target, 
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     target = EngineTarget.from_pretrained(folder, config)
-    chosen = {"--agnostic": given.conduct.agnostic, "--evict": given.conduct.evict, "--show-kept": given.show_kept}
+    chosen = {
+        "--agnostic": given.conduct.agnostic,
+        "--evict": given.conduct.evict,
+        "--show-retained": given.show_retained,
+    }
     for flag in (flag for flag, value in chosen.items() if value):
         if not target.engine.caches.window:
             raise ArgumentError(

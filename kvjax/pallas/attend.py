@@ -113,6 +113,6 @@ def _unserved(plan: LayerPlan, window: int | None) -> str | None:
         return f"{type(plan.stage2).__name__} scores in jax.numpy alone: kernels score the pages of HybridPages"
     if plan.stage2 is None and window is not None:
         return f"a sliding window of {window}: its ring has no order, and kernels read a view's first entries"
-    if plan.head_keep:
+    if plan.head_max_retained:
         return "views of unlike kv heads have gaps, and kernels read a view's first entries"
     return None

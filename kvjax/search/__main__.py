@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         result = search(config, fresh=args.fresh, made_by=command)
     except KeyboardInterrupt:
-        kept = "the same command goes on from there" if config.runs else "runs is not set, so nothing was saved"
-        print(f"\nstopped: {kept}", file=sys.stderr)
+        retained = "the same command goes on from there" if config.runs else "runs is not set, so nothing was saved"
+        print(f"\nstopped: {retained}", file=sys.stderr)
         raise SystemExit(130) from None
     except (OSError, KeyError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -143,11 +143,11 @@ class Greedy(Allocator):
             for take in range(most + 1):
                 table[take:, take] = best[: units + 1 - take] + utility[take]
             taken[layer], best = table.argmax(axis=1), table.max(axis=1)
-        left, kept = units, np.zeros(space.units)
+        left, retained = units, np.zeros(space.units)
         for layer in reversed(range(space.units)):
-            kept[layer] = taken[layer, left]
-            left -= int(kept[layer])
-        return space.project(kept)
+            retained[layer] = taken[layer, left]
+            left -= int(retained[layer])
+        return space.project(retained)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,8 @@ def budgets(result: SearchResult) -> Picture:
         for outcome in result.outcomes:
             if outcome.name == name and outcome.scheme is not None:
                 marker = MARKERS[name]
-                kept = result.tokens_of(outcome.scheme)
-                axes.plot(places, kept, marker=marker, linestyle=dashes, color=INK, markersize=4, label=name)
+                retained = result.tokens_of(outcome.scheme)
+                axes.plot(places, retained, marker=marker, linestyle=dashes, color=INK, markersize=4, label=name)
     _thin(axes, places, layers)
     axes.set(xlabel="layer", ylabel="tokens kept of a prompt", xlim=(-0.7, len(layers) - 0.3))
     axes.set_ylim(0, None)
@@ -104,8 +104,10 @@ def generations(result: SearchResult) -> Picture:
     if not count:
         axes.text(0.5, 0.5, "nothing was judged", ha="center", va="center", transform=axes.transAxes)
         return picture
-    kept = [np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes.tolist()]) for each in result.history]
-    means = np.array([each.mean(axis=0) for each in kept]).T
+    retained = [
+        np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes.tolist()]) for each in result.history
+    ]
+    means = np.array([each.mean(axis=0) for each in retained]).T
     # greedy measures layers while all others keep everything: such generations do not set the scale
     fair = means.mean(axis=0) <= 2 * np.mean(result.tokens_of(result.uniform))
     most = float(means[:, fair].max()) if fair.any() else None

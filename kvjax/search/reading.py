@@ -142,11 +142,11 @@ def _prefill(
             entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
             if window is None:
                 ranked = jnp.where(places >= length - recent, jnp.inf, scores)
-                kept = min(ceiling, len(tokens))
+                retained = min(ceiling, len(tokens))
             else:  # a sliding layer keeps its last tokens, whatever its budget
                 ranked = jnp.broadcast_to(places.astype(jnp.float32), scores.shape)
-                kept = min(window, len(tokens))
-            values, order = jax.lax.top_k(jnp.where(places < length, ranked, -jnp.inf), kept)
+                retained = min(window, len(tokens))
+            values, order = jax.lax.top_k(jnp.where(places < length, ranked, -jnp.inf), retained)
             order = jnp.where(values > -jnp.inf, order, -1)
             rows = jnp.arange(len(k))[:, None]
             entries = [jnp.where(order[..., None] >= 0, source[rows, order], 0) for source in (k, v)]

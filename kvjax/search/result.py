@@ -91,8 +91,8 @@ class SearchResult:
         """Tokens that each layer keeps by a scheme of this search."""
         layers = sum(window is None for window in self.windows)
         rows = np.array(scheme).reshape(layers, -1)
-        kept = rows[:, 0] if self.config.search == "rocketkv" else np.rint(rows.mean(axis=1))
-        return tuple(int(each) for each in kept)
+        retained = rows[:, 0] if self.config.search == "rocketkv" else np.rint(rows.mean(axis=1))
+        return tuple(int(each) for each in retained)
 
     def cost_of(self, scheme: Scheme) -> float:
         """Tokens a layer on average: kept of a prompt or, where RocketKV's numbers are searched, what a step reads."""
@@ -130,7 +130,7 @@ class SearchResult:
             budgets.append(budget.within(self.context))
         its, full = iter(budgets), BudgetProfile.full(self.windows, self.context).layers
         profile = BudgetProfile(
-            tuple(kept if window else next(its) for kept, window in zip(full, self.windows, strict=True))
+            tuple(retained if window else next(its) for retained, window in zip(full, self.windows, strict=True))
         )
         profile.check(self.windows, self.context)
         return profile
@@ -141,7 +141,7 @@ class SearchResult:
         return {
             "made_by": self.made_by,
             "config": plain(self.config),
-            "tokens_kept_of_a_prompt": list(self.tokens),
+            "tokens_retained_of_a_prompt": list(self.tokens),
             "mean": float(np.mean(self.tokens)),
             "chosen": self.chosen.name,
             "outcomes": [plain(dataclasses.replace(outcome, each=())) for outcome in self.outcomes],

@@ -195,7 +195,7 @@ class Search:
             objective = dataclasses.replace(self.bench.objective, paper=False)
             fitness = objective(finalists, self.bench.judge("selection", finalists))
             finalists = finalists[int(np.argmax(fitness)) :]
-        return tuple(int(kept) for kept in finalists[0])
+        return tuple(int(retained) for retained in finalists[0])
 
     def _outcomes(self) -> tuple[Outcome, ...]:
         """Of the full cache, the anchors, and everything that was run."""
@@ -229,7 +229,7 @@ class Search:
             both = next(judged), next(judged)
             names = dict.fromkeys(("uniform", chosen.name))  # one, where nothing was better
             rows = zip(names, pair, both, strict=False)
-            found[mean] = tuple(Outcome.of(name, kept, its, both[0]["test"][0]) for name, kept, its in rows)
+            found[mean] = tuple(Outcome.of(name, retained, its, both[0]["test"][0]) for name, retained, its in rows)
         return found
 
     @property
@@ -243,11 +243,11 @@ class Search:
         if begin == "uniform" or not isinstance(self.space, Space):
             return None
         if begin == "greedy":
-            kept = np.array(self._finished("greedy").finalists(1)[0])
+            retained = np.array(self._finished("greedy").finalists(1)[0])
         else:
             layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config, self._weights)).layers
-            kept = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.headroom
-        beyond = np.maximum(kept - self.bench.problem.tokens.floor, 0)
+            retained = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.headroom
+        beyond = np.maximum(retained - self.bench.problem.tokens.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
 
 

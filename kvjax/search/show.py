@@ -41,15 +41,15 @@ def html(result: SearchResult) -> str:
 
 def svg(result: SearchResult) -> str:
     """A bar a layer, a line at the mean, in the colour of the text around it; hover for the numbers."""
-    kept = np.array(result.tokens)
+    retained = np.array(result.tokens)
     layers = [index for index, window in enumerate(result.windows) if window is None]
-    broad = len(kept) <= BROADEST
+    broad = len(retained) <= BROADEST
     bar, step, every = (26, 32, 1) if broad else (10, 12, 4)
-    most, end = max(1, int(kept.max())), step * len(kept)
+    most, end = max(1, int(retained.max())), step * len(retained)
     floor = result.config.window + result.config.sinks
     lines = {HEIGHT + 16: "layer"} | ({HEIGHT + 31: "tokens"} if broad else {})
     parts = []
-    for place, (layer, tokens) in enumerate(zip(layers, kept.tolist(), strict=True)):
+    for place, (layer, tokens) in enumerate(zip(layers, retained.tolist(), strict=True)):
         left, tall, foot = step * place, HEIGHT * tokens / most, HEIGHT * min(tokens, floor) / most
         parts.append(
             f"<g><title>layer {layer}: {tokens:,} tokens</title>"
@@ -59,9 +59,9 @@ def svg(result: SearchResult) -> str:
         for (height, _), number in zip(lines.items(), (layer, tokens), strict=False):
             if place % every == 0:
                 parts.append(f'<text x="{left + bar / 2}" y="{height}" text-anchor="middle">{number}</text>')
-    level = 2 + HEIGHT - HEIGHT * float(kept.mean()) / most
+    level = 2 + HEIGHT - HEIGHT * float(retained.mean()) / most
     parts.append(f'<path d="M0 {level:.1f}H{end}" stroke="currentColor" stroke-dasharray="5 3"/>')
-    parts.append(f'<text x="{end + 4}" y="{level + 4:.1f}">mean {kept.mean():.6g}</text>')
+    parts.append(f'<text x="{end + 4}" y="{level + 4:.1f}">mean {retained.mean():.6g}</text>')
     parts += [f'<text x="{end + 4}" y="{height}">{name}</text>' for height, name in lines.items()]
     return (
         f'<svg role="img" aria-label="Tokens kept of a prompt by each layer" width="{end + 90}" '

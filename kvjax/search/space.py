@@ -76,7 +76,7 @@ class Space:
 
     def settled(self, scheme: Int[np.ndarray, "L"]) -> Scheme:
         """A scheme as it will be used: of exactly the total."""
-        return tuple(int(kept) for kept in scheme) if scheme.sum() == self.total else self.completed(scheme)
+        return tuple(int(retained) for retained in scheme) if scheme.sum() == self.total else self.completed(scheme)
 
     def project(self, weights: Float[np.ndarray, "L"]) -> Scheme:
         """The scheme that shares what lies beyond the floors in proportion to weights: exactly the total.
@@ -139,7 +139,7 @@ def cache_score(scheme: Scheme, mean: int | float) -> float:
 
     `max(0, 1 - (k - c)/c)` for a mean k above c, else `1 - 0.2 (1 - k/c)`.
     """
-    kept = math.fsum(scheme) / len(scheme)
-    if kept > mean:
-        return max(0.0, 1 - (kept - mean) / mean)
-    return 1 - 0.2 * (1 - kept / mean)
+    retained = math.fsum(scheme) / len(scheme)
+    if retained > mean:
+        return max(0.0, 1 - (retained - mean) / mean)
+    return 1 - 0.2 * (1 - retained / mean)

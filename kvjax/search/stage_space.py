@@ -77,8 +77,8 @@ class StageSpace:
     def uniform(self) -> Scheme:
         """RocketKV's own numbers in every layer."""
         exponent = min(0.2 + 0.06 * math.log2(max(self.context / self.mean, 1.0)), 0.8)
-        kept, read = split(self.context, self.mean, exponent, self.stages)
-        return (kept, read, len(self.stages.kernels) - 1) * self.layers
+        retained, read = split(self.context, self.mean, exponent, self.stages)
+        return (retained, read, len(self.stages.kernels) - 1) * self.layers
 
     def decode(self, point: Float[np.ndarray, "N"]) -> Scheme:
         """The scheme at a point; all zeros are equal shares, an even split, and a middling kernel."""

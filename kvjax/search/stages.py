@@ -57,9 +57,9 @@ class Stages:
         pages = HybridPages(capacity, self.page_size, narrow=True, dense=2 * capacity)
         return LayerPlan(capacity, Observation(self.window, 1, self.sinks), longest, pages)
 
-    def dense(self, keep: Any, tokens: Any) -> Any:
+    def dense(self, max_retained: Any, tokens: Any) -> Any:
         """Entries up to which a served view of so many kept and read tokens is read as a whole."""
-        pages = -(-(keep + self.headroom) // self.page_size)
+        pages = -(-(max_retained + self.headroom) // self.page_size)
         return tokens + -(-pages // 2)
 
 
@@ -201,7 +201,9 @@ def _view(stages: Stages, plan: LayerPlan, block: StageReadings, layer: int, row
 
     def one(row: Int[Array, "3"], k: Array, v: Array, scores: Array, length: Array) -> View:
         recent = jnp.int32(stages.window)
-        positions = retain(scores[row[2]], length, recent, keep=plan.keep, capacity=plan.capacity, budget=row[0])
+        positions = retain(
+            scores[row[2]], length, recent, max_retained=plan.max_retained, capacity=plan.capacity, budget=row[0]
+        )
         return gather(Workspace(k, v), positions)
 
     over_samples = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
@@ -226,9 +228,9 @@ def split(context: int, traffic: int, exponent: float, stages: Stages) -> tuple[
     page = stages.page_size
     if traffic < 2 * page + 1:
         raise ValueError(f"traffic={traffic} pays for fewer than two pages of {page} entries: raise it")
-    kept = math.floor(context / max(context / traffic, 1.0) ** exponent)
+    retained = math.floor(context / max(context / traffic, 1.0) ** exponent)
     most = 2 * (traffic - 2 * page) * page  # entries whose summaries leave two pages to read
-    capacity = max(min(kept, most, context), stages.window + stages.sinks + stages.headroom)
+    capacity = max(min(retained, most, context), stages.window + stages.sinks + stages.headroom)
     summaries = math.ceil(math.ceil(capacity / page) / 2)
     tokens = (traffic - summaries) // page * page
     if tokens < 2 * page:

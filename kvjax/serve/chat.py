@@ -13,10 +13,10 @@ from kvjax.engine.request import Delta
 from kvjax.serve.body import JsonRoute
 from kvjax.serve.chat_template import apply_template, require_template
 from kvjax.serve.generation import Choice, Generation, Reply, answer
-from kvjax.serve.kept import extension
 from kvjax.serve.logprobs import chat_logprobs
 from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
+from kvjax.serve.retained import extension
 from kvjax.serve.schema import ChatCompletionRequest
 from kvjax.serve.service import Service
 from kvjax.serve.sse import unless_disconnected

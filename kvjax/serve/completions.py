@@ -12,10 +12,10 @@ from kvjax.engine.request import Delta
 from kvjax.serve.body import JsonRoute
 from kvjax.serve.errors import ApiError
 from kvjax.serve.generation import Choice, Generation, Reply, answer
-from kvjax.serve.kept import extension
 from kvjax.serve.logprobs import CompletionLogprobs, joined_columns
 from kvjax.serve.protocol import Tokenizer
 from kvjax.serve.replies import Completion, CompletionChunk, streamed
+from kvjax.serve.retained import extension
 from kvjax.serve.schema import CompletionRequest
 from kvjax.serve.service import Service
 from kvjax.serve.sse import unless_disconnected

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from kvjax.engine.request import Delta, Finish, SamplingParams
 from kvjax.serve.errors import ApiError, from_engine, unavailable
-from kvjax.serve.kept import summarise
 from kvjax.serve.protocol import Reservation
+from kvjax.serve.retained import summarise
 from kvjax.serve.service import Service
 from kvjax.serve.sse import EventChannel, EventStream, unless_disconnected
 from kvjax.serve.tally import StreamTally, summary, total_usage
@@ -104,8 +104,8 @@ class Generation:
                         metrics.tokens(now - before, len(delta.tokens))
                     before = now if delta.tokens else before
                     choice.tally.add(delta)
-                    if delta.kept is not None:  # millions of numbers for a long prompt
-                        choice.tally.kept = await asyncio.to_thread(summarise, delta.kept, len(choice.prompt))
+                    if delta.retained is not None:  # millions of numbers for a long prompt
+                        choice.tally.retained = await asyncio.to_thread(summarise, delta.retained, len(choice.prompt))
                     if delta.finish in (Finish.ERROR, Finish.CANCELLED):
                         reason = Finish.ERROR if delta.finish is Finish.ERROR else "abort"
                         raise _stopped(delta)

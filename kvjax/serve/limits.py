@@ -4,7 +4,7 @@ import dataclasses
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 2048
-MAX_KEPT_BINS = 256  # parts of a prompt of which is told how much was kept
+MAX_RETAINED_BINS = 256  # parts of a prompt of which is told how much was kept
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,8 +102,8 @@ def _compression(caches: Caches) -> dict[str, Any]:
         "method": layout.method,
         "token_budget": layout.token_budget,
         "headroom": layout.headroom,
-        "kept_tokens": [plan.kept(context) for plan in caches.plans],
-        "kept_share": round(caches.kept_bytes(context) / full, 4),
+        "retained_tokens": [plan.retained(context) for plan in caches.plans],
+        "retained_share": round(caches.retained_bytes(context) / full, 4),
         "read_share": round(caches.read_bytes(context) / full, 4),
     }
 

@@ -39,7 +39,7 @@ class CompletionLogprobColumns(Exact):
 type FinishReason = Literal["stop", "length"]
 
 
-class Kept(Exact):
+class Retained(Exact):
     """For each layer the share kept of each bin of the prompt's positions, averaged over heads."""
 
     prompt_tokens: int
@@ -48,10 +48,10 @@ class Kept(Exact):
 
 
 class Extension(Exact):
-    """With `return_kept`. `view_fraction`: bytes of the prompt's KV that the views keep, of those of all of it."""
+    """With `return_retained`. `view_fraction`: bytes of the prompt's KV that the views keep, of those of all of it."""
 
     view_fraction: float
-    kept: Kept
+    retained: Retained
 
 
 class CompletionChoice(Exact):
@@ -226,15 +226,15 @@ class TierState(Exact):
 class Compression(Exact):
     """What the views do with a prompt as long as the context.
 
-    `kept_tokens` is what each layer's view keeps of it; the shares are bytes, of those of the full cache. A
+    `retained_tokens` is what each layer's view keeps of it; the shares are bytes, of those of the full cache. A
     `token_budget` of null is one that no flag gave: there is none, or a file has one for each layer.
     """
 
     method: str
     token_budget: int | None
     headroom: int
-    kept_tokens: list[int]
-    kept_share: float
+    retained_tokens: list[int]
+    retained_share: float
     read_share: float
 
 

@@ -106,7 +106,7 @@ class GenerationRequest(Body):
     cache_salt: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Requests share cached prefixes only with those of the same salt."
     )
-    return_kept: bool | None = Field(
+    return_retained: bool | None = Field(
         None, description="Tell with each choice, as `kvjax.kept`, what share of its prompt each layer's view keeps."
     )
     select_after: Positive | None = Field(
@@ -176,7 +176,7 @@ class GenerationRequest(Body):
                 logprobs=self.generated_logprobs(),
                 prompt_logprobs=prompt_logprobs,
                 select_after=self.select_after,
-                kept=bool(self.return_kept),
+                retained=bool(self.return_retained),
                 token_budget=self.token_budget,
             )
         except ValueError as error:

@@ -11,7 +11,7 @@ from kvjax.engine.request import Delta, Finish, Timing
 class StreamTally:
     """One choice so far. `counts_prompt` marks the first choice of a prompt: usage counts a prompt once.
 
-    `kept` is the summary of what the views keep of the prompt, where that was asked for.
+    `retained` is the summary of what the views keep of the prompt, where that was asked for.
     """
 
     prompt_tokens: int
@@ -20,7 +20,7 @@ class StreamTally:
     cached: int = 0
     finish: Finish | None = None
     timing: Timing | None = None
-    kept: dict[str, Any] | None = None
+    retained: dict[str, Any] | None = None
 
     def add(self, delta: Delta) -> None:
         self.generated += len(delta.tokens)

@@ -121,15 +121,15 @@ def _gc(tier: Tier, args: argparse.Namespace, console: Console) -> int:
     if args.size is None and args.older_than is None:
         raise TierError("refused", "gc needs --size or --older-than")
     everything = _newest_first(tier)
-    kept = removed = 0
+    retained = removed = 0
     for stored in everything:
         old = args.older_than is not None and time.time() - stored.used > args.older_than
-        if old or (args.size is not None and kept + stored.nbytes > args.size):
+        if old or (args.size is not None and retained + stored.nbytes > args.size):
             tier.delete(stored.key)
             removed += 1
         else:
-            kept += stored.nbytes
-    console.print(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(kept)} are left")
+            retained += stored.nbytes
+    console.print(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(retained)} are left")
     return 0
 
 

@@ -67,7 +67,7 @@ def kept(
     queries, keys = q.reshape(q.shape[0], -1, q.shape[-1]), k.swapaxes(0, 1)
     budget, tokens = eviction.budget, k.shape[0]
     method = Observation(eviction.window, eviction.kernel)
-    positions = method.select(queries, keys, boundary, keep=budget, capacity=budget, scale=scale)
+    positions = method.select(queries, keys, boundary, max_retained=budget, capacity=budget, scale=scale)
     rows = jnp.arange(positions.shape[0])[:, None]
     return (
         jnp.zeros((len(rows), tokens), bool)

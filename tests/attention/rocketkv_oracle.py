@@ -45,19 +45,19 @@ def stage1_scores(queries, k, length, observed, scale, kernel, per_head=False) -
     return [pooled(row, kernel) if len(row) else row for row in weights]
 
 
-def stage1(queries, k, length, observed, scale, kernel, keep, per_head=False) -> list[list[int]]:
+def stage1(queries, k, length, observed, scale, kernel, max_retained, per_head=False) -> list[list[int]]:
     """For each row the kept positions, ascending."""
-    if length <= keep:
+    if length <= max_retained:
         rows = queries.shape[1] if per_head else k.shape[0]
         return [list(range(length))] * rows
     window = list(range(length - observed, length))
     scores = stage1_scores(queries, k, length, observed, scale, kernel, per_head)
-    return [sorted(stable_top(row, keep - observed)) + window for row in scores]
+    return [sorted(stable_top(row, max_retained - observed)) + window for row in scores]
 
 
-def streaming(length: int, sinks: int, keep: int) -> list[int]:
-    """The first `sinks` positions and as many of the last as make up `keep`."""
-    return [position for position in range(length) if position < sinks or position >= length - (keep - sinks)]
+def streaming(length: int, sinks: int, max_retained: int) -> list[int]:
+    """The first `sinks` positions and as many of the last as make up `max_retained`."""
+    return [position for position in range(length) if position < sinks or position >= length - (max_retained - sinks)]
 
 
 # Stage 2, for one kv head: q [G, D], keys [n, D] that exist

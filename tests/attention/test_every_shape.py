@@ -6,7 +6,7 @@ import pytest
 from kvjax.attention.stage1 import Observation
 from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest, Stage2
 from tests.attention import rocketkv_oracle as oracle
-from tests.attention.test_observation import SCALE, check_kept, prompt, run_scores_and_retain
+from tests.attention.test_observation import SCALE, check_retained, prompt, run_scores_and_retain
 from tests.attention.test_stage2 import run
 from tests.attention.views import HEADS, Views, check_step
 
@@ -33,10 +33,10 @@ def test_a_step_reads_and_says_what_the_oracle_does(heads, dim, method):
 
 @pytest.mark.parametrize(("kernel", "per_head"), [(63, False), (7, False), (7, True)])
 def test_a_prompt_leaves_what_the_oracle_leaves(heads, dim, kernel, per_head):
-    length, window, keep = 300, 32, 100
+    length, window, max_retained = 300, 32, 100
     queries, k = prompt(heads, length, 320, window, dim)
     stage1 = Observation(window, kernel=kernel, per_head=per_head)
-    ours, kept = map(np.asarray, run_scores_and_retain(stage1, queries, k, np.int32(length), keep))
+    ours, retained = map(np.asarray, run_scores_and_retain(stage1, queries, k, np.int32(length), max_retained))
     scores = oracle.stage1_scores(queries, k, length, window, SCALE, kernel, per_head)
     np.testing.assert_allclose(ours[:, : length - window], scores, rtol=2e-5)
-    check_kept(kept, scores, length, window, keep)
+    check_retained(retained, scores, length, window, max_retained)

@@ -39,7 +39,7 @@ def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, hea
     assert made[1] == LayerPlan(512), "a sliding layer keeps its window"
     for plan in made:
         if plan.stage1 is not None:
-            assert plan.stage1.fewest <= plan.keep <= plan.capacity - headroom
+            assert plan.stage1.fewest <= plan.max_retained <= plan.capacity - headroom
         if plan.stage2 is not None:
             assert plan.capacity % plan.stage2.unit == 0
             assert plan.stage2.tokens <= plan.capacity
@@ -53,7 +53,7 @@ def test_large_views_have_whole_tiles_of_pages_and_keep_no_more(context, token_b
     pages = plan.capacity / budget.page_size
     assert pages % (8 if pages >= 256 + 7 else 1) == 0
     assert budget.capacity <= plan.capacity < budget.capacity + 8 * budget.page_size
-    assert plan.keep == budget.capacity - asked.headroom
+    assert plan.max_retained == budget.capacity - asked.headroom
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
@@ -83,12 +83,13 @@ def test_rocketkv_reads_no_more_than_its_budget(name, context, token_budget):
 def test_both_modes_of_rocketkv_keep_the_same():
     page, token = (plans(METHODS[name], demand())[0] for name in ("rocketkv", "rocketkv-faithful"))
     assert page.stage1 == token.stage1
-    assert page.keep == token.keep
+    assert page.max_retained == token.max_retained
 
 
 def test_pyramid_falls_and_has_the_total_of_snapkv():
     pyramid, uniform = (
-        [plan.keep for plan in plans(METHODS[name], demand()) if plan.stage1] for name in ("pyramidkv", "snapkv")
+        [plan.max_retained for plan in plans(METHODS[name], demand()) if plan.stage1]
+        for name in ("pyramidkv", "snapkv")
     )
     assert pyramid == sorted(pyramid, reverse=True)
     assert pyramid[0] > pyramid[-1]
@@ -128,15 +129,15 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     (tmp_path / "lownorm.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     plan = plans(find_method("lownorm:LowNorm"), demand())[0]
-    assert plan.keep == 256
+    assert plan.max_retained == 256
     assert plan.stage1 is not None
     k = np.random.default_rng(0).normal(0, 1, (2, 300, 64)).astype(np.float32)
     queries = np.zeros((8, 4, 64), np.float32)
-    select = jax.jit(functools.partial(plan.stage1.select, keep=40, capacity=48, scale=0.1))
-    kept = np.asarray(select(queries, k, np.int32(300)))
+    select = jax.jit(functools.partial(plan.stage1.select, max_retained=40, capacity=48, scale=0.1))
+    retained = np.asarray(select(queries, k, np.int32(300)))
     smallest = np.argsort(np.linalg.norm(k[:, :292], axis=-1), axis=-1)[:, :32]
-    np.testing.assert_array_equal(kept[:, :32], np.sort(smallest))
-    assert kept[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2
+    np.testing.assert_array_equal(retained[:, :32], np.sort(smallest))
+    assert retained[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2
     del sys.modules["lownorm"]
 
 

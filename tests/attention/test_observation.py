@@ -37,16 +37,18 @@ def run_received(queries, k, length, observed, per_head=False):
     return attention_received(queries, k, length, observed, scale=SCALE, per_head=per_head)
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity"))
-def run_select(stage1, queries, k, length, keep, capacity, turn=None, budget=None):
-    return stage1.select(queries, k, length, keep=keep, capacity=capacity, scale=SCALE, turn=turn, budget=budget)
+@functools.partial(jax.jit, static_argnames=("stage1", "max_retained", "capacity"))
+def run_select(stage1, queries, k, length, max_retained, capacity, turn=None, budget=None):
+    return stage1.select(
+        queries, k, length, max_retained=max_retained, capacity=capacity, scale=SCALE, turn=turn, budget=budget
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "keep"))
-def run_scores_and_retain(stage1, queries, k, length, keep):
+@functools.partial(jax.jit, static_argnames=("stage1", "max_retained"))
+def run_scores_and_retain(stage1, queries, k, length, max_retained):
     observed = jnp.minimum(stage1.window, length)
     scores = stage1.score(queries, k, length, observed, scale=SCALE)
-    return scores, retain(scores, length, observed, keep=keep, capacity=keep + 2)
+    return scores, retain(scores, length, observed, max_retained=max_retained, capacity=max_retained + 2)
 
 
 run_observe = jax.jit(observe)
@@ -143,30 +145,30 @@ def test_a_chunk_of_padding_alone_changes_nothing():
 def test_chunks_select_what_one_shot_selects():
     stage1, length = Observation(8, kernel=5), 61
     q, k = normal(0, 64, 6, 8), normal(1, 2, 64, 8)
-    kept = []
+    retained = []
     for chunk in (4, 16, 64):
         ring = jnp.zeros((8, 6, 8))
         for start in range(0, 64, chunk):
             ring = run_observe(ring, q[start : start + chunk], np.int32(start), np.int32(length))
-        kept.append(np.asarray(run_select(stage1, run_last(ring, np.int32(length)), k, np.int32(length), 24, 32)))
-    np.testing.assert_array_equal(kept[0], kept[2])
-    np.testing.assert_array_equal(kept[1], kept[2])
+        retained.append(np.asarray(run_select(stage1, run_last(ring, np.int32(length)), k, np.int32(length), 24, 32)))
+    np.testing.assert_array_equal(retained[0], retained[2])
+    np.testing.assert_array_equal(retained[1], retained[2])
 
 
 # What stays
 
 
-def check_kept(got, scores, length, observed, keep):
+def check_retained(got, scores, length, observed, max_retained):
     """Ascending, then -1; the window; as many as fit; and no dropped token scores above a kept one."""
     for row, score in zip(np.asarray(got), scores, strict=True):
-        count = min(length, keep)
-        kept = row[:count]
+        count = min(length, max_retained)
+        retained = row[:count]
         assert (row[count:] == -1).all()
-        assert (np.diff(kept) > 0).all()
-        assert kept[0] >= 0
-        np.testing.assert_array_equal(kept[count - observed :], np.arange(length - observed, length))
+        assert (np.diff(retained) > 0).all()
+        assert retained[0] >= 0
+        np.testing.assert_array_equal(retained[count - observed :], np.arange(length - observed, length))
         inside = np.zeros(length, bool)
-        inside[kept] = True
+        inside[retained] = True
         inside, score = inside[: length - observed], np.asarray(score, np.float64)
         if inside.any() and not inside.all():
             assert score[inside].min() >= score[~inside].max() * (1 - 2e-5)
@@ -190,7 +192,7 @@ def test_kept_tokens_agree_with_numpy(heads, kernel, per_head):
     mine, got = (np.asarray(x) for x in run_scores_and_retain(stage1, queries, k, np.int32(90), 30))
     scores = oracle.stage1_scores(queries, k, 90, 8, SCALE, kernel, per_head)
     np.testing.assert_allclose(mine[:, :82], scores, rtol=2e-5)
-    check_kept(got, scores, 90, 8, 30)
+    check_retained(got, scores, 90, 8, 30)
     assert got.shape == (HEADS[heads][0 if per_head else 1], 32)
     if kernel == 1:
         want = oracle.stage1(queries, k, 90, 8, SCALE, kernel, 30, per_head)
@@ -203,7 +205,7 @@ def test_the_window_does_not_leak_into_the_pool():
     k[:, 36:] *= 10
     stage1 = Observation(4, kernel=9)
     scores = oracle.stage1_scores(queries, k, 40, 4, SCALE, 9)
-    check_kept(run_select(stage1, queries, k, np.int32(40), 12, 12), scores, 40, 4, 12)
+    check_retained(run_select(stage1, queries, k, np.int32(40), 12, 12), scores, 40, 4, 12)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 19, 20, 21])
@@ -211,11 +213,11 @@ def test_a_prompt_that_fits_stays_whole(length):
     queries, k = prompt("gqa3", length, 32, 4)
     for stage1 in (Observation(4, kernel=63), Streaming(sinks=2)):
         got = np.asarray(run_select(stage1, queries, k, np.int32(length), 20, 24))
-        kept = min(length, 20)
+        retained = min(length, 20)
         if length <= 20:
-            np.testing.assert_array_equal(got[:, :kept], np.tile(np.arange(length), (2, 1)))
-        assert (got[:, kept:] == -1).all()
-        assert ((got >= 0).sum(axis=1) == kept).all()
+            np.testing.assert_array_equal(got[:, :retained], np.tile(np.arange(length), (2, 1)))
+        assert (got[:, retained:] == -1).all()
+        assert ((got >= 0).sum(axis=1) == retained).all()
 
 
 def test_a_view_larger_than_the_workspace():
@@ -226,7 +228,7 @@ def test_a_view_larger_than_the_workspace():
 
 def test_ties_go_to_the_earlier_token():
     scores = jnp.array([[1.0, 2, 1, 2, 1, 1, 0, 0]])
-    got = retain(scores, jnp.int32(8), jnp.int32(2), keep=5, capacity=6)
+    got = retain(scores, jnp.int32(8), jnp.int32(2), max_retained=5, capacity=6)
     np.testing.assert_array_equal(got, [[0, 1, 3, 6, 7, -1]])
 
 
@@ -240,7 +242,7 @@ def test_kept_scores_are_the_best(heads, length, observed, seed):
     observed = min(observed, length)
     queries, k = prompt(heads, length, 60, 6, dim=4, seed=seed)
     got = run_select(Observation(6, kernel=5), queries, k, np.int32(length), 20, 24, np.int32(observed))
-    check_kept(got, oracle.stage1_scores(queries, k, length, observed, SCALE, 5), length, observed, 20)
+    check_retained(got, oracle.stage1_scores(queries, k, length, observed, SCALE, 5), length, observed, 20)
 
 
 @pytest.mark.parametrize("budget", [6, 13, 24])
@@ -273,7 +275,7 @@ def test_streaming_keeps_the_first_and_the_last():
 @pytest.mark.parametrize("stage1", [Observation(8), Streaming(sinks=7)])
 def test_room_for_less_than_the_window_is_refused(stage1):
     queries, k = prompt("mha", 20, 20, 8)
-    with pytest.raises(ValueError, match="keep=7 is below the 8"):
+    with pytest.raises(ValueError, match="max_retained=7 is below the 8"):
         run_select(stage1, queries, k, np.int32(20), 7, 16)
     with pytest.raises(ValueError, match="capacity=8"):
         run_select(stage1, queries, k, np.int32(20), 9, 8)

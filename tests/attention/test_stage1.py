@@ -35,8 +35,8 @@ def run(*arguments, **sizes):
     return jax.device_get(compiled(*arguments, **sizes))
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "keep", "capacity", "chunk"))
-def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP, capacity=CAPACITY, chunk=4):
+@functools.partial(jax.jit, static_argnames=("stage1", "max_retained", "capacity", "chunk"))
+def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, max_retained=KEEP, capacity=CAPACITY, chunk=4):
     """From queries [T, H, D], keys and values [K, T, D] of a prompt in its room to positions and a view."""
     ring = jnp.full((stage1.window, *q.shape[1:]), jnp.nan)  # as whatever was here before
 
@@ -46,7 +46,14 @@ def compiled(stage1: Stage1, q, k, v, length, turn=None, budget=None, keep=KEEP,
 
     ring = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, enter, ring)
     positions = stage1.select(
-        last_queries(ring, length), k, length, keep=keep, capacity=capacity, scale=SCALE, turn=turn, budget=budget
+        last_queries(ring, length),
+        k,
+        length,
+        max_retained=max_retained,
+        capacity=capacity,
+        scale=SCALE,
+        turn=turn,
+        budget=budget,
     )
     return positions, gather(Workspace(k, v), positions)
 
@@ -62,31 +69,33 @@ def prompt(length: int, seed: int = 0, headroom: int = ROOM, heads: str = "gqa3"
     return np.pad(q, [(0, behind), (0, 0), (0, 0)], constant_values=np.nan), k, v, np.int32(length)
 
 
-def check(stage1: Stage1, positions, q, k, length: int, turn: int | None = None, keep: int = KEEP):
+def check(stage1: Stage1, positions, q, k, length: int, turn: int | None = None, max_retained: int = KEEP):
     """Ascending, then -1; whole if it fits; else the oracle's choice, which no rounding of the scores may excuse."""
     observed = min(stage1.window, length if turn is None else turn)
-    rows, kept = q.shape[1] if stage1.per_head else k.shape[0], min(length, keep)
+    rows, retained = q.shape[1] if stage1.per_head else k.shape[0], min(length, max_retained)
     got = positions
     assert got.shape[0] == rows
-    assert (got[:, kept:] == -1).all()
+    assert (got[:, retained:] == -1).all()
     assert (got[:, :1] >= 0).all()
-    assert (np.diff(got[:, :kept]) > 0).all()
-    assert (got[:, kept - observed : kept] == np.arange(length - observed, length)).all()
-    if length <= keep:
+    assert (np.diff(got[:, :retained]) > 0).all()
+    assert (got[:, retained - observed : retained] == np.arange(length - observed, length)).all()
+    if length <= max_retained:
         return
     if isinstance(stage1, Streaming):
-        np.testing.assert_array_equal(got[:, :kept], [oracle.streaming(length, stage1.sinks, keep)] * rows)
+        np.testing.assert_array_equal(got[:, :retained], [oracle.streaming(length, stage1.sinks, max_retained)] * rows)
         return
     queries = q[max(0, length - stage1.window) : length]
     scores = oracle.stage1_scores(queries, k, length, observed, SCALE, stage1.kernel, stage1.per_head)
     for row, score in zip(got, scores, strict=True):
-        inside = np.isin(np.arange(length - observed), row[:kept])
-        assert inside.sum() == keep - observed
-        if keep == observed:
+        inside = np.isin(np.arange(length - observed), row[:retained])
+        assert inside.sum() == max_retained - observed
+        if max_retained == observed:
             continue
         assert score[inside].min() >= score[~inside].max() * (1 - 4e-5)
-        if oracle.decided(np.log(score), keep - observed, 4e-5):
-            np.testing.assert_array_equal(np.flatnonzero(inside), sorted(oracle.stable_top(score, keep - observed)))
+        if oracle.decided(np.log(score), max_retained - observed, 4e-5):
+            np.testing.assert_array_equal(
+                np.flatnonzero(inside), sorted(oracle.stable_top(score, max_retained - observed))
+            )
 
 
 @pytest.mark.parametrize(("heads", "number"), [("mha", 0), ("mqa", 1), ("gqa4", 2), ("mqa", 3), ("gqa4", 4)])
@@ -104,14 +113,14 @@ def test_any_prompt(stage1, length, seed):
     q, k, v, tokens = prompt(length, seed)
     positions, view = run(stage1, q, k, v, tokens)
     check(stage1, positions, q, k, length)
-    kept, rows = min(length, KEEP), positions.shape[0]
-    assert view.used.tolist() == [kept]
+    retained, rows = min(length, KEEP), positions.shape[0]
+    assert view.used.tolist() == [retained]
     np.testing.assert_array_equal(view.positions[0], positions)
     for row in range(rows):
-        places = positions[row, :kept]
+        places = positions[row, :retained]
         for got, source in ((view.k, k), (view.v, v)):
-            np.testing.assert_array_equal(got[0, row, :kept], source[row // (rows // 2), places])
-            assert (got[0, row, kept:] == 0).all()
+            np.testing.assert_array_equal(got[0, row, :retained], source[row // (rows // 2), places])
+            assert (got[0, row, retained:] == 0).all()
 
 
 @each_method
@@ -143,7 +152,7 @@ def test_a_traced_budget_keeps_what_a_static_one_keeps(stage1):
     for length in (3, budget, budget + 1, 90):
         arguments = prompt(length, seed=length)
         traced, view = run(stage1, *arguments, np.int32(length), np.int32(budget))
-        static, other = run(stage1, *arguments, keep=budget)
+        static, other = run(stage1, *arguments, max_retained=budget)
         np.testing.assert_array_equal(traced, static)
         jax.tree.map(np.testing.assert_array_equal, view, other)
 
@@ -177,17 +186,17 @@ def test_attention_over_a_view_is_attention_over_what_was_kept(stage1):
     view = jax.tree.map(jnp.asarray, view)
     got = np.asarray(decode_attention(ask, view.k, view.v, view.positions, at, view.used, scale=SCALE))
     for head in range(6):
-        kept = positions[head if stage1.per_head else head // 3, :KEEP]
-        want = oracle.attend(np.asarray(ask)[0, head : head + 1], k[head // 3], v[head // 3], kept.tolist(), SCALE)
+        retained = positions[head if stage1.per_head else head // 3, :KEEP]
+        want = oracle.attend(np.asarray(ask)[0, head : head + 1], k[head // 3], v[head // 3], retained.tolist(), SCALE)
         np.testing.assert_allclose(got[0, head], want[0], rtol=5e-4, atol=5e-4)
 
 
 @each_method
 def test_less_room_than_what_always_stays_is_refused(stage1):
-    with pytest.raises(ValueError, match=f"keep={stage1.fewest - 1} is below the {stage1.fewest} tokens"):
-        run(stage1, *prompt(90), keep=stage1.fewest - 1)
-    with pytest.raises(ValueError, match="keep=31 is not in 1 to capacity=30"):
-        run(stage1, *prompt(90), keep=31)
+    with pytest.raises(ValueError, match=f"max_retained={stage1.fewest - 1} is below the {stage1.fewest} tokens"):
+        run(stage1, *prompt(90), max_retained=stage1.fewest - 1)
+    with pytest.raises(ValueError, match="max_retained=31 is not in 1 to capacity=30"):
+        run(stage1, *prompt(90), max_retained=31)
 
 
 def test_windows_and_sinks_that_make_no_sense_are_refused():

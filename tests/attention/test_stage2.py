@@ -251,8 +251,10 @@ def test_what_a_step_reads_is_about_the_budget():
     method = HybridTokens(128, 67, 3)
     assert method.read_bytes(1448, 128, 2) == (67 * 483 + 2 * 128 * 128) * 2
     assert method.read_bytes(1448, 128, 2) == pytest.approx(256 * 2 * 128 * 2, rel=0.01)
-    assert method.kept_bytes(1448, 128, 2) == (1448 * 2 * 128 + 2 * 128 * 483) * 2
-    assert HybridTokens(2048, 76, 1).kept_bytes(6841, 128, 2) == 6841 * 2 * 128 * 2  # pages of 1 are their own summary
+    assert method.retained_bytes(1448, 128, 2) == (1448 * 2 * 128 + 2 * 128 * 483) * 2
+    assert (
+        HybridTokens(2048, 76, 1).retained_bytes(6841, 128, 2) == 6841 * 2 * 128 * 2
+    )  # pages of 1 are their own summary
     pages = HybridPages(512, 16, dense=512)
     assert pages.read_bytes(512, 128, 2, group=4) == 512 * 2 * 128 * 2
     assert pages.read_bytes(513, 128, 2, group=4) == (33 + 512) * 2 * 128 * 2

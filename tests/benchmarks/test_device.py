@@ -242,14 +242,14 @@ def test_the_arms_of_others_decode_what_the_engine_decodes():
     caches, weights = rig.caches(2, 256, None), rig.weights
     length, count = 128, 4
     views, everyone = filled(caches, length), np.ones(2, np.bool_)
-    kept, again = ([[x.swapaxes(1, 2) + 0 for x in (view.k, view.v)] for view in views] for _ in range(2))
+    retained, again = ([[x.swapaxes(1, 2) + 0 for x in (view.k, view.v)] for view in views] for _ in range(2))
     out, *_ = steps.decode(
         weights.trunk, rig.kinds("reference"), caches.plans, caches.layout.decode_steps, weights.trunk_leaves,
         weights.leaves, views, started(rig, 2, length), everyone, np.int32(count),
     )  # fmt: skip
     attend = lambda *arrays: OUTSIDE["xla"](*arrays, scale=rig.model.query_scale)  # noqa: E731
     token, position = jnp.full(2, 5, jnp.int32), jnp.full(2, length, jnp.int32)
-    _, last = outside_steps(rig, attend, count)(weights.trunk_leaves, weights.leaves, kept, token, position)
+    _, last = outside_steps(rig, attend, count)(weights.trunk_leaves, weights.leaves, retained, token, position)
     assert out.emitted[:count].all()
     np.testing.assert_array_equal(last, out.sample.token[count - 1])
     pytest.importorskip("torch")

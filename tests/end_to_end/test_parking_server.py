@@ -16,8 +16,8 @@ SAMPLED = GREEDY | {"prompt": "Once upon a time", "temperature": 0.8, "seed": 11
 
 def server(tmp_path: Path, name: str) -> ServerProcess:
     flags = ("--max-model-len", "1k", "--max-num-seqs", "2", "--host-cache-size", "0", "--token-budget", "128")
-    kept = ("--compile-cache", str(tmp_path / "compiled"), "--park", str(tmp_path / "parked"))
-    return ServerProcess(tmp_path / name, *flags, "--shutdown-timeout", "0", *kept)
+    retained = ("--compile-cache", str(tmp_path / "compiled"), "--park", str(tmp_path / "parked"))
+    return ServerProcess(tmp_path / name, *flags, "--shutdown-timeout", "0", *retained)
 
 
 def events(answer: httpx.Response):

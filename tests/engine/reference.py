@@ -92,24 +92,24 @@ class Reference:
     def _stage1(self, plan: LayerPlan, rows: list[Row], queries: np.ndarray, k: np.ndarray) -> None:
         """`k` [K, n, D]: of the prompt, or of the rows themselves when a view is selected anew."""
         held, stage1 = k.shape[1], plan.stage1
-        if stage1 is None or held <= plan.keep:
+        if stage1 is None or held <= plan.max_retained:
             return
         if isinstance(stage1, Streaming):
-            kept = [rocketkv_oracle.streaming(held, stage1.sinks, plan.keep)] * len(rows)
+            retained = [rocketkv_oracle.streaming(held, stage1.sinks, plan.max_retained)] * len(rows)
         else:
             assert isinstance(stage1, Observation)
             observed = min(stage1.window, len(queries) - self.begin)
-            kept = rocketkv_oracle.stage1(
+            retained = rocketkv_oracle.stage1(
                 queries[-observed:],
                 k,
                 held,
                 observed,
                 self.config.query_scale,
                 stage1.kernel,
-                plan.keep,
+                plan.max_retained,
                 stage1.per_head,
             )
-        for row, entries in zip(rows, kept, strict=True):
+        for row, entries in zip(rows, retained, strict=True):
             row.keep(entries)
 
     def _attend(self, plan: LayerPlan, row: Row, q: np.ndarray, window: int | None) -> np.ndarray:

@@ -71,9 +71,9 @@ def test_a_budget_keeps_its_share_and_holds_less_than_half_until_then(context, t
     compression = context / token_budget
     share = compression ** -min(0.2 + 0.06 * math.log2(compression), 0.8)
     length = context - ours.layout.headroom
-    pages = sum(math.ceil(layer.kept(length) / layer.page_size) for layer in ours.plans)
+    pages = sum(math.ceil(layer.retained(length) / layer.page_size) for layer in ours.plans)
     summaries = pages * model.num_kv_heads * 2 * model.head_dim  # of one byte a number, half the cache's
-    assert summaries < ours.kept_bytes(length) <= share * full.full_bytes(length) + summaries
+    assert summaries < ours.retained_bytes(length) <= share * full.full_bytes(length) + summaries
 
 
 def test_what_fits_is_not_refused():

@@ -23,7 +23,9 @@ def check(
     begin: int = 0,
 ) -> None:
     """`begin` is where the turn is expected to begin for this method."""
-    params = dataclasses.replace(GREEDY, max_tokens=new, logprobs=5, select_after=select_after, turn=turn, kept=True)
+    params = dataclasses.replace(
+        GREEDY, max_tokens=new, logprobs=5, select_after=select_after, turn=turn, retained=True
+    )
     before = engine.stats().compiles_after_warmup
     [completion] = generate(engine, [(prompt, params)])
     assert engine.stats().compiles_after_warmup == before
@@ -32,8 +34,8 @@ def check(
     chosen = select_after if engine.caches.window else None  # where no view chooses, the prompt is read as a whole
     logits = reference.prefill(prompt[:chosen], begin)
     if chosen is None:
-        for rows, kept in zip(reference.rows, completion.kept, strict=True):
-            for row, positions in zip(rows, kept, strict=True):
+        for rows, retained in zip(reference.rows, completion.retained, strict=True):
+            for row, positions in zip(rows, retained, strict=True):
                 assert sorted(positions[positions >= 0]) == row.positions[-len(positions) :]
     for token in prompt[chosen:] if chosen else ():
         logits = reference.step(token)

@@ -30,7 +30,9 @@ def requests(method: str) -> list[tuple[list[int], SamplingParams, str]]:
     """Greedy behind a long prompt; sampled; and one with all that is told once, in rocketkv of a smaller budget."""
     budget = 48 if method == "rocketkv" else None
     turn = 20 if method == "rocketkv-mt" else None
-    told = dataclasses.replace(LONG, kept=True, prompt_logprobs=1, token_budget=budget, turn=turn, logit_bias={7: 0.5})
+    told = dataclasses.replace(
+        LONG, retained=True, prompt_logprobs=1, token_budget=budget, turn=turn, logit_bias={7: 0.5}
+    )
     return [(tiny.prompt(300), LONG, ""), (tiny.prompt(40), SAMPLED, "tenant"), (tiny.prompt(200, seed=3), told, "")]
 
 
@@ -85,9 +87,9 @@ def resumed(caller: Caller) -> int:
 
 def equal(one: Completion, other: Completion) -> None:
     """But for where the KV came from."""
-    plain = [dataclasses.replace(each, kept=None, cached_tokens=0) for each in (one, other)]
+    plain = [dataclasses.replace(each, retained=None, cached_tokens=0) for each in (one, other)]
     assert plain[0] == plain[1]
-    for ours, theirs in zip(one.kept or (), other.kept or (), strict=True):
+    for ours, theirs in zip(one.retained or (), other.retained or (), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -16,7 +16,7 @@ from tests.store.memory_tier import MemoryTier
 
 CHUNK = 256
 BLOCK_BYTES = CHUNK * 3 * 2 * 2 * 16 * 4  # layers, kv heads, K and V, head dim, bytes
-PARAMS = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, kept=True)
+PARAMS = dataclasses.replace(GREEDY, max_tokens=40, logprobs=3, retained=True)
 
 
 def engine_of(folder: Path, store: StoreConfig | None, method: str | None = None, **settings) -> Engine:
@@ -48,7 +48,7 @@ def engine(folder, request):
 
 def equal(cold, warm) -> None:
     assert (cold.tokens, cold.logprobs) == (warm.tokens, warm.logprobs)
-    for ours, theirs in zip(cold.kept, warm.kept, strict=True):
+    for ours, theirs in zip(cold.retained, warm.retained, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

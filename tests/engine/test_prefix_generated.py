@@ -176,7 +176,7 @@ def test_dense_chunks_are_found_first_and_are_those_of_an_engine_without(engine,
     params = {"prompt_logprobs": 0}  # which need every token to be computed
     assert ask(engine, turn, 1, salt, **params).cached_tokens == 0
     assert stored(engine, turn, salt, fork=2)
-    warm, cold = (ask(engine, turn, 20, each, kept=True, logprobs=1) for each in (salt, "cold " + salt))
+    warm, cold = (ask(engine, turn, 20, each, retained=True, logprobs=1) for each in (salt, "cold " + salt))
     assert warm.cached_tokens == 512
     equal(cold, warm)
 

@@ -33,7 +33,7 @@ def call(function, *arguments):
     return function(*arguments)
 
 
-def kept(logits: np.ndarray, params: SamplingParams, top_p: float) -> np.ndarray:
+def retained(logits: np.ndarray, params: SamplingParams, top_p: float) -> np.ndarray:
     """Which tokens one row may draw, by sorting."""
     logits = logits.astype(np.float64)
     keep = np.isfinite(logits)
@@ -80,7 +80,7 @@ def test_filters_agree_with_sorting(kind, names):
         filtered = np.asarray(call(_filter, logits, states(params)))
         for row, each in enumerate(params):
             got = np.isfinite(filtered[row])
-            low, high = (kept(logits[row], each, each.top_p + shift) for shift in (-EDGE, EDGE))
+            low, high = (retained(logits[row], each, each.top_p + shift) for shift in (-EDGE, EDGE))
             assert (low <= got).all(), (each, np.sort(logits[row]))
             assert (got <= high).all(), (each, np.sort(logits[row]))
             assert (got == (logits[row] >= logits[row][got].min())).all()
@@ -96,7 +96,7 @@ def test_ties_are_kept_or_dropped_together():
 
 def expected(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
     scaled = logits.astype(np.float64) / params.temperature
-    scaled[~kept(scaled, params, params.top_p)] = -np.inf
+    scaled[~retained(scaled, params, params.top_p)] = -np.inf
     return np.exp(log_softmax(scaled))
 
 

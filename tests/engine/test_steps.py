@@ -108,12 +108,12 @@ def test_appended_tokens_are_taken_from_a_view_as_they_are_and_others_are_not_pr
     random = np.random.default_rng(capacity + rows)
     shape = (SLOTS, rows, capacity, DIM)
     view = View(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape[:3], -1), jnp.zeros(SLOTS, jnp.int32))
-    kept = (
+    retained = (
         random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :4] if capacity == 40 else np.zeros((rows, 0))
     )
-    kept = np.sort(kept, axis=1).astype(np.int32)  # each row has chosen for itself
-    entries = kept.shape[1]
-    view = View(view.k, view.v, view.positions.at[slot, :, :entries].set(kept), view.used.at[slot].set(entries))
+    retained = np.sort(retained, axis=1).astype(np.int32)  # each row has chosen for itself
+    entries = retained.shape[1]
+    view = View(view.k, view.v, view.positions.at[slot, :, :entries].set(retained), view.used.at[slot].set(entries))
     k, v = random.normal(0, 1, (2, total, SLOTS, KV_HEADS, DIM)).astype(np.float32)
     active = np.arange(SLOTS) == slot
     for position in range(length, total):

@@ -14,7 +14,7 @@ from tests.engine.client import GREEDY, generate, settle
 
 CONTEXT, ROOM = 640, 24
 BUDGETS = {"rocketkv": (128, 96), "snapkv": (48, 36), "topk": (40, 17)}  # of the engine, and a smaller one
-KEPT = dataclasses.replace(GREEDY, max_tokens=2 * ROOM + 9, logprobs=3, kept=True)  # selected anew, twice
+RETAINED = dataclasses.replace(GREEDY, max_tokens=2 * ROOM + 9, logprobs=3, retained=True)  # selected anew, twice
 
 
 def config(method: str | None, token_budget: int | None, **options) -> EngineConfig:
@@ -46,9 +46,9 @@ def pair(request, tmp_path_factory):
 def test_it_is_what_an_engine_of_that_budget_says(pair, length):
     engine, smaller, budget = pair
     prompt = tiny.prompt(length)
-    own = dataclasses.replace(KEPT, token_budget=budget)
-    [ours], [theirs] = generate(engine, [(prompt, own)]), generate(smaller, [(prompt, KEPT)])
-    for mine, its in zip(ours.kept, theirs.kept, strict=True):
+    own = dataclasses.replace(RETAINED, token_budget=budget)
+    [ours], [theirs] = generate(engine, [(prompt, own)]), generate(smaller, [(prompt, RETAINED)])
+    for mine, its in zip(ours.retained, theirs.retained, strict=True):
         np.testing.assert_array_equal(mine[:, : its.shape[1]], its)
         assert (mine[:, its.shape[1] :] < 0).all()
     assert ours.tokens == theirs.tokens
@@ -60,23 +60,23 @@ def test_unlike_budgets_in_one_batch_do_not_meet(pair):
     engine, _, budget = pair
     budgets = [None, budget, engine.layout.token_budget, budget + 7, budget, None, budget + 1]
     each = [
-        (tiny.prompt(500 - 40 * index), dataclasses.replace(KEPT, token_budget=own))
+        (tiny.prompt(500 - 40 * index), dataclasses.replace(RETAINED, token_budget=own))
         for index, own in enumerate(budgets)
     ]
     together = generate(engine, each)
     for request, one in zip(each, together, strict=True):
         [alone] = generate(engine, [request])
         assert (one.tokens, one.logprobs) == (alone.tokens, alone.logprobs)
-        for ours, theirs in zip(one.kept, alone.kept, strict=True):
+        for ours, theirs in zip(one.retained, alone.retained, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     settle(engine)
 
 
 def test_the_engines_own_budget_is_no_other(pair):
     engine, _, budget = pair
-    prompt, own = tiny.prompt(500), dataclasses.replace(KEPT, token_budget=engine.layout.token_budget)
-    [given], [left_out] = generate(engine, [(prompt, own)]), generate(engine, [(prompt, KEPT)])
-    [small] = generate(engine, [(prompt, dataclasses.replace(KEPT, token_budget=budget))])
+    prompt, own = tiny.prompt(500), dataclasses.replace(RETAINED, token_budget=engine.layout.token_budget)
+    [given], [left_out] = generate(engine, [(prompt, own)]), generate(engine, [(prompt, RETAINED)])
+    [small] = generate(engine, [(prompt, dataclasses.replace(RETAINED, token_budget=budget))])
     assert (given.tokens, given.logprobs) == (left_out.tokens, left_out.logprobs)
     assert given.logprobs != small.logprobs
 
@@ -85,7 +85,7 @@ def test_what_is_refused_says_what_is_allowed(pair):
     engine, _, _ = pair
     most = engine.layout.token_budget
     with pytest.raises(ValueError, match=rf"token_budget={most + 1} is outside \[\d+, {most}\], of which {most} is"):
-        generate(engine, [([1], dataclasses.replace(KEPT, token_budget=most + 1))])
+        generate(engine, [([1], dataclasses.replace(RETAINED, token_budget=most + 1))])
 
 
 @pytest.mark.parametrize("method", ["rocketkv", "rocketkv-stage1", "snapkv", "pyramidkv", "streaming", "quest", "topk"])
@@ -106,7 +106,7 @@ def test_all_budgets_from_the_least_to_its_own(method):
             assert [within.headroom(length) for length in (5, 60, 600)] == [
                 alike.headroom(length) for length in (5, 60, 600)
             ]
-            assert within.kept_bytes(600) == alike.kept_bytes(600)
+            assert within.retained_bytes(600) == alike.retained_bytes(600)
     assert equal > 20
     assert caches.within(None) is caches.within(128) is caches
 

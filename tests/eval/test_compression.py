@@ -10,9 +10,9 @@ from rich.console import Console
 from benchmarks import methods, methods_engine
 from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
-from kvjax.eval.kept import Kept
-from kvjax.eval.kept_plot import FOUND, LOST, plot
-from kvjax.eval.kept_show import drawing
+from kvjax.eval.retained import Retained
+from kvjax.eval.retained_plot import FOUND, LOST, plot
+from kvjax.eval.retained_show import drawing
 from kvjax.eval.runner import Case, Conduct, evaluate
 from kvjax.eval.target import Footprint
 from kvjax.eval.target_engine import EngineTarget
@@ -59,28 +59,28 @@ def test_each_turn_chooses_anew_unless_what_was_dropped_is_gone(target):
 
 
 def test_the_layer_that_needs_the_needle_keeps_it(target):
-    kept = Kept.observe(target, Case(Recall(turns=2), LENGTH, 0), Conduct())
-    assert kept.length == LENGTH - 8 + 2
-    assert kept.question == LENGTH - 8
-    assert [(span.start, len(span)) for span in (*kept.answers, *kept.later)] == [(154, 1), (77, 1)]
-    assert [kept.survival(layer) for layer in (0, 1)] == [0.0, 1.0]
-    assert not any(layer[:, 77].any() for layer in kept.layers)  # nobody has asked for it yet
-    assert kept.share == pytest.approx(BUDGET / kept.length)
-    hidden = Kept.observe(target, Case(Recall(), LENGTH, 0), Conduct(agnostic=True))
+    retained = Retained.observe(target, Case(Recall(turns=2), LENGTH, 0), Conduct())
+    assert retained.length == LENGTH - 8 + 2
+    assert retained.question == LENGTH - 8
+    assert [(span.start, len(span)) for span in (*retained.answers, *retained.later)] == [(154, 1), (77, 1)]
+    assert [retained.survival(layer) for layer in (0, 1)] == [0.0, 1.0]
+    assert not any(layer[:, 77].any() for layer in retained.layers)  # nobody has asked for it yet
+    assert retained.share == pytest.approx(BUDGET / retained.length)
+    hidden = Retained.observe(target, Case(Recall(), LENGTH, 0), Conduct(agnostic=True))
     assert [hidden.survival(layer) for layer in (0, 1)] == [0.0, 0.0]
     # the question came later, through the views: nothing of it is missing
     assert all(layer[:, hidden.question :].all() for layer in hidden.layers)
 
 
 def test_the_picture_and_the_lines_show_it(target, tmp_path):
-    kept = Kept.observe(target, Case(Recall(turns=2), LENGTH, 0), Conduct())
-    plot([kept, kept], "two", tmp_path / "kept.png")
+    retained = Retained.observe(target, Case(Recall(turns=2), LENGTH, 0), Conduct())
+    plot([retained, retained], "two", tmp_path / "kept.png")
     pixels = (imread(tmp_path / "kept.png")[..., :3] * 255).round().astype(int)
     for colour in (FOUND, LOST):
         wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
         assert (np.abs(pixels - wanted).max(axis=-1) <= 1).sum() > 100
-    title, places, *layers = (line.plain for line in drawing(kept, 80))
-    assert title == f"recall: {kept.length} tokens, {BUDGET / kept.length:.0%} kept"
+    title, places, *layers = (line.plain for line in drawing(retained, 80))
+    assert title == f"recall: {retained.length} tokens, {BUDGET / retained.length:.0%} kept"
     assert [len(line) for line in (places, *layers)] == [80] * 3
     needle = places.index("▼")
     assert [line[needle] for line in layers] == ["x", "█"]
@@ -91,7 +91,7 @@ def test_the_command_tells_bytes_and_draws_in_the_terminal_or_in_a_file(target, 
     monkeypatch.setattr(command, "open_target", lambda given, resources: (target, lambda: None))
     monkeypatch.setitem(TASKS, "recall", Recall())
     asked = ["--tasks", "recall", "--lengths", "128", str(LENGTH), "--samples", "1"]
-    assert command.main([*asked, "--show-kept"]) == 0
+    assert command.main([*asked, "--show-retained"]) == 0
     lines = capsys.readouterr().out.splitlines()
     head = f"  induction0, rocketkv-stage1 of {BUDGET} tokens  completion, greedy, 1 samples a cell"
     assert lines[1].replace(target.engine.model_name, "induction0") == head
@@ -99,9 +99,9 @@ def test_the_command_tells_bytes_and_draws_in_the_terminal_or_in_a_file(target, 
     assert first == "  compressed cache  128  384 KiB kept of 512 KiB (75%), 384 KiB read a step (75%)"
     assert second.split()[0] == str(LENGTH)
     at = lines.index(f"recall: {LENGTH - 6} tokens, 38% kept")  # the longer one
-    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["kept", "0%", "100%"]
+    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["retained", "0%", "100%"]
     picture = tmp_path / "kept.png"
-    assert command.main([*asked, "--agnostic", "--json", "--show-kept", str(picture)]) == 0
+    assert command.main([*asked, "--agnostic", "--json", "--show-retained", str(picture)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["settings"]["agnostic"] is True
     assert f"drawn in {picture}" in err
@@ -178,5 +178,5 @@ def test_a_command_shows_what_is_kept(folder, tmp_path):
     """Lines of a terminal that is too narrow are not wrapped."""
     console = Console(width=40, record=True, force_terminal=False)
     layers = (np.ones((2, 100), bool), np.zeros((2, 100), bool))
-    console.print(*drawing(Kept("name", layers, 90, (range(50, 60),)), 40), sep="\n")
+    console.print(*drawing(Retained("name", layers, 90, (range(50, 60),)), 40), sep="\n")
     assert {len(line) for line in console.export_text().splitlines()[1:]} == {40}

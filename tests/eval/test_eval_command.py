@@ -110,11 +110,11 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
         (["--agnostic"], "--agnostic says nothing here: full keeps all of"),
         (["--evict", "--tasks", "mini/turns_kv"], "--evict says nothing here: full keeps all of"),
         (
-            ["--method", "quest", "--token-budget", "64", "--show-kept"],
-            "--show-kept says nothing here: quest",
+            ["--method", "quest", "--token-budget", "64", "--show-retained"],
+            "--show-retained says nothing here: quest",
         ),
         (["--evict", "--tasks", "mini/vt"], "--evict tells in later turns, and no task has any"),
-        (["--show-kept", "kept.pdf"], "'kept.pdf' is drawn as a PNG: end its name in .png"),
+        (["--show-retained", "kept.pdf"], "'kept.pdf' is drawn as a PNG: end its name in .png"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
     ],
 )

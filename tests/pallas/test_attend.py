@@ -55,7 +55,7 @@ def test_kernels_read_what_the_reference_reads(plan, implementation):
     [
         (LayerPlan(512), 100, "sliding window of 100"),
         (LayerPlan(512, stage2=Quest(64, page_size=8)), None, "Quest"),
-        (LayerPlan(512, head_keep=(100, 200)), None, "have gaps"),
+        (LayerPlan(512, head_max_retained=(100, 200)), None, "have gaps"),
     ],
 )
 def test_a_layer_without_kernels_is_refused_by_name_and_falls_to_the_reference_otherwise(plan, window, reason):

@@ -98,27 +98,27 @@ class PageSelection:
         assert units.shape == chosen.shape == (slots, rows, min(choice.count, pages))
         assert ((units >= 0) & (units < pages)).all()
         for slot, row in np.ndindex(slots, rows):
-            kept = units[slot, row][chosen[slot, row]].tolist()
-            assert sorted(kept) == choice.expected(slot, row)
+            retained = units[slot, row][chosen[slot, row]].tolist()
+            assert sorted(retained) == choice.expected(slot, row)
             newest = choice.eligible(slot) - 1
-            dropped = [page for page in range(newest) if page not in kept]  # of the others, none is better
+            dropped = [page for page in range(newest) if page not in retained]  # of the others, none is better
             scores = choice.scores[slot, row]
-            lowest = min((scores[page] for page in kept if page != newest), default=np.inf)
-            assert all(scores[page] <= lowest for page in dropped) or not kept
-            assert newest in kept or not kept
-            self.check_order(scores, kept, newest)
+            lowest = min((scores[page] for page in retained if page != newest), default=np.inf)
+            assert all(scores[page] <= lowest for page in dropped) or not retained
+            assert newest in retained or not retained
+            self.check_order(scores, retained, newest)
 
-    def check_order(self, scores: np.ndarray, kept: list[int], newest: int) -> None:
+    def check_order(self, scores: np.ndarray, retained: list[int], newest: int) -> None:
         """Kernels give the pages by their index, which spares them a sort."""
-        assert kept == sorted(kept)
+        assert retained == sorted(retained)
 
 
 class TestReference(PageSelection):
     implementation = "reference"
 
-    def check_order(self, scores: np.ndarray, kept: list[int], newest: int) -> None:
-        assert not kept or kept[0] == newest
-        assert np.all(np.diff(scores[kept[1:]]) <= 0)
+    def check_order(self, scores: np.ndarray, retained: list[int], newest: int) -> None:
+        assert not retained or retained[0] == newest
+        assert np.all(np.diff(scores[retained[1:]]) <= 0)
 
     def test_it_chooses_as_the_engines_method_does(self):
         choice = CHOICES[0]

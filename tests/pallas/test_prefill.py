@@ -18,9 +18,9 @@ from tests.pallas.interpreter import run
 LENGTH, TOKENS, WINDOW = 200, 256, 8
 CASE = Case(4, 128, 8, TOKENS, (LENGTH,), kv_heads=2)
 PLANS = {
-    "observed": LayerPlan(64, Observation(WINDOW, kernel=7), keep=48),
-    "per head": LayerPlan(64, Observation(WINDOW, kernel=7, per_head=True), keep=48),
-    "streaming": LayerPlan(64, Streaming(WINDOW), keep=48),
+    "observed": LayerPlan(64, Observation(WINDOW, kernel=7), max_retained=48),
+    "per head": LayerPlan(64, Observation(WINDOW, kernel=7, per_head=True), max_retained=48),
+    "streaming": LayerPlan(64, Streaming(WINDOW), max_retained=48),
     "full": LayerPlan(TOKENS),
 }
 
@@ -43,19 +43,19 @@ def installed(plan: LayerPlan, *, implementation: str | None, dtype: str | None 
             chooses=chooses,
         )
     )
-    terms = Terms(*(jnp.int32(number) for number in (plan.keep, 64, 0, 0)))
+    terms = Terms(*(jnp.int32(number) for number in (plan.max_retained, 64, 0, 0)))
     options = {"scale": CASE.scale, "implementation": implementation}
     new = prefill.install(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), terms, **options)
     return jax.tree.map(lambda leaf: leaf[0], new)
 
 
 def same(plan: LayerPlan, implementation: str) -> None:
-    def kept(*, implementation):
+    def retained(*, implementation):
         view = installed(plan, implementation=implementation)
         return jnp.concatenate([view.positions[..., None].astype(jnp.float32), view.k, view.v], axis=-1)
 
-    want, got = run("reference", kept), run(implementation, kept)
-    assert (want[..., 0] >= 0).sum() == plan.kept(LENGTH) * len(want)
+    want, got = run("reference", retained), run(implementation, retained)
+    assert (want[..., 0] >= 0).sum() == plan.retained(LENGTH) * len(want)
     np.testing.assert_array_equal(got, want)
 
 

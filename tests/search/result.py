@@ -88,7 +88,9 @@ def search_result(
         outcomes=(empty.chosen, *anchors, found),
         expanded={
             2 * token_budget: tuple(
-                _outcome(each.name, tuple(2 * kept for kept in each.scheme or ()), layers, 2 * token_budget, sets)
+                _outcome(
+                    each.name, tuple(2 * retained for retained in each.scheme or ()), layers, 2 * token_budget, sets
+                )
                 for each in dict.fromkeys((anchors[0], chosen))
             )
         },
@@ -101,13 +103,13 @@ def _scheme(rule: Fixed, problem: Problem) -> Scheme:
 
 
 def _tuple(scheme: np.ndarray) -> Scheme:
-    return tuple(int(kept) for kept in scheme)
+    return tuple(int(retained) for retained in scheme)
 
 
 def _outcome(
     name: str, scheme: Scheme | None, layers: int, mean: int, sets: list[Needs], evaluations: int = 1
 ) -> Outcome:
-    kept = np.array(scheme or (CEILING,) * layers)
-    scores = dict(zip(SETS, (needs.score(kept) for needs in sets), strict=True))
+    retained = np.array(scheme or (CEILING,) * layers)
+    scores = dict(zip(SETS, (needs.score(retained) for needs in sets), strict=True))
     uniform = sets[2].score(np.full(layers, mean))[0]
     return Outcome.of(name, scheme, scores, uniform, evaluations, 0.05 * evaluations)

@@ -44,7 +44,7 @@ def test_a_search_prints_a_table_and_writes_a_profile(config, capsys, tmp_path):
     assert f"python -m kvjax.serve {FIELDS['model']} --budgets {tmp_path / 'found.json'}" in out
     document = json.loads((tmp_path / "found.json").read_text())
     assert len(document["layers"]) == 8
-    assert sum(document["provenance"]["tokens_kept_of_a_prompt"]) == 8 * 32
+    assert sum(document["provenance"]["tokens_retained_of_a_prompt"]) == 8 * 32
     assert len(document["model"]["weights"]) == 64
     assert document["provenance"]["made_by"] == f"python -m kvjax.search --config {config}"
 
@@ -56,7 +56,7 @@ def test_a_search_that_expands_prints_every_budget_and_writes_a_profile_of_each(
         assert f"{mean} kept" in out
     for mean in (24, 64):
         document = json.loads((tmp_path / f"found-{mean}.json").read_text())
-        assert sum(document["provenance"]["tokens_kept_of_a_prompt"]) == 8 * mean
+        assert sum(document["provenance"]["tokens_retained_of_a_prompt"]) == 8 * mean
 
 
 @pytest.mark.slow  # two processes

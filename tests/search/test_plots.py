@@ -53,9 +53,9 @@ def test_a_bar_is_what_its_layer_keeps(sliding):
 
 def test_a_mean_that_is_no_whole_number_is_not_rounded_to_one():
     result = search_result()
-    kept = (*(result.chosen.scheme or ())[:-1], 30)
-    picture = plots.budgets(dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, scheme=kept)))
-    assert picture.axes[0].get_title("left") == f"{sum(kept)} tokens in 8 layers: mean {sum(kept) / 8:.3f}"
+    retained = (*(result.chosen.scheme or ())[:-1], 30)
+    picture = plots.budgets(dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, scheme=retained)))
+    assert picture.axes[0].get_title("left") == f"{sum(retained)} tokens in 8 layers: mean {sum(retained) / 8:.3f}"
 
 
 def test_every_scheme_that_was_judged_is_a_dot_under_the_best_so_far():

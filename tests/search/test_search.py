@@ -96,14 +96,14 @@ def test_the_last_tokens_answer_what_is_asked_of_them(found):
     assert said[places < 28].mean() < 0.1
 
 
-@pytest.mark.parametrize("kept", [4, 7, 40, 96])
-def test_what_was_read_is_put_in_the_order_of_streaming(model, kept):
+@pytest.mark.parametrize("retained", [4, 7, 40, 96])
+def test_what_was_read_is_put_in_the_order_of_streaming(model, retained):
     """As if it had been read with StreamingLLM's stage 1: the first entries are the same, in whatever order."""
     cases = sets(2).search
     read = Reader(model, Observation(WINDOW, 7, 2), 96).read([*cases, case(9, pairs=40)])
     expected = Reader(model, Streaming(1, 2), 96).read([*cases, case(9, pairs=40)])
     for ours, theirs in zip(streaming_order(read, 2).layers, expected.layers, strict=True):
-        places = [np.sort(np.asarray(held.order)[..., :kept], axis=-1) for held in (ours, theirs)]
+        places = [np.sort(np.asarray(held.order)[..., :retained], axis=-1) for held in (ours, theirs)]
         np.testing.assert_array_equal(*places)
         by_place = [
             np.take_along_axis(np.asarray(h.k), np.argsort(h.order, axis=-1)[..., None], 2) for h in (ours, theirs)
@@ -170,9 +170,11 @@ def test_the_result_survives_as_json(found, tmp_path):
     half, *_ = found.sweep
     assert BudgetProfile.load(tmp_path / "profile-20.json", found.model) == half.profile
     capacities = [[budget.capacity for budget in each.profile.layers] for each in (half, found)]
-    assert capacities == [[kept + CONFIG.headroom for kept in each.chosen.scheme or ()] for each in (half, found)]
+    assert capacities == [
+        [retained + CONFIG.headroom for retained in each.chosen.scheme or ()] for each in (half, found)
+    ]
     provenance = json.loads((tmp_path / "profile.json").read_text())["provenance"]
-    assert provenance["tokens_kept_of_a_prompt"] == list(found.chosen.scheme)
+    assert provenance["tokens_retained_of_a_prompt"] == list(found.chosen.scheme)
     assert provenance["mean"] == CONFIG.token_budget
 
 

@@ -25,13 +25,13 @@ SCHEMES = [(12, 12), (20, 90), ((560, 33), (12, 60))]  # the last says what each
 def profile(scheme) -> BudgetProfile:
     budgets = [
         LayerBudget.selecting(
-            max(np.atleast_1d(kept).tolist()) + ROOM,
+            max(np.atleast_1d(retained).tolist()) + ROOM,
             observation_window=WINDOW,
             pooling_kernel=KERNEL,
             sinks=SINKS,
-            head_tokens=kept if isinstance(kept, tuple) else None,
+            head_tokens=retained if isinstance(retained, tuple) else None,
         )
-        for kept in scheme
+        for retained in scheme
     ]
     return BudgetProfile((LayerBudget(100), *budgets))
 
@@ -86,7 +86,7 @@ def test_memory_falls_as_the_profile_says(model, served):
     _, decoder = model
     scheme, engine = served
     held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
-    entries = 100 + sum(min(max(np.atleast_1d(kept).tolist()) + ROOM, CONTEXT) for kept in scheme)
+    entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in scheme)
     config = decoder.config
     assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
     if scheme == (12, 12):

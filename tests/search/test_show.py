@@ -55,11 +55,11 @@ def test_the_view_runs_nothing_that_a_name_brings():
 def test_bars_are_as_tall_as_layers_keep_tokens(layers, sliding):
     result = search_result(layers=layers, sliding=sliding)
     drawing = ElementTree.fromstring(svg(result))
-    kept = result.chosen.scheme or ()
+    retained = result.chosen.scheme or ()
     heights = [float(group[1].attrib["height"]) for group in drawing.iter(f"{XMLNS}g")]
-    assert heights == [pytest.approx(96 * tokens / max(kept), abs=0.06) for tokens in kept]
+    assert heights == [pytest.approx(96 * tokens / max(retained), abs=0.06) for tokens in retained]
     titles = [title.text for title in drawing.iter(f"{XMLNS}title")]
-    assert titles == [f"layer {(1 + sliding) * i}: {tokens} tokens" for i, tokens in enumerate(kept)]
+    assert titles == [f"layer {(1 + sliding) * i}: {tokens} tokens" for i, tokens in enumerate(retained)]
     assert "mean 64" in [text.text for text in drawing.iter(f"{XMLNS}text")]
 
 

@@ -65,8 +65,8 @@ def test_shares_are_proportional_where_nothing_is_full(case):
     hypothesis.assume(max(scheme) < space.ceiling)
     left = space.total - space.layers * space.floor
     whole = sum(Fraction(float(weight)) for weight in weights)
-    for kept, weight in zip(scheme, weights, strict=True):
-        assert abs(kept - space.floor - left * Fraction(float(weight)) / whole) < 1
+    for retained, weight in zip(scheme, weights, strict=True):
+        assert abs(retained - space.floor - left * Fraction(float(weight)) / whole) < 1
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -41,14 +41,14 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
     path, decoder = model
     layers = tuple(
         LayerBudget.selecting(
-            kept + ROOM,
+            retained + ROOM,
             observation_window=STAGES.window,
             pooling_kernel=STAGES.kernels[kernel],
             stage2_tokens=read,
             page_size=STAGES.page_size,
             sinks=STAGES.sinks,
         )
-        for kept, read, kernel in scheme
+        for retained, read, kernel in scheme
     )
     BudgetProfile(layers).save(tmp_path / "profile.json", ModelFingerprint.of(decoder.config))
     config = EngineConfig(
@@ -64,7 +64,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
             tail = (*prompt[length - asked :], *completion.tokens)
             cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
     arena = StageArena(decoder, STAGES, 600, 16, batch=2)
-    other = tuple((kept, 8, kernel) for kept, _, kernel in scheme)
+    other = tuple((retained, 8, kernel) for retained, _, kernel in scheme)
     schemes = np.array([scheme, other]).reshape(2, -1)
     scores = arena.judge(schemes, arena.read(cases), len(cases))
     np.testing.assert_array_equal(scores.exact[0], 1)
@@ -74,10 +74,10 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
 def test_a_split_stays_within_its_traffic():
     for traffic in (16, 40, 100, 300):
         for exponent in (0.0, 0.3, 0.7, 1.0):
-            kept, read = split(4096, traffic, exponent, dataclasses.replace(STAGES, headroom=8, window=4, sinks=0))
-            pages = -(-(kept + 8) // STAGES.page_size)
+            retained, read = split(4096, traffic, exponent, dataclasses.replace(STAGES, headroom=8, window=4, sinks=0))
+            pages = -(-(retained + 8) // STAGES.page_size)
             assert read + -(-pages // 2) <= traffic
             assert read >= 2 * STAGES.page_size
-            assert kept >= 4
+            assert retained >= 4
     with pytest.raises(ValueError, match="pays for fewer than two pages"):
         split(4096, 8, 0.5, STAGES)

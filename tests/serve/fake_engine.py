@@ -210,7 +210,7 @@ class FakeEngine:
         scores = None
         if params.prompt_logprobs is not None:
             scores = (None, *(logprob(token, params.prompt_logprobs) for token in prompt[1:]))
-        kept = kept_of(len(prompt)) if params.kept else None
+        retained = retained_of(len(prompt)) if params.retained else None
         writer = Writer(params)
         generated, finish = 0, None
         while finish is None:
@@ -251,12 +251,12 @@ class FakeEngine:
                 tokens=tokens,
                 logprobs=chosen,
                 prompt_logprobs=scores,
-                kept=kept,
+                retained=retained,
                 finish=finish,
                 stop_reason=reason,
                 timing=timing,
             )
-            scores = kept = None
+            scores = retained = None
 
     async def _pause(self, seconds: float) -> bool:
         """Waits; True if the drain's deadline passed meanwhile."""
@@ -314,7 +314,7 @@ class FakeCaches:
     def __init__(self, context: int) -> None:
         self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, headroom=16, max_model_len=context)
         self.plans = (
-            LayerPlan(116, Streaming(), keep=100),
+            LayerPlan(116, Streaming(), max_retained=100),
             LayerPlan(context),
         )
 
@@ -326,14 +326,14 @@ class FakeCaches:
     def full_bytes(self, length: int) -> int:
         return 200 * length
 
-    def kept_bytes(self, length: int) -> int:
+    def retained_bytes(self, length: int) -> int:
         return 100 * (min(length, 100) + length)
 
     def read_bytes(self, length: int) -> int:
         return 20 * length
 
 
-def kept_of(length: int) -> tuple[np.ndarray, ...]:
+def retained_of(length: int) -> tuple[np.ndarray, ...]:
     """Positions [K, C] of a prompt: two heads that keep the last 8 tokens, then one that keeps all and one nothing."""
     last = np.full((2, 116), -1, np.int32)
     last[:, :8] = np.arange(length - 8, length)
@@ -356,11 +356,11 @@ class Writer:
             if found:
                 self._held = ""
                 return before, stop
-        keep = max(
+        max_retained = max(
             (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
             default=0,
         )
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        text, self._held = self._held[: len(self._held) - max_retained], self._held[len(self._held) - max_retained :]
         return text, None
 
     def rest(self) -> str:

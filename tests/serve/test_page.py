@@ -26,7 +26,7 @@ from kvjax.serve.replies import (
     CompletionChoice,
     CompletionChunk,
     Extension,
-    Kept,
+    Retained,
     Second,
     SlotState,
     State,
@@ -114,7 +114,7 @@ class TestNames:
             ("chunk", [ChatCompletionChunk, CompletionChunk, ErrorReply], 4),
             ("choice", [ChatChunkChoice, CompletionChoice], 4),
             ("extension", [Extension], 2),
-            ("kept", [Kept], 3),
+            ("retained", [Retained], 3),
             ("detail", [ErrorDetail], 2),
         ],
     )
@@ -436,7 +436,7 @@ class TestInABrowser:
         tab.until("document.querySelector('.kept canvas')")
         tab.idle()
         [(prompt, params, _, _)] = engine.asked
-        assert params.kept
+        assert params.retained
         count = len(prompt)
         assert tab.run("[document.querySelector('canvas').width, document.querySelector('canvas').height]") == [256, 2]
         # of the fake engine's two layers one keeps the last tokens, the other half of each
@@ -462,7 +462,7 @@ class TestInABrowser:
         tab.click("#send")
         wait_until(lambda: len(engine.asked) == 2)
         tab.idle()
-        assert not engine.asked[1][1].kept
+        assert not engine.asked[1][1].retained
         assert tab.run("document.querySelector('canvas')") is None
         # the test itself reads the canvas so often that the browser remarks on it
         assert [text for text in tab.complaints() if not text.startswith("Canvas2D: ")] == []

@@ -45,16 +45,16 @@ class LayerPlan:
     Attributes:
         capacity: entries of the view, whole pages.
         stage1: chooses what the view keeps; None where nothing is chosen, and the view keeps the last entries.
-        keep: most tokens that stage 1 keeps; the other entries are room for generated ones.
-        head_keep: most tokens that each kv head keeps, where they are not the same.
+        max_retained: most tokens that stage 1 keeps; the other entries are room for generated ones.
+        head_max_retained: most tokens that each kv head keeps, where they are not the same.
         stage2: chooses what a step reads; None where it reads the whole view.
     """
 
     capacity: int
     stage1: Stage1 | None = None
-    keep: int = 0
+    max_retained: int = 0
     stage2: Stage2 | None = None
-    head_keep: tuple[int, ...] | None = None
+    head_max_retained: tuple[int, ...] | None = None
 
     @property
     def window(self) -> int:
@@ -74,7 +74,7 @@ class LayerPlan:
     def terms(self, begin: int = 0) -> Terms:
         """Of a request that this is the plan of, and whose last turn begins at position `begin`."""
         tokens, dense = (0, 0) if self.stage2 is None else (self.stage2.tokens, self.stage2.dense)
-        return Terms(*(np.int32(number) for number in (self.keep, tokens, dense, begin)))
+        return Terms(*(np.int32(number) for number in (self.max_retained, tokens, dense, begin)))
 
     def serves(self, other: "LayerPlan") -> bool:
         """Whether steps compiled for this plan can follow another one: the same stages, none of its numbers larger."""
@@ -83,13 +83,13 @@ class LayerPlan:
             if theirs.tokens > ours.tokens or theirs.dense > ours.dense:
                 return False
             theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense=ours.dense)
-        smaller = other.capacity <= self.capacity and other.keep <= self.keep
-        same = self.stage1 == other.stage1 and self.head_keep == other.head_keep
+        smaller = other.capacity <= self.capacity and other.max_retained <= self.max_retained
+        same = self.stage1 == other.stage1 and self.head_max_retained == other.head_max_retained
         return smaller and same and ours == theirs
 
-    def kept(self, length: int) -> int:
+    def retained(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""
-        return min(length, self.capacity if self.stage1 is None else self.keep)
+        return min(length, self.capacity if self.stage1 is None else self.max_retained)
 
     def heads(self, kv_heads: int, query_heads: int) -> int:
         """Heads of the view: as many as query heads where each of them keeps tokens of its own."""
@@ -144,12 +144,12 @@ class Method(abc.ABC):
         capacity = -(-budget.capacity // unit) * unit
         if stage1 is None:
             return LayerPlan(capacity, stage2=stage2)
-        keep = budget.capacity - headroom
-        if keep < stage1.fewest:
+        max_retained = budget.capacity - headroom
+        if max_retained < stage1.fewest:
             raise ValueError(
-                f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; {keep} others are fewer "
+                f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; {max_retained} others are fewer "
                 f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --headroom"
             )
         if budget.head_tokens is not None and stage1.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")
-        return LayerPlan(capacity, stage1, keep, stage2, budget.head_tokens)
+        return LayerPlan(capacity, stage1, max_retained, stage2, budget.head_tokens)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from kvjax.serve.limits import MAX_KEPT_BINS
+from kvjax.serve.limits import MAX_RETAINED_BINS
 from kvjax.serve.tally import StreamTally
 
 
@@ -21,7 +21,7 @@ def summarise(layers: Sequence[Int[np.ndarray, "_ _"]], prompt_tokens: int) -> d
         `layers` are lists of shares, one a bin. Bin i holds the tokens from `i * prompt_tokens // bins` up to where
         bin i + 1 begins; a prompt of few tokens has a bin for each.
     """
-    bins = min(prompt_tokens, MAX_KEPT_BINS)
+    bins = min(prompt_tokens, MAX_RETAINED_BINS)
     edges = np.arange(bins + 1) * prompt_tokens // bins
     widths = np.diff(edges)
     shares = []
@@ -34,6 +34,6 @@ def summarise(layers: Sequence[Int[np.ndarray, "_ _"]], prompt_tokens: int) -> d
 
 def extension(tally: StreamTally) -> dict[str, Any]:
     """What a choice says of its views, to be joined with it once it has ended; nothing unless that was asked for."""
-    if tally.kept is None or tally.timing is None:
+    if tally.retained is None or tally.timing is None:
         return {}
-    return {"kvjax": {"view_fraction": round(tally.timing.view_fraction, 4), "kept": tally.kept}}
+    return {"kvjax": {"view_fraction": round(tally.timing.view_fraction, 4), "retained": tally.retained}}

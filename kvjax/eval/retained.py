@@ -14,7 +14,7 @@ from kvjax.eval.target_engine import EngineTarget
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retained:
     """The choice of a method for the first turn of one sample.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kept:
     later: tuple[range, ...] = ()
 
     @classmethod
-    def observe(cls, target: EngineTarget, case: Case, conduct: Conduct) -> "Kept":
+    def observe(cls, target: EngineTarget, case: Case, conduct: Conduct) -> "Retained":
         """Asks an engine that has started. Blocks.
 
         Raises:
@@ -42,7 +42,7 @@ class Kept:
         sample = draw(case, conduct, target, template)
         dialogue = Dialogue(sample, conduct.form)
         known = dialogue.history
-        tokens, positions = target.kept(dialogue.prompt(sample.turns[0]), known if conduct.agnostic else None)
+        tokens, positions = target.retained(dialogue.prompt(sample.turns[0]), known if conduct.agnostic else None)
         question = target.shared(known, tokens)
         first, *others = [
             spans(tokens[:question], target.engine.tokenizer.decode, turn.answers) for turn in sample.turns

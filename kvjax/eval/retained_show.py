@@ -1,4 +1,4 @@
-"""`--show-kept`: the first sample of each task, drawn in the terminal or in a file."""
+"""`--show-retained`: the first sample of each task, drawn in the terminal or in a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from kvjax.eval.arguments import TERMINAL, Arguments
-from kvjax.eval.kept import Kept, held
 from kvjax.eval.plan import Plan
+from kvjax.eval.retained import Retained, held
 from kvjax.eval.target import RequestFailedError, Target
 from kvjax.eval.target_engine import EngineTarget
 
@@ -18,58 +18,58 @@ LOST = "x"
 WIDEST = 120  # characters of a row
 
 
-def show_kept(target: Target, start: Callable[[], None], plan: Plan, given: Arguments, out: Console) -> None:
+def show_retained(target: Target, start: Callable[[], None], plan: Plan, given: Arguments, out: Console) -> None:
     """Asks for the first sample of each task at its greatest length, and draws what was kept of it.
 
     Args:
         start: starts the engine, which may have had nothing to do until now.
     """
     assert isinstance(target, EngineTarget)
-    assert given.show_kept is not None
+    assert given.show_retained is not None
     if target.engine.phase == "loading":
         start()
     observed = []
     firsts = {case.task.name: case for case in sorted(plan.cases, key=lambda case: case.length) if case.index == 0}
     for name in dict.fromkeys(cell.task.name for cell in plan.cells):
         try:
-            observed.append(Kept.observe(target, firsts[name], given.conduct))
+            observed.append(Retained.observe(target, firsts[name], given.conduct))
         except RequestFailedError as error:
             out.print(f"nothing to show of {name}: {error}", markup=False)
     if not observed:
         return
     hidden = ", the question hidden" if given.conduct.agnostic else ""
-    if given.show_kept == TERMINAL:
-        for kept in observed:
-            out.print(*drawing(kept, min(out.width, WIDEST)), "", sep="\n")
+    if given.show_retained == TERMINAL:
+        for retained in observed:
+            out.print(*drawing(retained, min(out.width, WIDEST)), "", sep="\n")
         return
-    from kvjax.eval.kept_plot import plot
+    from kvjax.eval.retained_plot import plot
 
-    plot(observed, f"What each layer keeps: {target.name}{hidden}", Path(given.show_kept))
-    out.print(f"What was kept is drawn in {given.show_kept}", markup=False)
+    plot(observed, f"What each layer keeps: {target.name}{hidden}", Path(given.show_retained))
+    out.print(f"What was kept is drawn in {given.show_retained}", markup=False)
 
 
-def drawing(kept: Kept, width: int) -> list[Text]:
+def drawing(retained: Retained, width: int) -> list[Text]:
     """A row a layer, in `width` characters: how much its heads keep, and where the answer stands."""
-    head = len(f"layer {len(kept.layers) - 1} ")
-    cells = Kept(kept.name, kept.layers, kept.question).binned(max(width - head - len(" 100%"), 8))
+    head = len(f"layer {len(retained.layers) - 1} ")
+    cells = Retained(retained.name, retained.layers, retained.question).binned(max(width - head - len(" 100%"), 8))
     columns = cells.shape[1]
 
     def column(token: int) -> int:
-        return token * columns // kept.length
+        return token * columns // retained.length
 
-    marks = {column(span.start): "▼" for span in kept.answers}
-    question = column(kept.question)
+    marks = {column(span.start): "▼" for span in retained.answers}
+    question = column(retained.question)
     places = "".join(marks.get(i, "?" if i == question else " ") for i in range(columns))
     lines = [
-        Text(f"{kept.name}: {kept.length:,} tokens, {kept.share:.0%} kept", style="bold"),
-        Text(f"{'':{head}}{places} kept" if kept.answers else f"{'':{head}}{places}", style="dim"),
+        Text(f"{retained.name}: {retained.length:,} tokens, {retained.share:.0%} kept", style="bold"),
+        Text(f"{'':{head}}{places} kept" if retained.answers else f"{'':{head}}{places}", style="dim"),
     ]
-    borders = np.cumsum([0, *(layer.shape[0] for layer in kept.layers)])
-    for index, layer in enumerate(kept.layers):
+    borders = np.cumsum([0, *(layer.shape[0] for layer in retained.layers)])
+    for index, layer in enumerate(retained.layers):
         shares = cells[borders[index] : borders[index + 1]].mean(axis=0)
         line = Text(f"{f'layer {index}':{head}}", no_wrap=True)
         answers: dict[int, float] = {}
-        for span in kept.answers:
+        for span in retained.answers:
             place = column(span.start)
             answers[place] = min(answers.get(place, 1.0), float(held(layer, span).mean()))
         for place, share in enumerate(shares):
@@ -80,6 +80,6 @@ def drawing(kept: Kept, width: int) -> list[Text]:
                 )
             else:
                 line.append(BLOCKS[int(np.ceil(share * (len(BLOCKS) - 1)))], style="blue")
-        survival = kept.survival(index)
+        survival = retained.survival(index)
         lines.append(line if survival is None else line.append(f" {survival:4.0%}"))
     return lines

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from kvjax.eval.kept import Kept, held
+from kvjax.eval.retained import Retained, held
 
-DROPPED, KEPT = "#eceff1", "#5b8db8"
+DROPPED, RETAINED = "#eceff1", "#5b8db8"
 LOST, FOUND = "#d7301f", "#16833b"  # an answer's tokens
 INK = "#263238"
 COLUMNS = 1600  # cells that a row is drawn with at most
@@ -23,7 +23,7 @@ def shades(share: Float[np.ndarray, "..."], none: str, every: str) -> Float[np.n
     return low + (high - low) * share[..., None]
 
 
-def plot(observed: Sequence[Kept], title: str, path: Path) -> None:
+def plot(observed: Sequence[Retained], title: str, path: Path) -> None:
     """Writes a PNG, one panel a prompt.
 
     Raises:
@@ -34,42 +34,42 @@ def plot(observed: Sequence[Kept], title: str, path: Path) -> None:
         from matplotlib.figure import Figure as Picture
     except ImportError as error:
         raise ImportError('the picture needs matplotlib: pip install "kvjax[train]"') from error
-    heights = [FRAME + ROW * max(sum(layer.shape[0] for layer in kept.layers), 12) for kept in observed]
+    heights = [FRAME + ROW * max(sum(layer.shape[0] for layer in retained.layers), 12) for retained in observed]
     picture = Picture(figsize=(WIDTH, sum(heights) + 0.7), layout="constrained")
     FigureCanvasAgg(picture)
     picture.suptitle(title, color=INK, fontweight="bold")
     panels = picture.subplots(len(observed), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, kept in zip(panels, observed, strict=True):
-        _panel(axes, kept)
+    for axes, retained in zip(panels, observed, strict=True):
+        _panel(axes, retained)
     _legend(picture)
     picture.savefig(path, dpi=110)
 
 
-def _panel(axes: Any, kept: Kept) -> None:
-    heads = [layer.shape[0] for layer in kept.layers]
-    borders, rows, length = np.cumsum([0, *heads]), sum(heads), kept.length
-    cells = shades(kept.binned(COLUMNS), DROPPED, KEPT)
+def _panel(axes: Any, retained: Retained) -> None:
+    heads = [layer.shape[0] for layer in retained.layers]
+    borders, rows, length = np.cumsum([0, *heads]), sum(heads), retained.length
+    cells = shades(retained.binned(COLUMNS), DROPPED, RETAINED)
     axes.imshow(cells, extent=(0, length, rows, 0), aspect="auto", interpolation="nearest")
-    every = np.concatenate(kept.layers)
+    every = np.concatenate(retained.layers)
     least = length * NARROWEST
-    for span, marker in [(s, "v") for s in kept.answers] + [(s, "1") for s in kept.later]:
+    for span, marker in [(s, "v") for s in retained.answers] + [(s, "1") for s in retained.later]:
         middle, half = (span.start + span.stop) / 2, max(len(span), least) / 2
         strip = shades(held(every, span)[:, None], LOST, FOUND)
         axes.imshow(strip, extent=(middle - half, middle + half, rows, 0), aspect="auto", interpolation="nearest")
         axes.plot(middle, -0.02 * rows, marker=marker, color=INK, markersize=7, clip_on=False, linestyle="none")
-    axes.axvline(kept.question, color=INK, linewidth=1, linestyle="--")
+    axes.axvline(retained.question, color=INK, linewidth=1, linestyle="--")
     axes.hlines(borders[1:-1], 0, length, color="white", linewidth=1.6)
     axes.set(xlim=(0, length), ylim=(rows, 0), xlabel="position in the prompt (tokens)")
     axes.set_yticks((borders[:-1] + borders[1:]) / 2, [f"layer {index}" for index in range(len(heads))])
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{kept.name}: {length:,} tokens, {kept.share:.0%} kept", loc="left", pad=14, color=INK)
+    axes.set_title(f"{retained.name}: {length:,} tokens, {retained.share:.0%} kept", loc="left", pad=14, color=INK)
     for index in range(len(heads)):
-        if (survival := kept.survival(index)) is not None:
+        if (survival := retained.survival(index)) is not None:
             [colour] = shades(np.array([survival]), LOST, FOUND)
             middle = (borders[index] + borders[index + 1]) / 2
             axes.text(1.006 * length, middle, f"{survival:.0%}", va="center", color=colour, fontweight="bold")
-    said = "answer\nkept" if kept.answers else "no answer\nin the context"
+    said = "answer\nkept" if retained.answers else "no answer\nin the context"
     axes.text(1.006 * length, -0.04 * rows, said, va="bottom", fontsize="small", color=INK)
 
 
@@ -79,7 +79,7 @@ def _legend(picture: Any) -> None:
 
     picture.legend(
         handles=[
-            Patch(color=KEPT, label="kept"),
+            Patch(color=RETAINED, label="retained"),
             Patch(color=DROPPED, label="dropped"),
             Patch(color=FOUND, label="answer, kept"),
             Patch(color=LOST, label="answer, dropped"),

@@ -10,9 +10,9 @@ from rich.console import Console
 from benchmarks.methods import MODES, Cell, cells, summarize
 from benchmarks.methods_engine import Engines
 from benchmarks.methods_table import agreement, difference, equal_pairs, equal_tables, tables
-from kvjax.eval.kept import Kept, masks, spans
-from kvjax.eval.kept_plot import shades
 from kvjax.eval.record import Record, Turn
+from kvjax.eval.retained import Retained, masks, spans
+from kvjax.eval.retained_plot import shades
 from kvjax.eval.target_open import small_model
 from kvjax.eval.tasks import find_task
 
@@ -41,17 +41,17 @@ def test_masks_hold_the_positions_that_are_kept():
 def test_survival_is_the_share_of_the_answers_tokens():
     random = np.random.default_rng(0)
     layers = tuple(random.random((heads, 50)) < 0.4 for heads in (2, 4))
-    kept = Kept("name", layers, 45, (range(3, 7), range(20, 21)))
+    retained = Retained("name", layers, 45, (range(3, 7), range(20, 21)))
     for index, layer in enumerate(layers):
-        assert kept.survival(index) == pytest.approx((layer[:, 3:7].mean() + layer[:, 20].mean()) / 2)
-    assert kept.share == pytest.approx((layers[0].sum() + layers[1].sum()) / 300)
-    assert Kept("name", layers, 45).survival(0) is None
+        assert retained.survival(index) == pytest.approx((layer[:, 3:7].mean() + layer[:, 20].mean()) / 2)
+    assert retained.share == pytest.approx((layers[0].sum() + layers[1].sum()) / 300)
+    assert Retained("name", layers, 45).survival(0) is None
 
 
 @pytest.mark.parametrize("columns", [1, 7, 50, 80])
 def test_cells_are_means_of_the_tokens_they_stand_for(columns):
     layers = (np.random.default_rng(1).random((3, 50)) < 0.5,)
-    binned = Kept("name", layers, 45).binned(columns)
+    binned = Retained("name", layers, 45).binned(columns)
     assert binned.shape == (3, min(columns, 50))
     edges = np.linspace(0, 50, binned.shape[1] + 1).astype(int)
     for column, (start, stop) in enumerate(itertools.pairwise(edges)):
@@ -75,7 +75,7 @@ def row(arm: str, budget: int | None, says: list[str], refused: str | None = Non
         records.append(Record(task.name, 64, index, score, error, turns))
     modes = {mode.name: summarize(records, [task]) for mode in MODES}
     return {
-        "arm": arm, "budget": budget, "length": 64, "refused": None, "full": 4096, "kept": 2048, "read": 1024,
+        "arm": arm, "budget": budget, "length": 64, "refused": None, "full": 4096, "retained": 2048, "read": 1024,
         "modes": modes,
     }  # fmt: skip
 
