@@ -10,8 +10,8 @@ from flax import nnx
 from kvjax import cache, models
 from kvjax.cache import ArraySpec
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.models.rope import Llama3
 
@@ -41,13 +41,13 @@ LLAMA = DecoderConfig(
 )
 
 
-def caches(slots: int, **budget: Any) -> Caches:
+def caches(slots: int, **budget: Any) -> CacheConfig:
     """What an engine with so many slots keeps on a device other than a CPU."""
     config = EngineConfig(max_num_seqs=slots, **budget)
-    return Caches.declare(LLAMA, Layout.resolve(config, LLAMA.max_position, "tpu"))
+    return CacheConfig.declare(LLAMA, ResolvedConfig.resolve(config, LLAMA.max_position, "tpu"))
 
 
-def decode_step(kept: Caches) -> tuple[Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]], int]:
+def decode_step(kept: CacheConfig) -> tuple[Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]], int]:
     """From the name of an implementation the step and its arguments' shapes, and the bytes of its views.
 
     Views and state, arguments 2 and 3, are to be donated.

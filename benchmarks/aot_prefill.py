@@ -10,7 +10,7 @@ from benchmarks.aot_decode import LLAMA
 from kvjax import cache, models
 from kvjax.cache import ArraySpec
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.pallas.prefill_attention import prefill_attention
 
 Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -43,7 +43,7 @@ def attention(window: int | None) -> tuple[Make, int]:
     return make, 2 * kv.size * kv.dtype.itemsize
 
 
-def layer(kept: Caches) -> tuple[Make, int]:
+def layer(kept: CacheConfig) -> tuple[Make, int]:
     """One chunk through one layer, and its workspace's bytes. Hidden states and workspace, 1 and 2, are donated."""
     workspace = kept.workspace(LLAMA.max_position)
 
@@ -59,23 +59,23 @@ def layer(kept: Caches) -> tuple[Make, int]:
     return make, cache.nbytes(workspace)
 
 
-def install(kept: Caches) -> tuple[Make, int]:
+def install(kept: CacheConfig) -> tuple[Make, int]:
     """What a view keeps of a finished workspace, and the workspace's bytes. The view, 0, is donated."""
     workspace = kept.workspace(LLAMA.max_position)
 
     def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         kind, _ = _kind(name)
-        terms = cache.rows(cache.Terms.declare(kept.layout.slots))
+        limits = cache.rows(cache.SlotLimits.declare(kept.layout.slots))
 
-        def step(view: Any, workspace: Any, slot: Any, length: Any, terms: Any) -> Any:
-            return steps.install(kind, kept.plans[0], view, workspace, slot, length, terms)
+        def step(view: Any, workspace: Any, slot: Any, length: Any, limits: Any) -> Any:
+            return steps.install(kind, kept.plans[0], view, workspace, slot, length, limits)
 
-        return step, _shapes((kept.views[0], workspace, NUMBER, NUMBER, terms))
+        return step, _shapes((kept.views[0], workspace, NUMBER, NUMBER, limits))
 
     return make, cache.nbytes(workspace)
 
 
-def kept_bytes(kept: Caches) -> int:
+def kept_bytes(kept: CacheConfig) -> int:
     """Of the K and V of one view of one slot, which a tpu7x gathers before it writes them."""
     return cache.nbytes((kept.views[0].k, kept.views[0].v)) // kept.layout.slots
 

@@ -99,14 +99,14 @@ def _compile(layers: int, kernels: str) -> None:
     from benchmarks.aot import READ, SLOTS
     from benchmarks.aot_decode import LLAMA
     from kvjax.engine.abstract import abstract_steps
-    from kvjax.engine.caches import Caches
-    from kvjax.engine.config import EngineConfig, Layout
+    from kvjax.engine.caches import CacheConfig
+    from kvjax.engine.config import EngineConfig, ResolvedConfig
     from kvjax.plan.devices import find_device
     from kvjax.plan.topology import topology_devices
 
     model = dataclasses.replace(LLAMA, layers=LLAMA.layers[:layers])
     config = EngineConfig(max_num_seqs=SLOTS, token_budget=READ, kernels=kernels)
-    caches = Caches.declare(model, Layout.resolve(config, model.max_position, "gpu"))
+    caches = CacheConfig.declare(model, ResolvedConfig.resolve(config, model.max_position, "gpu"))
     here = SingleDeviceSharding(topology_devices(find_device("h200"))[0])
     decode = abstract_steps(caches, None, here, kernels, caches.layout.buckets[-1])["decode"]
     decode().lower(lowering_platforms=("cuda",)).compile()

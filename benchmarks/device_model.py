@@ -24,7 +24,7 @@ from kvjax import cache
 from kvjax.attention.dense import DECODE_BLOCK
 from kvjax.cache import View
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.memory import plan
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.roofline import decode_step
@@ -72,7 +72,7 @@ def host_points(rig: Rig) -> list[Point]:
     ]
 
 
-def unfit(rig: Rig, caches: Caches) -> str | None:
+def unfit(rig: Rig, caches: CacheConfig) -> str | None:
     """Why a decode step of these caches does not fit on the device."""
     needed = plan(caches)
     total = sum(needed[purpose] for purpose in ("weights", "views", "decode state", "temporaries"))
@@ -129,7 +129,7 @@ def _point(
     )
 
 
-def _measure(rig: Rig, caches: Caches, name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _measure(rig: Rig, caches: CacheConfig, name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     weights, slots, count = rig.weights, caches.layout.slots, caches.layout.decode_steps
     length = caches.layout.max_model_len - caches.layout.headroom
     views, state = filled(caches, length), started(rig, slots, length)
@@ -168,17 +168,17 @@ def _timed(rig: Rig) -> int:
     return TIMED // 4 if rig.quick else TIMED
 
 
-def filled(caches: Caches, length: int) -> tuple[View, ...]:
+def filled(caches: CacheConfig, length: int) -> tuple[View, ...]:
     """The views of slots that have all read so many tokens."""
 
     def view(seed: int, spec: View, layer: Any) -> View:
         held = layer.retained(length)
         order = jnp.arange(spec.positions.shape[2], dtype=jnp.int32)
-        terms = None
-        if spec.terms is not None:
+        limits = None
+        if spec.limits is not None:
             slots = caches.layout.slots
-            terms = jax.tree.map(lambda own: jnp.full(slots, own, jnp.int32), layer.terms())
-            terms = dataclasses.replace(spec.terms, **vars(terms))
+            limits = jax.tree.map(lambda own: jnp.full(slots, own, jnp.int32), layer.limits())
+            limits = dataclasses.replace(spec.limits, **vars(limits))
 
         def numbers(each: Any, kind: int) -> Any:
             return None if each is None else noise(each.shape, each.dtype, 4 * seed + kind)
@@ -191,7 +191,7 @@ def filled(caches: Caches, length: int) -> tuple[View, ...]:
             used=jnp.full(spec.used.shape, held, jnp.int32),
             bounds=numbers(spec.bounds, 2),
             queries=numbers(spec.queries, 3),
-            terms=terms,
+            limits=limits,
         )
 
     return tuple(view(seed, *each) for seed, each in enumerate(zip(caches.views, caches.plans, strict=True)))

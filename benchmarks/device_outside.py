@@ -1,6 +1,6 @@
 """Attention of one token a slot over all of a cache, by others: what our own best has to be compared with.
 
-Each knows that several query heads share a kv head, and repeats nothing. Caches lie token by token, as they want them.
+Each knows that several query heads share a kv head, and repeats nothing. CacheConfig lie token by token, as they want them.
 """
 
 import functools

@@ -18,7 +18,7 @@ from benchmarks.device_point import XLA, Guess, Point
 from benchmarks.device_rig import Rig, noise
 from kvjax import cache
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.memory import plan
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
@@ -61,7 +61,7 @@ def _predicted(rig: Rig, name: str, size: int, chunk: int, least: float) -> floa
     return arithmetic + Guess(rig.device, XLA)(stored, 0) + CALL
 
 
-def _measure(rig: Rig, caches: Caches, name: str, chunk: int) -> dict[str, Any]:
+def _measure(rig: Rig, caches: CacheConfig, name: str, chunk: int) -> dict[str, Any]:
     """Seconds of one chunk through all layers, by those of a few."""
     weights, kind, size = rig.weights, rig.kinds(name)[0], caches.layout.prefill_chunk_size
     longest = caches.layout.buckets[-1]
@@ -113,7 +113,7 @@ def memory_points(rig: Rig) -> list[Point]:
     return found
 
 
-def _peak(rig: Rig, caches: Caches) -> dict[str, Any]:
+def _peak(rig: Rig, caches: CacheConfig) -> dict[str, Any]:
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from benchmarks.aot_decode import LLAMA
 from kvjax import models
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.devices import Device
@@ -113,13 +113,13 @@ class Rig:
             return 0 if context >= 0.7 * longest else 1
         return 1 if context == longest else 2
 
-    def caches(self, batch: int, context: int, budget: int | None, decode_steps: int = 8) -> Caches:
+    def caches(self, batch: int, context: int, budget: int | None, decode_steps: int = 8) -> CacheConfig:
         """What an engine keeps: everything, or what RocketKV keeps with a token budget."""
         config = EngineConfig(
             max_model_len=context, max_num_seqs=batch, token_budget=budget, decode_steps=decode_steps,
             prefill_chunk_size=256 if self.quick else None, kernels="auto",
         )  # fmt: skip
-        return Caches.declare(self.model, Layout.resolve(config, self.model.max_position, self.platform))
+        return CacheConfig.declare(self.model, ResolvedConfig.resolve(config, self.model.max_position, self.platform))
 
     @property
     def memory(self) -> int:

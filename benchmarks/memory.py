@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.memory import plan
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     config = make_model(options.tokens)
-    layout = Layout.resolve(EngineConfig(max_num_seqs=options.slots), options.tokens, jax.default_backend())
-    caches = Caches.declare(config, layout)
+    layout = ResolvedConfig.resolve(EngineConfig(max_num_seqs=options.slots), options.tokens, jax.default_backend())
+    caches = CacheConfig.declare(config, layout)
     predicted = plan(caches)
 
     runner = Runner(models.random(config, jax.random.key(0)), caches)

@@ -15,8 +15,8 @@ import jax
 from benchmarks.methods_cell import Cell
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
 from kvjax.engine import EngineConfig
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.models import DecoderConfig, read_config
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
@@ -70,10 +70,10 @@ class Engines:
         size = 2 * prompts * self.caches(Cell("full", None, min(lengths))).full_bytes(tokens)
         return dataclasses.replace(self, store=(disk, size))
 
-    def caches(self, cell: Cell) -> Caches:
+    def caches(self, cell: Cell) -> CacheConfig:
         """What an engine for one cell keeps and reads. Raises ValueError where the method refuses the budget."""
-        layout = Layout.resolve(self.config(cell), self._model.max_position, jax.default_backend())
-        return Caches.declare(self._model, layout)
+        layout = ResolvedConfig.resolve(self.config(cell), self._model.max_position, jax.default_backend())
+        return CacheConfig.declare(self._model, layout)
 
     def shared(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """The cells that each engine measures, in their order. It has the largest budget of them."""

@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.memory import alive, forget_peak, make_model, resident
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.memory import plan
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
@@ -35,11 +35,11 @@ ROOM = 128
 STEPS = 16  # decode steps of a dispatch; two are timed
 
 
-def caches(context: int, batch: int, method: str, budget: int | None) -> Caches:
+def caches(context: int, batch: int, method: str, budget: int | None) -> CacheConfig:
     config = EngineConfig(
         max_model_len=context, max_num_seqs=batch, method=method, token_budget=budget, headroom=ROOM, decode_steps=STEPS
     )
-    return Caches.declare(make_model(context), Layout.resolve(config, context, jax.default_backend()))
+    return CacheConfig.declare(make_model(context), ResolvedConfig.resolve(config, context, jax.default_backend()))
 
 
 def fill(runner: Runner, length: int) -> None:
@@ -51,9 +51,9 @@ def fill(runner: Runner, length: int) -> None:
         order = jnp.arange(view.k.shape[2])
         positions = jnp.where(order < held, order, -1)
         view.k.delete(), view.v.delete()
-        terms = None
-        if view.terms is not None:
-            terms = jax.tree.map(lambda every, own: jnp.full_like(every, own), view.terms, layer.terms())
+        limits = None
+        if view.limits is not None:
+            limits = jax.tree.map(lambda every, own: jnp.full_like(every, own), view.limits, layer.limits())
         view = dataclasses.replace(
             view,
             k=k,
@@ -61,7 +61,7 @@ def fill(runner: Runner, length: int) -> None:
             positions=jnp.broadcast_to(positions, view.positions.shape),
             used=jnp.full_like(view.used, held),
             bounds=None if view.bounds is None else jnp.ones_like(view.bounds),
-            terms=terms,
+            limits=limits,
         )
         views.append(view)
     runner.views = tuple(views)

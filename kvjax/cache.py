@@ -67,23 +67,23 @@ class Workspace:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class SlotLimits:
     """What a request may have of one layer: numbers for one slot, arrays for all, or specs of these.
 
     Attributes:
         max_retained: most tokens that stage 1 keeps.
-        tokens: most entries that stage 2 attends to.
-        dense: with at most so many entries a step reads them all.
-        begin: where the last turn of its conversation begins: stage 1 looks from there on only. 0 for anywhere.
+        max_selected: most entries that stage 2 attends to.
+        dense_threshold: with at most so many entries a step reads them all.
+        turn_start: where the last turn of its conversation begins: stage 1 looks from there on only. 0 for anywhere.
     """
 
     max_retained: Any  # [B] int32
-    tokens: Any  # [B] int32
-    dense: Any  # [B] int32
-    begin: Any  # [B] int32
+    max_selected: Any  # [B] int32
+    dense_threshold: Any  # [B] int32
+    turn_start: Any  # [B] int32
 
     @classmethod
-    def declare(cls, slots: int) -> "Terms":
+    def declare(cls, slots: int) -> "SlotLimits":
         number = ArraySpec((slots,), jnp.int32, (None,))
         return cls(number, number, number, number)
 
@@ -99,7 +99,7 @@ class View:
     Attributes:
         bounds: of each page of S entries the elementwise maximum and minimum of its keys; None without stage 2.
         queries: the last W, position p in row p mod W; None where a full view is not selected anew.
-        terms: of each slot's request; None where nothing is chosen.
+        limits: of each slot's request; None where nothing is chosen.
     """
 
     k: Any  # [B, K, C, D], rotated for the position it was computed at
@@ -108,7 +108,7 @@ class View:
     used: Any  # [B] int32: entries ever written to the slot
     bounds: Any = None  # [B, K, P, 2, D]
     queries: Any = None  # [B, W, H, D]
-    terms: Terms | None = None
+    limits: SlotLimits | None = None
 
     @classmethod
     def declare(
@@ -139,8 +139,8 @@ class View:
             )
         if window:
             queries = ArraySpec((slots, window, query_heads, head_dim), dtype, (None, None, TENSOR, None))
-        terms = Terms.declare(slots) if chooses else None
-        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries, terms)
+        limits = SlotLimits.declare(slots) if chooses else None
+        return cls(heads, heads, positions, ArraySpec((slots,), jnp.int32, (None,)), bounds, queries, limits)
 
 
 def _is_spec(leaf: object) -> bool:

@@ -1,6 +1,6 @@
 """What happens to a view: a prompt enters it, a token is appended, a step reads it, a full one is selected anew.
 
-All by a `LayerPlan`, which is static: a layer without stages has exactly the dense path.
+All by a `LayerCacheConfig`, which is static: a layer without stages has exactly the dense path.
 """
 
 from dataclasses import replace
@@ -10,30 +10,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention.dense import decode_attention
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import last_queries
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.retention import gather
-from kvjax.cache import Terms, View, Workspace
+from kvjax.cache import SlotLimits, View, Workspace
 
 
 def install(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     workspace: Workspace,
     slot: Int[Array, ""],
     length: Int[Array, ""],
-    terms: Terms,
+    limits: SlotLimits,
     *,
     scale: float,
 ) -> View:
-    """Writes to a slot what a view keeps of a finished prompt of `length` tokens, on the `terms` of its request.
+    """Writes to a slot what a view keeps of a finished prompt of `length` tokens, on the `limits` of its request.
 
     Without stage 1 entry j is the last position that is j mod C: for a full view every position in order, for a
     sliding layer the last C of them as its ring has them.
     """
-    if view.terms is not None:
-        view = replace(view, terms=jax.tree.map(lambda slots, one: slots.at[slot].set(one), view.terms, terms))
+    if view.limits is not None:
+        view = replace(view, limits=jax.tree.map(lambda slots, one: slots.at[slot].set(one), view.limits, limits))
     if plan.stage1 is None:
         return _write(plan, view, slot, *_last_entries(workspace, view.k.shape[2], length), length)
     queries = last_queries(workspace.queries, length)[-plan.window :]
@@ -44,10 +44,10 @@ def install(
         max_retained=plan.max_retained,
         capacity=view.k.shape[2],
         scale=scale,
-        turn=length - terms.begin,
-        budget=terms.max_retained
+        turn=length - limits.turn_start,
+        budget=limits.max_retained
         if plan.head_max_retained is None
-        else jnp.minimum(terms.max_retained, jnp.array(plan.head_max_retained)[:, None]),
+        else jnp.minimum(limits.max_retained, jnp.array(plan.head_max_retained)[:, None]),
     )
     retained = gather(workspace, positions)
     view = _write(plan, view, slot, retained.k[0], retained.v[0], positions, retained.used[0])
@@ -57,7 +57,7 @@ def install(
 
 
 def append(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     q: Float[Array, "B H D"],
     k: Float[Array, "B K D"],
@@ -94,7 +94,7 @@ def append(
 
 
 def attend(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     q: Float[Array, "B H D"],
     position: Int[Array, "B"],
@@ -107,7 +107,7 @@ def attend(
     entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
     if plan.stage2 is None:
         return decode_attention(q, view.k, view.v, view.positions, position, entries, scale=scale, window=window)
-    tokens, dense = (None, None) if view.terms is None else (view.terms.tokens, view.terms.dense)
+    tokens, dense = (None, None) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
     return plan.stage2.attend(
         q, view.k, view.v, view.positions, entries, view.bounds, scale=scale, tokens=tokens, dense=dense
     )
@@ -130,7 +130,7 @@ def entries(
     return k, v, held
 
 
-def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
+def reselect(plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
     """Cuts a slot back to what its terms keep, as its last queries choose: so an output may be longer than a view.
 
     What a view has dropped does not come back: the choice is among what it holds.
@@ -139,9 +139,9 @@ def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Arra
         length: tokens of the sequence so far, by which the ring of queries is ordered.
     """
     assert plan.stage1 is not None
-    k, v, held, used, queries, terms = jax.tree.map(
+    k, v, held, used, queries, limits = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False),
-        (view.k, view.v, view.positions, view.used, view.queries, view.terms),
+        (view.k, view.v, view.positions, view.used, view.queries, view.limits),
     )
     queries = last_queries(queries, length)
     # entries are in the order of their positions, the window's last: their index serves as a position
@@ -152,8 +152,8 @@ def reselect(plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Arra
         max_retained=plan.max_retained,
         capacity=k.shape[1],
         scale=scale,
-        turn=length - terms.begin,
-        budget=terms.max_retained,
+        turn=length - limits.turn_start,
+        budget=limits.max_retained,
     )
     retained = gather(Workspace(k, v), index)
     positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)
@@ -172,7 +172,7 @@ def _last_entries(
 
 
 def _write(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     slot: Int[Array, ""],
     k: Float[Array, "K N D"],

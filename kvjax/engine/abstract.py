@@ -9,15 +9,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from kvjax import models
-from kvjax.cache import ArraySpec, Terms, rows
+from kvjax.cache import ArraySpec, SlotLimits, rows
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.models.parameters import materialise
 from kvjax.models.sharding import spec
 
 
 def abstract_steps(
-    caches: Caches, mesh: Mesh | None, here: Sharding | None, kernels: str | None, bucket: int
+    caches: CacheConfig, mesh: Mesh | None, here: Sharding | None, kernels: str | None, bucket: int
 ) -> dict[str, Callable[[], Any]]:
     """Each step as the engine would call it, by name; calling it traces it.
 
@@ -60,9 +60,9 @@ def abstract_steps(
         return lambda: steps.prefill_layer.trace(kinds[layer], chunk, leaves[layer], hidden, workspace, number, number)
 
     def install(layer: int) -> Callable[[], Any]:
-        terms = placed(rows(Terms.declare(layout.slots)))
+        limits = placed(rows(SlotLimits.declare(layout.slots)))
         return lambda: steps.install.trace(
-            kinds[layer], caches.plans[layer], views[layer], workspace, number, number, terms
+            kinds[layer], caches.plans[layer], views[layer], workspace, number, number, limits
         )
 
     def decode() -> Any:

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.prefix import PrefixCache
 from kvjax.store.block import DTYPES
 from kvjax.store.keys import BLOCK_TOKENS, BlockKey
@@ -32,7 +32,7 @@ class Answer:
     """What a request generates.
 
     Attributes:
-        decoding: what its KV is stored under, and found by: `Caches.decoding` of the request.
+        decoding: what its KV is stored under, and found by: `CacheConfig.decoding` of the request.
         limit: most tokens.
         tokens: those that were drawn and read so far; it grows.
     """
@@ -49,7 +49,7 @@ class Answers:
         cache: where to; nothing is done without, or where its store does not keep generated tokens.
     """
 
-    def __init__(self, cache: PrefixCache | None, caches: Caches) -> None:
+    def __init__(self, cache: PrefixCache | None, caches: CacheConfig) -> None:
         self.cache = cache if cache is not None and cache.store.config.store_generated else None
         self._reach = min(
             BLOCK_TOKENS, *(plan.capacity for plan in caches.plans)

@@ -5,10 +5,10 @@ import functools
 
 import jax.numpy as jnp
 
-from kvjax.attention.methods import Demand, LayerPlan, find_method
+from kvjax.attention.methods import Demand, LayerCacheConfig, find_method
 from kvjax.budget import LEAST_TOKEN_BUDGET, BudgetProfile, ModelFingerprint
 from kvjax.cache import View, Workspace
-from kvjax.engine.config import Layout
+from kvjax.engine.config import ResolvedConfig
 from kvjax.models import DecoderConfig
 
 # float8 has as many exponents as keys need after their norm, and its steps are of a 16th: near enough to choose by
@@ -16,7 +16,7 @@ HALVED = {"float32": "bfloat16", "bfloat16": "float8_e4m3fn", "float16": "float8
 
 
 @dataclasses.dataclass(frozen=True)
-class Caches:
+class CacheConfig:
     """What each layer keeps, and the arrays for it.
 
     Attributes:
@@ -29,13 +29,13 @@ class Caches:
     """
 
     model: DecoderConfig
-    layout: Layout
+    layout: ResolvedConfig
     profile: BudgetProfile
-    plans: tuple[LayerPlan, ...]
+    plans: tuple[LayerCacheConfig, ...]
     multi_turn: bool = False
 
     @classmethod
-    def declare(cls, model: DecoderConfig, layout: Layout) -> "Caches":
+    def declare(cls, model: DecoderConfig, layout: ResolvedConfig) -> "CacheConfig":
         """The caches of one model.
 
         Raises:
@@ -65,7 +65,7 @@ class Caches:
             )
         return caches
 
-    def within(self, token_budget: int | None) -> "Caches":
+    def within(self, token_budget: int | None) -> "CacheConfig":
         """What a request of a smaller token budget keeps and reads: as an engine of that budget would, by these pages.
 
         The arrays are still those declared here. None is the engine's own budget.
@@ -106,7 +106,7 @@ class Caches:
                 high = middle
         return high
 
-    def _smaller(self, token_budget: int) -> "Caches":
+    def _smaller(self, token_budget: int) -> "CacheConfig":
         method, layout = find_method(self.layout.method), dataclasses.replace(self.layout, token_budget=token_budget)
         windows, context = [layer.window for layer in self.model.layers], layout.max_model_len
         page_size = max(plan.page_size for plan in self.plans) or None
@@ -115,7 +115,7 @@ class Caches:
         plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
         if not all(ours.serves(theirs) for ours, theirs in zip(self.plans, plans, strict=True)):
             raise ValueError(f"token_budget={token_budget} needs other shapes than this engine's: leave it out")
-        return Caches(self.model, layout, profile, plans, self.multi_turn)
+        return CacheConfig(self.model, layout, profile, plans, self.multi_turn)
 
     @functools.cached_property
     def decoding(self) -> str:
@@ -186,7 +186,7 @@ class Caches:
     def _entry_bytes(self) -> int:
         return 2 * self.model.head_dim * jnp.dtype(self.layout.kv_dtype).itemsize
 
-    def _view(self, plan: LayerPlan) -> View:
+    def _view(self, plan: LayerCacheConfig) -> View:
         return View.declare(
             slots=self.layout.slots,
             kv_heads=plan.heads(self.model.num_kv_heads, self.model.num_heads),

@@ -98,7 +98,7 @@ class EngineConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class ResolvedConfig:
     """An `EngineConfig` with nothing left open, for one model on one kind of device.
 
     Attributes:
@@ -121,7 +121,7 @@ class Layout:
     kernels: str = "reference"
 
     @classmethod
-    def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "Layout":
+    def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "ResolvedConfig":
         """Fills what the configuration leaves to the model and the device.
 
         Args:
@@ -150,7 +150,7 @@ class Layout:
         return cls(
             max_model_len=length,
             slots=config.max_num_seqs,
-            chunk=config.prefill_chunk_size or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
+            prefill_chunk_size=config.prefill_chunk_size or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
             decode_steps=config.decode_steps,
             dtype=dtype,
             kv_dtype=config.kv_cache_dtype or dtype,

@@ -19,9 +19,9 @@ import numpy as np
 from kvjax import models
 from kvjax.budget import BudgetProfile, ModelFingerprint
 from kvjax.engine.admission import Admission, Reservation
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.compiles import CompileCounter
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.kernels import check_kernels, settle
 from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
@@ -78,11 +78,11 @@ class Engine:
         """`from_pretrained` reads these from a folder."""
         self.tokenizer = tokenizer
         self.model_config = model_config
-        self.layout = settle(Layout.resolve(config, model_config.max_position, jax.default_backend()))
+        self.layout = settle(ResolvedConfig.resolve(config, model_config.max_position, jax.default_backend()))
         if len(model_config.eos_token_ids) > MAX_ENDINGS - MAX_STOP_TOKENS:
             raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
         self.max_model_len = self.layout.max_model_len
-        self._caches = Caches.declare(model_config, self.layout)
+        self._caches = CacheConfig.declare(model_config, self.layout)
         self._devices = config.tensor_parallel_size
         check_kernels(self._caches, self._devices)
         self.model_name = pathlib.Path(path).name
@@ -125,7 +125,7 @@ class Engine:
         return None if self._loop is None else self._loop.failure
 
     @property
-    def caches(self) -> Caches:
+    def caches(self) -> CacheConfig:
         """What each layer keeps of a prompt and reads of it a step, in entries and in bytes."""
         return self._caches
 
@@ -219,7 +219,7 @@ class Engine:
         Raises:
             ContextLengthExceededError: prompt and `max_tokens` exceed `max_model_len`.
             ValueError: the prompt is empty or holds a token that the model does not have, or the engine does not serve
-                a token budget (`Caches.within`).
+                a token budget (`CacheConfig.within`).
             QueueFullError: there is no place left.
             EngineDeadError: the engine has failed.
         """

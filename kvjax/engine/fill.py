@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 
 
 class Fill:
@@ -17,21 +17,21 @@ class Fill:
         length: tokens of each slot's sequence whose KV has been computed [B].
     """
 
-    def __init__(self, plans: Sequence[LayerPlan], slots: int) -> None:
+    def __init__(self, plans: Sequence[LayerCacheConfig], slots: int) -> None:
         self._layers = [layer for layer, plan in enumerate(plans) if plan.stage1 is not None]
         self._max_retained, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
         self.length = np.zeros(slots, np.int64)
         for slot in range(slots):
             self.installed(slot, 0, plans)
 
-    def installed(self, slot: int, length: int, plans: Sequence[LayerPlan]) -> None:
+    def installed(self, slot: int, length: int, plans: Sequence[LayerCacheConfig]) -> None:
         """A prompt has entered the slot's views, by the plans of its request."""
         self.length[slot] = length
         self._max_retained[:, slot] = [plans[layer].max_retained for layer in self._layers]
         self._capacity[:, slot] = [plans[layer].capacity for layer in self._layers]
         self._used[:, slot] = np.minimum(self._max_retained[:, slot], length)
 
-    def resumed(self, slot: int, length: int, used: Sequence[int], plans: Sequence[LayerPlan]) -> None:
+    def resumed(self, slot: int, length: int, used: Sequence[int], plans: Sequence[LayerCacheConfig]) -> None:
         """A conversation that has stood still goes on here, after `length` tokens, with `used` entries in each view."""
         self.installed(slot, length, plans)
         self._used[:, slot] = [used[layer] for layer in self._layers]

@@ -4,15 +4,15 @@ import dataclasses
 import logging
 
 from kvjax.engine.abstract import abstract_steps
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.models.sharding import tensor_mesh
 from kvjax.pallas.dispatch import native, no_kernels
 
 logger = logging.getLogger(__name__)
 
 
-def settle(layout: Layout) -> Layout:
+def settle(layout: ResolvedConfig) -> ResolvedConfig:
     """The layout for the devices that are here: "auto" is the reference where they are not those of the kernels.
 
     Raises:
@@ -27,7 +27,7 @@ def settle(layout: Layout) -> Layout:
     return dataclasses.replace(layout, kernels="reference")
 
 
-def check_kernels(caches: Caches, devices: int) -> None:
+def check_kernels(caches: CacheConfig, devices: int) -> None:
     """Traces every step with the kernels that the layout asks for; where it asks for "auto", logs what they leave out.
 
     Args:

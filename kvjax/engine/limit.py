@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.request import ContextLengthExceededError, SamplingParams
 
 
-def limit(caches: Caches, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
+def limit(caches: CacheConfig, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
     """How many tokens the request may generate, if it is valid; and why these are fewer than it asks for.
 
     Raises:

@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from kvjax import cache, models
 from kvjax.attention.dense import DECODE_BLOCK, PREFILL_BLOCK
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.steps import SCORED_ROWS, DecodeState
 from kvjax.models import DecoderConfig
 from kvjax.models.parameters import walk
@@ -29,7 +29,7 @@ class InsufficientMemoryError(MemoryError):
     """The engine does not fit; the message says what is needed, what is free, and what to change."""
 
 
-def plan(caches: Caches, mesh: Devices = None) -> Plan:
+def plan(caches: CacheConfig, mesh: Devices = None) -> Plan:
     """What an engine takes on all devices together, or with a mesh what each of its devices takes.
 
     Everything but "temporaries" is exact. Those are the intermediate results of the largest step, added up as if none
@@ -86,7 +86,7 @@ def _prefill_temporaries(model: DecoderConfig, chunk: int, item: int) -> int:
     return activations + scores + carry + 2 * keys * block * item
 
 
-def _head_temporaries(model: DecoderConfig, layout: Layout) -> int:
+def _head_temporaries(model: DecoderConfig, layout: ResolvedConfig) -> int:
     """Logits: sampling sorts those of all slots, with their ids; a prompt's own are made `SCORED_ROWS` at a time."""
     rows = max(8 * layout.slots, 4 * min(SCORED_ROWS, layout.prefill_chunk_size))
     scores = 3 * layout.slots * model.num_heads * DECODE_BLOCK * 4
@@ -106,20 +106,20 @@ def free_bytes() -> int | None:
         return None
 
 
-def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
+def check_fits(model: DecoderConfig, layout: ResolvedConfig, free: int | None) -> None:
     """Refuses a layout that does not fit in `free` bytes, and names the change that makes it fit.
 
     Raises:
         InsufficientMemoryError: it does not fit.
     """
 
-    def parts(layout: Layout) -> Plan:
-        return plan(Caches.declare(model, layout))
+    def parts(layout: ResolvedConfig) -> Plan:
+        return plan(CacheConfig.declare(model, layout))
 
-    def needed(layout: Layout) -> int:
+    def needed(layout: ResolvedConfig) -> int:
         return sum(parts(layout).values())
 
-    def with_length(blocks: int) -> Layout:
+    def with_length(blocks: int) -> ResolvedConfig:
         return dataclasses.replace(layout, max_model_len=blocks * BLOCK_TOKENS)
 
     if free is None or needed(layout) <= free:
@@ -142,11 +142,11 @@ def check_fits(model: DecoderConfig, layout: Layout, free: int | None) -> None:
     )
 
 
-def most_slots(model: DecoderConfig, layout: Layout, free: int, upper: int, mesh: Devices = None) -> int:
+def most_slots(model: DecoderConfig, layout: ResolvedConfig, free: int, upper: int, mesh: Devices = None) -> int:
     """How many slots fit in `free` bytes, of each device of a mesh if there is one: at most `upper`, 0 if none does."""
 
     def fits(slots: int) -> bool:
-        caches = Caches.declare(model, dataclasses.replace(layout, slots=slots))
+        caches = CacheConfig.declare(model, dataclasses.replace(layout, slots=slots))
         return sum(plan(caches, mesh).values()) <= free
 
     return _largest(fits, upper)

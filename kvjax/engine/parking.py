@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from kvjax import cache
 from kvjax.cache import ArraySpec
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.conversation import Conversation
 from kvjax.engine.prefix import namespace
 from kvjax.engine.slots import SlotArrays
@@ -49,7 +49,7 @@ class Saved:
     arrays: SlotArrays
 
 
-def identity(path: Path, caches: Caches) -> dict[str, str]:
+def identity(path: Path, caches: CacheConfig) -> dict[str, str]:
     """What two engines must share for one to go on, bit for bit, where the other stood: names and short values.
 
     All that stored KV of the model in folder `path` depends on but the number of devices, and how the views are
@@ -83,7 +83,7 @@ class Parking:
         self._lock = threading.Lock()  # a start that is just done may meet the end
 
     @classmethod
-    def open(cls, folder: Path, path: Path, caches: Caches, mesh: Mesh | None) -> "Parking":
+    def open(cls, folder: Path, path: Path, caches: CacheConfig, mesh: Mesh | None) -> "Parking":
         """That of an engine for the model in folder `path`.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.answer import AnswerSaver
 from kvjax.engine.prefix import PromptWriter
 from kvjax.store.fetch import Fetch
@@ -38,7 +38,7 @@ class Prefill:
     hidden: jax.Array
     size: int
     groups: int
-    plans: Sequence[LayerPlan]
+    plans: Sequence[LayerCacheConfig]
     begin: int = 0
     reused: int = 0
     fetch: Fetch | None = None

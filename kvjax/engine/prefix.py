@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.store.block import BlockLayout
 from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.fetch import Fetch
@@ -35,7 +35,7 @@ AHEAD = 32  # chunks of layers on their way to the host at once: each holds devi
 OFFERS = 8  # and so do these, of generated tokens: a block in all layers each
 
 
-def namespace(path: Path, caches: Caches, devices: int) -> Namespace:
+def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
     """What must be equal for stored KV to be used. A new compiler, another device or other kernels compute other
     last digits.
 
@@ -74,7 +74,7 @@ class PrefixCache:
         self._thread.start()
 
     @classmethod
-    def open(cls, path: Path, caches: Caches, devices: int) -> "PrefixCache | None":
+    def open(cls, path: Path, caches: CacheConfig, devices: int) -> "PrefixCache | None":
         """That of the checkpoint in folder `path`, in the store of the layout; None if it has none.
 
         Raises:
@@ -95,7 +95,7 @@ class PrefixCache:
         """Of all blocks of a prompt's whole chunks.
 
         Args:
-            decoding: says what decode steps do (`Caches.decoding`), which had part in block `fork` and what is behind.
+            decoding: says what decode steps do (`CacheConfig.decoding`), which had part in block `fork` and what is behind.
         """
         whole, dense = len(tokens) // self.chunk_size * self.chunk_size, None if fork is None else fork * BLOCK_TOKENS
         names = BlockKey.chain(self._namespace.root(salt), tokens[:whole][:dense])

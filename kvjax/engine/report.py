@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.memory import plan
 from kvjax.engine.runner import Runner
 from kvjax.store.keys import BLOCK_TOKENS
@@ -63,7 +63,7 @@ def stored(runner: Runner) -> str:
     return "; ".join(tiers)
 
 
-def keeps(caches: Caches) -> str:
+def keeps(caches: CacheConfig) -> str:
     """What the views keep, and a step reads, of a prompt as long as the context; shares are bytes of the full cache.
 
     `rocketkv, token budget 64: 298 of 2,048 entries in 8 layers (pages of 8), 15.5% of the full cache's bytes; ...`.

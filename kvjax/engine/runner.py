@@ -14,11 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from kvjax import cache
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.answer import Answer, Answers
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.fill import Fill
 from kvjax.engine.prefill import Prefill
 from kvjax.engine.prefix import PrefixCache
@@ -42,7 +42,7 @@ class Runner:
     """
 
     def __init__(
-        self, model: Decoder, caches: Caches, mesh: Mesh | None = None, prefix: PrefixCache | None = None
+        self, model: Decoder, caches: CacheConfig, mesh: Mesh | None = None, prefix: PrefixCache | None = None
     ) -> None:
         self.caches = caches
         self.layout = caches.layout
@@ -111,7 +111,7 @@ class Runner:
         select_after: int | None = None,
         salt: str = "",
         *,
-        plans: Sequence[LayerPlan] | None = None,
+        plans: Sequence[LayerCacheConfig] | None = None,
         turn: int | None = None,
         fetch: Fetch | None = None,
         keep: bool = True,
@@ -123,7 +123,7 @@ class Runner:
             select_after: the views are selected after so many tokens, and the rest is read through them. Where no
                 view chooses, that is what they do anyway.
             salt: prompts of different salts never share KV.
-            plans: those of `Caches.within`, for a request with a token budget of its own.
+            plans: those of `CacheConfig.within`, for a request with a token budget of its own.
             turn: tokens of the conversation's last turn, at the end of the prompt. It matters to methods of several
                 turns, if it begins before the selection.
             fetch: KV that takes the place of computing it; hidden states do not come with it. What it has not brought
@@ -173,8 +173,8 @@ class Runner:
             return
         views = list(self.views)
         for place, layer in enumerate(group):
-            plan, terms = self.caches.plans[layer], prefill.plans[layer].terms(prefill.begin)
-            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, terms)
+            plan, limits = self.caches.plans[layer], prefill.plans[layer].limits(prefill.begin)
+            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, limits)
             self.views = tuple(views)
         self._keep(prefill, workspace)
         prefill.chunk, prefill.group = prefill.reused, prefill.group + 1

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.answer import Answer
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
@@ -50,7 +50,7 @@ class ActiveRequest:
         limit: int,
         seed: int,
         limited_by: str | None = None,
-        plans: Sequence[LayerPlan] | None = None,
+        plans: Sequence[LayerCacheConfig] | None = None,
         view_fraction: float = 1.0,
         cache_salt: str = "",
         decoding: str = "",

@@ -1,6 +1,6 @@
 """The compiled steps: pure functions from arrays to arrays. They know no requests, no queue and no host state.
 
-Caches and hidden states are donated and updated in place. A prefill step is one layer over one chunk, so that one
+CacheConfig and hidden states are donated and updated in place. A prefill step is one layer over one chunk, so that one
 compiled body serves every layer of its kind; a decode dispatch is a loop of whole-model steps over all slots.
 """
 
@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention import views
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import observe
-from kvjax.cache import ArraySpec, Terms, View, Workspace, constrain
+from kvjax.cache import ArraySpec, SlotLimits, View, Workspace, constrain
 from kvjax.engine.sampling import Sample, SamplerState, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
@@ -73,7 +73,7 @@ class LayerKind:
         return {"scale": self.scale, "implementation": self.kernels, "mesh": self.mesh}
 
 
-_Layer = tuple[LayerKind, LayerPlan, tuple[Array, ...]]
+_Layer = tuple[LayerKind, LayerCacheConfig, tuple[Array, ...]]
 
 
 @jax.tree_util.register_dataclass
@@ -176,20 +176,20 @@ def restore(
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def install(
     kind: LayerKind,
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     workspace: Workspace,
     slot: Int[Array, ""],
     length: Int[Array, ""],
-    terms: Terms,
+    limits: SlotLimits,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = prefill.install(plan, view, workspace, slot, length, terms, **kind.reading)
+    new = prefill.install(plan, view, workspace, slot, length, limits, **kind.reading)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def reselect(kind: LayerKind, plan: LayerPlan, view: View, slot: Int[Array, ""], length: Int[Array, ""]) -> View:
+def reselect(kind: LayerKind, plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: Int[Array, ""]) -> View:
     """Makes room in a slot's view after `length` tokens of its sequence."""
     new = views.reselect(plan, view, slot, length, scale=kind.scale)
     return constrain(new, _view_specs(plan, view), kind.mesh)
@@ -246,7 +246,7 @@ def first_token(
 def decode(
     part: Part[Decoder],
     kinds: tuple[LayerKind, ...],
-    plans: tuple[LayerPlan, ...],
+    plans: tuple[LayerCacheConfig, ...],
     most: int,
     leaves: tuple[Array, ...],
     layer_leaves: tuple[tuple[Array, ...], ...],
@@ -282,7 +282,7 @@ def decode(
 def extend(
     part: Part[Decoder],
     kinds: tuple[LayerKind, ...],
-    plans: tuple[LayerPlan, ...],
+    plans: tuple[LayerCacheConfig, ...],
     leaves: tuple[Array, ...],
     layer_leaves: tuple[tuple[Array, ...], ...],
     caches: tuple[View, ...],
@@ -351,7 +351,7 @@ def _through_layers(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode_layer(
     kind: LayerKind,
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     leaves: tuple[Array, ...],
     view: View,
     x: Float[Array, "B E"],
@@ -382,7 +382,7 @@ def _workspace_specs(workspace: Workspace) -> Workspace:
     )
 
 
-def _view_specs(plan: LayerPlan, view: View) -> View:
+def _view_specs(plan: LayerCacheConfig, view: View) -> View:
     slots, kv_heads, capacity, head_dim = view.k.shape
     window, query_heads = (0, 0) if view.queries is None else view.queries.shape[1:3]
     return View.declare(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from kvjax.engine import Delta, Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
-from kvjax.engine.config import Layout
+from kvjax.engine.config import ResolvedConfig
 from kvjax.eval.target import Answer, Footprint, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
 
 _LAST_WORDS_SECONDS = 5.0
@@ -154,7 +154,7 @@ class EngineTarget(Target):
             raise RequestFailedError(str(error)) from error
 
 
-def compression(layout: Layout) -> dict[str, str]:
+def compression(layout: ResolvedConfig) -> dict[str, str]:
     """What names the compression of an engine's cache; nothing where the cache is full.
 
     The longest sequence is part of it: a method may make a token budget's views larger for longer ones.
@@ -183,7 +183,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _described(layout: Layout) -> str:
+def _described(layout: ResolvedConfig) -> str:
     """How an engine's cache is compressed, for people."""
     if layout.method == "full":
         return ""

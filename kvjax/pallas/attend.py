@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention import views
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage2 import HybridPages
 from kvjax.cache import TENSOR, ArraySpec, View
 from kvjax.pallas.decode_attention import decode_attention
@@ -24,7 +24,7 @@ from kvjax.pallas.selected_attention import selected_attention
 
 
 def attend(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     q: Float[Array, "B H D"],
     position: Int[Array, "B"],
@@ -70,7 +70,7 @@ def _specs(view: View) -> View:
         head_dim=head_dim,
         dtype=view.k.dtype,
         page_size=0 if view.bounds is None else 1,
-        chooses=view.terms is not None,
+        chooses=view.limits is not None,
     )
     return jax.tree.map(
         lambda spec: PartitionSpec(*spec.axes), declared, is_leaf=lambda leaf: isinstance(leaf, ArraySpec)
@@ -78,7 +78,7 @@ def _specs(view: View) -> View:
 
 
 def _attend(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     q: Float[Array, "B H D"],
     active: Bool[Array, "B"],
@@ -93,7 +93,9 @@ def _attend(
     stage2, page = plan.stage2, plan.stage2.unit
     grouped = q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2])
     scores = page_scores(grouped, view.bounds, entries, page_size=page, scale=scale, implementation=implementation)
-    tokens, dense = (None, stage2.dense) if view.terms is None else (view.terms.tokens, view.terms.dense)
+    tokens, dense = (
+        (None, stage2.dense) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
+    )
     most = None if tokens is None else tokens // page
     count = stage2.tokens // page
     chosen = page_selection(scores, entries, page_size=page, count=count, most=most, implementation=implementation)
@@ -107,7 +109,7 @@ def _attend(
     return jnp.where(few[:, None, None], whole, out)
 
 
-def _unserved(plan: LayerPlan, window: int | None) -> str | None:
+def _unserved(plan: LayerCacheConfig, window: int | None) -> str | None:
     """Why no kernel serves a layer; None where some do."""
     if plan.stage2 is not None and type(plan.stage2) is not HybridPages:
         return f"{type(plan.stage2).__name__} scores in jax.numpy alone: kernels score the pages of HybridPages"

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import views
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage1 import Observation
-from kvjax.cache import TENSOR, Terms, View, Workspace
+from kvjax.cache import TENSOR, SlotLimits, View, Workspace
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import attention_received
 from kvjax.pallas.prefill_attention import prefill_attention
@@ -49,12 +49,12 @@ def attend(
 
 
 def install(
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     view: View,
     workspace: Workspace,
     slot: Int[Array, ""],
     length: Int[Array, ""],
-    terms: Terms,
+    limits: SlotLimits,
     *,
     scale: float,
     implementation: str | None = REFERENCE,
@@ -75,7 +75,7 @@ def install(
 
     if isinstance(plan.stage1, Observation):
         plan = replace(plan, stage1=replace(plan.stage1, received=received))
-    return views.install(plan, view, workspace, slot, length, terms, scale=scale)
+    return views.install(plan, view, workspace, slot, length, limits, scale=scale)
 
 
 def _split(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from kvjax.cache import TENSOR
 from kvjax.engine.abstract import abstract_steps
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.plan.devices import Device
 from kvjax.plan.estimate import Compiled, declare
 from kvjax.plan.topology import ENVIRONMENT, as_if_on, topology_devices
@@ -36,7 +36,7 @@ def measure(arguments: Sequence[str]) -> Compiled:
     return Compiled(**json.loads(lines[-1]))
 
 
-def compile_steps(caches: Caches, device: Device) -> Compiled:
+def compile_steps(caches: CacheConfig, device: Device) -> Compiled:
     """Compiles in this process, which must have the environment of `topology.ENVIRONMENT`."""
     devices = topology_devices(device)
     mesh = None if device.parts == 1 else Mesh(np.array(devices), (TENSOR,))

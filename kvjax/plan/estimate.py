@@ -1,14 +1,14 @@
 """The question and the answer: a model, a device, so many conversations; what that takes, with all KV and with less.
 
-Every byte comes from the engine's own declarations (`Caches`, `memory.plan`), never from a formula written twice.
+Every byte comes from the engine's own declarations (`CacheConfig`, `memory.plan`), never from a formula written twice.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
 from kvjax import cache
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.memory import most_slots, plan
 from kvjax.engine.report import keeps
 from kvjax.models import DecoderConfig
@@ -110,7 +110,7 @@ class Estimate:
     """
 
     question: Question
-    layout: Layout
+    layout: ResolvedConfig
     full: Side
     this: Side | None
     prefix: Prefix
@@ -149,13 +149,13 @@ def estimate(question: Question) -> Estimate:
     )
 
 
-def declare(question: Question) -> Caches:
+def declare(question: Question) -> CacheConfig:
     """The caches of the engine that is asked about."""
-    layout = Layout.resolve(question.config, question.model.max_position, question.device.chip.platform)
-    return Caches.declare(question.model, layout)
+    layout = ResolvedConfig.resolve(question.config, question.model.max_position, question.device.chip.platform)
+    return CacheConfig.declare(question.model, layout)
 
 
-def _side(question: Question, caches: Caches) -> Side:
+def _side(question: Question, caches: CacheConfig) -> Side:
     mesh = question.device.mesh
     memory = plan(caches, mesh)
     summaries = cache.nbytes([view.bounds for view in caches.views], mesh)

@@ -6,7 +6,7 @@ The choice is that of the store's own `Planner`, told rooflines instead of what 
 import dataclasses
 import itertools
 
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.plan.devices import Device
 from kvjax.plan.roofline import prefill_seconds
 from kvjax.store.block import BlockLayout
@@ -69,7 +69,7 @@ class Prefix:
         return self.nbytes / self.compute_seconds if self.tokens else None
 
 
-def prefix(caches: Caches, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
+def prefix(caches: CacheConfig, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
     """Compares each tier with computing. The first tier is host memory, which the others' bytes pass through."""
     model, layout = caches.model, caches.layout
     chunks = layout.max_model_len // layout.prefill_chunk_size

@@ -7,7 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.engine.memory import weights
 from kvjax.plan.devices import Device
 
@@ -33,7 +33,7 @@ class DecodeStep:
         return self.weights + self.kv
 
 
-def decode_step(caches: Caches, device: Device) -> DecodeStep:
+def decode_step(caches: CacheConfig, device: Device) -> DecodeStep:
     """The step of an engine of these caches with every slot at its full context."""
     model, layout = caches.model, caches.layout
     parts = dict(weights(model, layout.dtype, device.mesh))
@@ -45,7 +45,7 @@ def decode_step(caches: Caches, device: Device) -> DecodeStep:
     return DecodeStep(read, kv, operations, max((read + kv) / device.bandwidth, operations / device.flops))
 
 
-def prefill_seconds(caches: Caches, device: Device, chunks: int) -> list[float]:
+def prefill_seconds(caches: CacheConfig, device: Device, chunks: int) -> list[float]:
     """Of each of a prompt's first chunks the least time to compute it, with the chunks before it in the cache."""
     model, layout = caches.model, caches.layout
     size, item = layout.prefill_chunk_size, jnp.dtype(layout.dtype).itemsize

@@ -17,13 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention, views
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import attention_received, max_pool, prompt_queries
 from kvjax.attention.pages import summarize
 from kvjax.attention.retention import gather, retain
 from kvjax.attention.stage1 import Observation
 from kvjax.attention.stage2 import HybridPages
-from kvjax.cache import Terms, View, Workspace
+from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.models import Decoder
 from kvjax.search.arena import Arena
 from kvjax.search.samples import Case, Padded
@@ -51,11 +51,11 @@ class Stages:
     page_size: int = 4
     headroom: int = 128
 
-    def plan(self, longest: int, tail: int) -> LayerPlan:
+    def plan(self, longest: int, tail: int) -> LayerCacheConfig:
         """The plan under which any scheme's numbers can be followed."""
         capacity = -(-(longest + tail) // self.page_size) * self.page_size
         pages = HybridPages(capacity, self.page_size, narrow=True, dense=2 * capacity)
-        return LayerPlan(capacity, Observation(self.window, 1, self.sinks), longest, pages)
+        return LayerCacheConfig(capacity, Observation(self.window, 1, self.sinks), longest, pages)
 
     def dense(self, max_retained: Any, tokens: Any) -> Any:
         """Entries up to which a served view of so many kept and read tokens is read as a whole."""
@@ -166,7 +166,7 @@ def _prefill(
 def _judge(
     graph: nnx.GraphDef[Decoder],
     stages: Stages,
-    plan: LayerPlan,
+    plan: LayerCacheConfig,
     params: Any,
     block: StageReadings,
     schemes: Int[Array, "P L 3"],
@@ -196,7 +196,7 @@ def _judge(
     return weigh(heard.reshape(count, samples, -1, 2), block.weight)
 
 
-def _view(stages: Stages, plan: LayerPlan, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:
+def _view(stages: Stages, plan: LayerCacheConfig, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:
     """One layer's view for every scheme and sample: slot `p * S + s`."""
 
     def one(row: Int[Array, "3"], k: Array, v: Array, scores: Array, length: Array) -> View:
@@ -211,9 +211,9 @@ def _view(stages: Stages, plan: LayerPlan, block: StageReadings, layer: int, row
     view = jax.vmap(over_samples, in_axes=(0, None, None, None, None))(rows, *arguments)
     view = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), view)  # [P, S, 1, ...]
     numbers = jnp.repeat(rows, len(block.start), axis=0)
-    terms = Terms(numbers[:, 0], numbers[:, 1], stages.dense(numbers[:, 0], numbers[:, 1]), 0 * numbers[:, 0])
+    limits = SlotLimits(numbers[:, 0], numbers[:, 1], stages.dense(numbers[:, 0], numbers[:, 1]), 0 * numbers[:, 0])
     bounds = summarize(view.k, view.positions >= 0, stages.page_size, BOUNDS)
-    return dataclasses.replace(view, bounds=bounds, terms=terms)
+    return dataclasses.replace(view, bounds=bounds, limits=limits)
 
 
 def split(context: int, traffic: int, exponent: float, stages: Stages) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import kvjax
-from kvjax.serve.protocol import Caches, Engine
+from kvjax.serve.protocol import CacheConfig, Engine
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.stats import TierStats
 
@@ -93,7 +93,7 @@ class Monitor:
         return round(1000 * cuts[round(100 * quantile) - 1], 1)
 
 
-def _compression(caches: Caches) -> dict[str, Any]:
+def _compression(caches: CacheConfig) -> dict[str, Any]:
     """What the views do with a prompt as long as the context."""
     layout = caches.layout
     context = layout.max_model_len

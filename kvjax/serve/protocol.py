@@ -58,8 +58,8 @@ class Reservation(Protocol):
 
 
 @runtime_checkable
-class Caches(Protocol):
-    """What each layer keeps of a prompt: `kvjax.engine.caches.Caches`. Bytes are those of one sequence."""
+class CacheConfig(Protocol):
+    """What each layer keeps of a prompt: `kvjax.engine.caches.CacheConfig`. Bytes are those of one sequence."""
 
     @property
     def layout(self) -> Any: ...
@@ -100,7 +100,7 @@ class Engine(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def caches(self) -> Caches: ...
+    def caches(self) -> CacheConfig: ...
 
     @property
     def phase(self) -> str:

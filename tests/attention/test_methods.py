@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from kvjax.attention.methods import METHODS, Demand, LayerPlan, Method, find_method
+from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, find_method
 from kvjax.attention.stage2 import HybridPages, HybridTokens
 from kvjax.budget import LayerBudget
 
@@ -23,7 +23,7 @@ def demand(context: int = 8192, token_budget: int = 256, headroom: int = 128) ->
     return Demand(WINDOWS, context, headroom, token_budget, 64)
 
 
-def plans(method: Method, asked: Demand) -> list[LayerPlan]:
+def plans(method: Method, asked: Demand) -> list[LayerCacheConfig]:
     return [method.plan(budget, asked.headroom) for budget in method.profile(asked).layers]
 
 
@@ -36,7 +36,7 @@ def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, hea
     made = plans(METHODS[name], asked)
     assert made == plans(METHODS[name], asked)
     assert len({made[2], made[3]}) == (2 if name == "pyramidkv" else 1), "equal layers would be compiled twice"
-    assert made[1] == LayerPlan(512), "a sliding layer keeps its window"
+    assert made[1] == LayerCacheConfig(512), "a sliding layer keeps its window"
     for plan in made:
         if plan.stage1 is not None:
             assert plan.stage1.fewest <= plan.max_retained <= plan.capacity - headroom

@@ -9,32 +9,32 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
 from kvjax.attention.stage2 import HybridPages
-from kvjax.cache import TENSOR, Terms, View, constrain
+from kvjax.cache import TENSOR, SlotLimits, View, constrain
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
 
 CASE = Case(2, 128, 8, 64, (40, 0, 64), kv_heads=2, dtype="float32")
-PLANS = {"full": LayerPlan(64), "selected": LayerPlan(64, stage2=HybridPages(16, 8, dense=8))}
+PLANS = {"full": LayerCacheConfig(64), "selected": LayerCacheConfig(64, stage2=HybridPages(16, 8, dense=8))}
 
 
-def arguments(plan: LayerPlan) -> tuple:
+def arguments(plan: LayerCacheConfig) -> tuple:
     held = np.array(CASE.entries)
     positions = np.broadcast_to(np.arange(CASE.capacity), (3, 2, CASE.capacity))
     positions = np.where(positions < held[:, None, None], positions, -1).astype(np.int32)
     k, v = CASE.array(CASE.keys), CASE.array(CASE.values)
-    bounds = terms = None
+    bounds = limits = None
     if plan.stage2 is not None:
         bounds = summarize(k, jnp.asarray(positions >= 0), 8, jnp.bfloat16)
-        terms = Terms(*(jnp.full(3, number) for number in (64, 16, 8, 0)))
+        limits = SlotLimits(*(jnp.full(3, number) for number in (64, 16, 8, 0)))
     queries = jnp.zeros((3, 4, 4, CASE.dim))  # which nobody reads here, and which are split in another way
-    view = View(k, v, jnp.asarray(positions), CASE.held, bounds, queries, terms)
+    view = View(k, v, jnp.asarray(positions), CASE.held, bounds, queries, limits)
     return view, CASE.array(CASE.q.reshape(3, -1, CASE.dim)), jnp.max(view.positions, axis=(1, 2)), CASE.held > 0
 
 
-def specs(plan: LayerPlan) -> View:
+def specs(plan: LayerCacheConfig) -> View:
     return View.declare(
         slots=3,
         kv_heads=2,

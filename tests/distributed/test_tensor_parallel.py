@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from kvjax import models
 from kvjax.cache import TENSOR
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.runner import Runner
 
@@ -39,8 +39,8 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
     if mesh is not None:
         placed = jax.tree.map(jax.device_put, nnx.state(decoder, nnx.Param), models.shardings(decoder, mesh))
         nnx.update(decoder, placed)
-    layout = Layout.resolve(EngineConfig(max_num_seqs=2), CONFIG.max_position, "cpu")
-    runner = Runner(decoder, Caches.declare(CONFIG, layout), mesh)
+    layout = ResolvedConfig.resolve(EngineConfig(max_num_seqs=2), CONFIG.max_position, "cpu")
+    runner = Runner(decoder, CacheConfig.declare(CONFIG, layout), mesh)
     prefill = runner.begin(PROMPT, slot=1)
     while not prefill.done:
         runner.advance(prefill)

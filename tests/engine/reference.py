@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest
-from kvjax.engine.caches import Caches
+from kvjax.engine.caches import CacheConfig
 from kvjax.models import causal
 from tests.attention import oracle, rocketkv_oracle
 from tests.engine import tiny
@@ -32,7 +32,7 @@ class Row:
 class Reference:
     """One sequence in one slot."""
 
-    def __init__(self, caches: Caches) -> None:
+    def __init__(self, caches: CacheConfig) -> None:
         self.config, self.decoder, self.plans = caches.model, tiny.decoder(), caches.plans
         self.length = 0
         self.begin = 0  # of the last turn, whose queries alone stage 1 looks from
@@ -89,7 +89,7 @@ class Reference:
             x = layer(x, jnp.asarray([position]), attend)
         return np.asarray(self.decoder.head(x))[0]
 
-    def _stage1(self, plan: LayerPlan, rows: list[Row], queries: np.ndarray, k: np.ndarray) -> None:
+    def _stage1(self, plan: LayerCacheConfig, rows: list[Row], queries: np.ndarray, k: np.ndarray) -> None:
         """`k` [K, n, D]: of the prompt, or of the rows themselves when a view is selected anew."""
         held, stage1 = k.shape[1], plan.stage1
         if stage1 is None or held <= plan.max_retained:
@@ -112,7 +112,7 @@ class Reference:
         for row, entries in zip(rows, retained, strict=True):
             row.keep(entries)
 
-    def _attend(self, plan: LayerPlan, row: Row, q: np.ndarray, window: int | None) -> np.ndarray:
+    def _attend(self, plan: LayerCacheConfig, row: Row, q: np.ndarray, window: int | None) -> np.ndarray:
         """All query heads [G, D] of one row over what stage 2 chooses for them."""
         scale, stage2, held = self.config.query_scale, plan.stage2, len(row.positions)
         visible = np.flatnonzero(oracle.sees(self.length - 1, np.array(row.positions), window))

@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from kvjax.engine.config import BLOCK_TOKENS, SHORTEST_BUCKET, EngineConfig, Layout
+from kvjax.engine.config import BLOCK_TOKENS, SHORTEST_BUCKET, EngineConfig, ResolvedConfig
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_values_out_of_bounds_are_named(field, value, message):
 
 
 def test_a_layout_is_chosen_by_model_and_device():
-    cpu, gpu = (Layout.resolve(EngineConfig(), 4096, platform) for platform in ("cpu", "gpu"))
+    cpu, gpu = (ResolvedConfig.resolve(EngineConfig(), 4096, platform) for platform in ("cpu", "gpu"))
     assert (cpu.max_model_len, cpu.prefill_chunk_size, cpu.dtype, cpu.kv_dtype) == (4096, 512, "float32", "float32")
     assert (gpu.max_model_len, gpu.prefill_chunk_size, gpu.dtype, gpu.kv_dtype) == (4096, 2048, "bfloat16", "bfloat16")
     asked = EngineConfig(
@@ -41,15 +41,17 @@ def test_a_layout_is_chosen_by_model_and_device():
         kv_cache_dtype="float32",
         decode_steps=9,
     )
-    layout = Layout.resolve(asked, 4096, "tpu")
-    assert layout == Layout(max_model_len=1000, slots=7, chunk=512, decode_steps=9, dtype="float16", kv_dtype="float32")
-    assert Layout.resolve(EngineConfig(dtype="float16"), 9, "cpu").kv_dtype == "float16"
+    layout = ResolvedConfig.resolve(asked, 4096, "tpu")
+    assert layout == ResolvedConfig(
+        max_model_len=1000, slots=7, chunk=512, decode_steps=9, dtype="float16", kv_dtype="float32"
+    )
+    assert ResolvedConfig.resolve(EngineConfig(dtype="float16"), 9, "cpu").kv_dtype == "float16"
 
 
 def test_a_context_longer_than_the_models_is_refused():
-    assert Layout.resolve(EngineConfig(max_model_len=4096), 4096, "cpu").max_model_len == 4096
+    assert ResolvedConfig.resolve(EngineConfig(max_model_len=4096), 4096, "cpu").max_model_len == 4096
     with pytest.raises(ValueError, match="max_model_len=4097 is more than the 4096 tokens that this model"):
-        Layout.resolve(EngineConfig(max_model_len=4097), 4096, "cpu")
+        ResolvedConfig.resolve(EngineConfig(max_model_len=4097), 4096, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,17 @@ def test_a_context_longer_than_the_models_is_refused():
 )
 def test_buckets(length, chunk, buckets):
     assert (
-        Layout.resolve(EngineConfig(max_model_len=length, prefill_chunk_size=chunk), 1 << 20, "cpu").buckets == buckets
+        ResolvedConfig.resolve(EngineConfig(max_model_len=length, prefill_chunk_size=chunk), 1 << 20, "cpu").buckets
+        == buckets
     )
 
 
 @hypothesis.given(length=st.integers(2, 1 << 20), chunks=st.integers(1, 150))
 def test_buckets_hold_every_prompt_and_waste_little(length, chunks):
     chunk = chunks * BLOCK_TOKENS
-    buckets = Layout.resolve(EngineConfig(max_model_len=length, prefill_chunk_size=chunk), 1 << 20, "cpu").buckets
+    buckets = ResolvedConfig.resolve(
+        EngineConfig(max_model_len=length, prefill_chunk_size=chunk), 1 << 20, "cpu"
+    ).buckets
     assert list(buckets) == sorted(set(buckets))
     assert length <= buckets[-1] < max(length + chunk, 4 * length, 2 * SHORTEST_BUCKET * 4)
     assert all(bucket % chunk == 0 or bucket < chunk for bucket in buckets)

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage1 import Observation
 from kvjax.engine.fill import Fill
 
 STAGE1 = Observation(4)
 OWN = (
-    LayerPlan(9),
-    LayerPlan(20, STAGE1, max_retained=12),
-    LayerPlan(16, STAGE1, max_retained=12),
+    LayerCacheConfig(9),
+    LayerCacheConfig(20, STAGE1, max_retained=12),
+    LayerCacheConfig(16, STAGE1, max_retained=12),
 )  # the first chooses nothing
-SMALL = (LayerPlan(9), LayerPlan(10, STAGE1, max_retained=6), LayerPlan(9, STAGE1, max_retained=4))
+SMALL = (LayerCacheConfig(9), LayerCacheConfig(10, STAGE1, max_retained=6), LayerCacheConfig(9, STAGE1, max_retained=4))
 ALL = np.ones(2, np.bool_)
 
 

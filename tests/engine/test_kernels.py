@@ -9,8 +9,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.kernels import check_kernels, settle
 from kvjax.engine.parking import identity
 from kvjax.engine.prefix import namespace
@@ -36,8 +36,8 @@ def config(kernels: str, **settings) -> EngineConfig:
     )
 
 
-def caches(kernels: str, model: DecoderConfig = tiny.LLAMA, **settings) -> Caches:
-    return Caches.declare(model, Layout.resolve(config(kernels, **settings), model.max_position, "tpu"))
+def caches(kernels: str, model: DecoderConfig = tiny.LLAMA, **settings) -> CacheConfig:
+    return CacheConfig.declare(model, ResolvedConfig.resolve(config(kernels, **settings), model.max_position, "tpu"))
 
 
 @pytest.mark.slow  # an interpreter runs every kernel of every step
@@ -99,7 +99,7 @@ def test_kernels_are_for_the_devices_that_are_here(monkeypatch, platform, capabi
     monkeypatch.setattr(jax, "devices", lambda: [device])
     refused = settled not in ("reference", "auto", asked)
     with pytest.raises(ValueError, match=settled) if refused else contextlib.nullcontext():
-        assert settle(Layout.resolve(config(asked), 256, platform)).kernels == settled
+        assert settle(ResolvedConfig.resolve(config(asked), 256, platform)).kernels == settled
 
 
 def test_kernels_are_a_part_of_what_stored_kv_is_found_by(tmp_path):

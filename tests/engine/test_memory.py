@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kvjax import models
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.engine import Engine
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, plan
 from kvjax.engine.runner import Runner
@@ -18,16 +18,16 @@ from tests.engine.tiny import CONFIG, CONTEXT, GLOBAL
 
 GIB = 1 << 30
 LARGE = dataclasses.replace(CONFIG, width=1024, mlp_width=4096, vocab_size=32_000, head_dim=64, max_position=16_384)
-LAYOUT = Layout.resolve(EngineConfig(max_num_seqs=8), LARGE.max_position, "gpu")
+LAYOUT = ResolvedConfig.resolve(EngineConfig(max_num_seqs=8), LARGE.max_position, "gpu")
 
 
-def declare(token_budget: int | None = None) -> Caches:
+def declare(token_budget: int | None = None) -> CacheConfig:
     config = EngineConfig(max_num_seqs=3, token_budget=token_budget, headroom=32)
-    return Caches.declare(CONFIG, Layout.resolve(config, CONTEXT, "cpu"))
+    return CacheConfig.declare(CONFIG, ResolvedConfig.resolve(config, CONTEXT, "cpu"))
 
 
-def total(layout: Layout) -> int:
-    return sum(plan(Caches.declare(LARGE, layout)).values())
+def total(layout: ResolvedConfig) -> int:
+    return sum(plan(CacheConfig.declare(LARGE, layout)).values())
 
 
 @pytest.mark.parametrize("token_budget", [None, 32])
@@ -60,9 +60,9 @@ def test_a_budget_keeps_its_share_and_holds_less_than_half_until_then(context, t
     """Of the full cache 1/c^r stays, and what the pages' summaries take; weights and temporaries are those of any."""
     model = dataclasses.replace(LARGE, layers=(GLOBAL,) * 8, num_heads=8, num_kv_heads=4, max_position=context)
 
-    def declare(token_budget: int | None) -> tuple[Caches, int]:
+    def declare(token_budget: int | None) -> tuple[CacheConfig, int]:
         config = EngineConfig(max_num_seqs=1, token_budget=token_budget)
-        caches = Caches.declare(model, Layout.resolve(config, context, "gpu"))
+        caches = CacheConfig.declare(model, ResolvedConfig.resolve(config, context, "gpu"))
         parts = plan(caches)
         return caches, sum(parts.values()) - parts["weights"] - parts["temporaries"]
 

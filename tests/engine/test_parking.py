@@ -13,8 +13,8 @@ import pytest
 
 from kvjax import cache
 from kvjax.engine import Completion, Engine, EngineConfig, Finish, SamplingParams, TokenLogprob
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.conversation import Conversation
 from kvjax.engine.parking import NAME, Parking, _checksum, identity
 from tests.engine import tiny
@@ -270,9 +270,9 @@ def test_another_model_is_refused_and_serving_goes_on(folder, copied, tmp_path, 
     assert len(list(parking_of(folder, copied).load())) == SLOTS
 
 
-def caches_of(method: str = "full", **settings) -> Caches:
+def caches_of(method: str = "full", **settings) -> CacheConfig:
     chosen = dataclasses.replace(config(method, None), **settings)
-    return Caches.declare(tiny.CONFIG, Layout.resolve(chosen, tiny.CONTEXT, "cpu"))
+    return CacheConfig.declare(tiny.CONFIG, ResolvedConfig.resolve(chosen, tiny.CONTEXT, "cpu"))
 
 
 def parking_of(folder: Path, place: Path) -> Parking:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from kvjax import cache, models
 from kvjax.attention import decode_attention, views
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
@@ -33,12 +33,12 @@ def arrays(view: View) -> list[np.ndarray]:
     return [np.asarray(leaf).copy() for leaf in jax.tree.leaves(view)]
 
 
-PLAN = LayerPlan(1)  # of a layer where nothing is chosen; its capacity is the view's
+PLAN = LayerCacheConfig(1)  # of a layer where nothing is chosen; its capacity is the view's
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def install(view, workspace, slot, length):
-    return views.install(PLAN, view, workspace, slot, length, PLAN.terms(), scale=1.0)
+    return views.install(PLAN, view, workspace, slot, length, PLAN.limits(), scale=1.0)
 
 
 @jax.jit

@@ -7,8 +7,8 @@ import pytest
 
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import ResolvedConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate, settle
 
@@ -22,8 +22,10 @@ def config(method: str | None, token_budget: int | None, **options) -> EngineCon
     return EngineConfig(method=method, token_budget=token_budget, **defaults | options)
 
 
-def declared(method: str | None, token_budget: int | None = None, **options) -> Caches:
-    return Caches.declare(tiny.CONFIG, Layout.resolve(config(method, token_budget, **options), CONTEXT, "cpu"))
+def declared(method: str | None, token_budget: int | None = None, **options) -> CacheConfig:
+    return CacheConfig.declare(
+        tiny.CONFIG, ResolvedConfig.resolve(config(method, token_budget, **options), CONTEXT, "cpu")
+    )
 
 
 @pytest.fixture(scope="module", params=BUDGETS)

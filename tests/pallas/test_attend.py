@@ -4,30 +4,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
 from kvjax.attention.stage2 import HybridPages, Quest
-from kvjax.cache import Terms, View
+from kvjax.cache import SlotLimits, View
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
 from tests.pallas.interpreter import run
 
 CASE = Case(4, 128, 8, 512, (300, 0, 40, 511))
-PLANS = {"full": LayerPlan(512), "selected": LayerPlan(512, stage2=HybridPages(64, 8, dense=40))}
+PLANS = {"full": LayerCacheConfig(512), "selected": LayerCacheConfig(512, stage2=HybridPages(64, 8, dense=40))}
 
 
-def arguments(plan: LayerPlan):
+def arguments(plan: LayerCacheConfig):
     """A view in which the slots that are not decoding hold something too, and terms below those of the plan."""
     places = np.arange(CASE.capacity)
     held = np.array(CASE.entries)
     positions = np.where(places < held[:, None], 3 * places, -1)[:, None].astype(np.int32)
     k, v = CASE.array(CASE.keys), CASE.array(CASE.values)
-    bounds = terms = None
+    bounds = limits = None
     if plan.stage2 is not None:
         bounds = summarize(k, jnp.asarray(positions >= 0), 8, jnp.float8_e4m3fn)
         number = jnp.asarray([64, 64, 64, 32])
-        terms = Terms(number, number, jnp.asarray([40, 40, 40, 0]), jnp.zeros(4, jnp.int32))
-    view = View(k, v, jnp.asarray(positions), CASE.held, bounds, None, terms)
+        limits = SlotLimits(number, number, jnp.asarray([40, 40, 40, 0]), jnp.zeros(4, jnp.int32))
+    view = View(k, v, jnp.asarray(positions), CASE.held, bounds, None, limits)
     q = CASE.array(CASE.q.reshape(4, -1, CASE.dim))
     return view, q, jnp.max(view.positions, axis=(1, 2)), CASE.held > 0
 
@@ -53,9 +53,9 @@ def test_kernels_read_what_the_reference_reads(plan, implementation):
 @pytest.mark.parametrize(
     ("plan", "window", "reason"),
     [
-        (LayerPlan(512), 100, "sliding window of 100"),
-        (LayerPlan(512, stage2=Quest(64, page_size=8)), None, "Quest"),
-        (LayerPlan(512, head_max_retained=(100, 200)), None, "have gaps"),
+        (LayerCacheConfig(512), 100, "sliding window of 100"),
+        (LayerCacheConfig(512, stage2=Quest(64, page_size=8)), None, "Quest"),
+        (LayerCacheConfig(512, head_max_retained=(100, 200)), None, "have gaps"),
     ],
 )
 def test_a_layer_without_kernels_is_refused_by_name_and_falls_to_the_reference_otherwise(plan, window, reason):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kvjax import cache
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage1 import Observation, Streaming
-from kvjax.cache import Terms, View, Workspace
+from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.pallas import prefill
 from tests.pallas.cases import Case
 from tests.pallas.interpreter import run
@@ -18,10 +18,10 @@ from tests.pallas.interpreter import run
 LENGTH, TOKENS, WINDOW = 200, 256, 8
 CASE = Case(4, 128, 8, TOKENS, (LENGTH,), kv_heads=2)
 PLANS = {
-    "observed": LayerPlan(64, Observation(WINDOW, kernel=7), max_retained=48),
-    "per head": LayerPlan(64, Observation(WINDOW, kernel=7, per_head=True), max_retained=48),
-    "streaming": LayerPlan(64, Streaming(WINDOW), max_retained=48),
-    "full": LayerPlan(TOKENS),
+    "observed": LayerCacheConfig(64, Observation(WINDOW, kernel=7), max_retained=48),
+    "per head": LayerCacheConfig(64, Observation(WINDOW, kernel=7, per_head=True), max_retained=48),
+    "streaming": LayerCacheConfig(64, Streaming(WINDOW), max_retained=48),
+    "full": LayerCacheConfig(TOKENS),
 }
 
 
@@ -30,7 +30,7 @@ def workspace(dtype: str | None = None) -> Workspace:
     return Workspace(CASE.array(CASE.keys[0], dtype), CASE.array(CASE.values[0], dtype), queries)
 
 
-def installed(plan: LayerPlan, *, implementation: str | None, dtype: str | None = None) -> View:
+def installed(plan: LayerCacheConfig, *, implementation: str | None, dtype: str | None = None) -> View:
     """What is in the first of two slots after `LENGTH` tokens."""
     chooses = plan.stage1 is not None
     view = cache.allocate(
@@ -43,13 +43,13 @@ def installed(plan: LayerPlan, *, implementation: str | None, dtype: str | None 
             chooses=chooses,
         )
     )
-    terms = Terms(*(jnp.int32(number) for number in (plan.max_retained, 64, 0, 0)))
+    limits = SlotLimits(*(jnp.int32(number) for number in (plan.max_retained, 64, 0, 0)))
     options = {"scale": CASE.scale, "implementation": implementation}
-    new = prefill.install(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), terms, **options)
+    new = prefill.install(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), limits, **options)
     return jax.tree.map(lambda leaf: leaf[0], new)
 
 
-def same(plan: LayerPlan, implementation: str) -> None:
+def same(plan: LayerCacheConfig, implementation: str) -> None:
     def retained(*, implementation):
         view = installed(plan, implementation=implementation)
         return jnp.concatenate([view.positions[..., None].astype(jnp.float32), view.k, view.v], axis=-1)

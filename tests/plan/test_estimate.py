@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from kvjax import cache, models
-from kvjax.engine.caches import Caches
-from kvjax.engine.config import EngineConfig, Layout
+from kvjax.engine.caches import CacheConfig
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, plan
 from kvjax.engine.runner import Runner
 from kvjax.plan import Device, Question, estimate
@@ -29,8 +29,8 @@ def ask(**changes) -> Question:
     return Question(**({"model": CONFIG, "device": ONE, "config": ENGINE} | changes))
 
 
-def declare(config: EngineConfig = ENGINE) -> Caches:
-    return Caches.declare(CONFIG, Layout.resolve(config, CONTEXT, "cpu"))
+def declare(config: EngineConfig = ENGINE) -> CacheConfig:
+    return CacheConfig.declare(CONFIG, ResolvedConfig.resolve(config, CONTEXT, "cpu"))
 
 
 def nbytes(tree) -> int:
@@ -83,7 +83,7 @@ def test_a_device_of_two_holds_half_of_what_is_split_by_heads():
     whole, part = plan(caches), plan(caches, mesh)
     for purpose in ("decode state", "hidden states"):
         assert part[purpose] == whole[purpose]
-    used = sum(view.used.nbytes + 4 * view.used.nbytes * (view.terms is not None) for view in caches.views)
+    used = sum(view.used.nbytes + 4 * view.used.nbytes * (view.limits is not None) for view in caches.views)
     assert 2 * part["views"] == whole["views"] + used  # counters and terms of slots are on both
     assert 2 * part["workspaces"] == whole["workspaces"]
     assert whole["weights"] / 2 < part["weights"] < 0.55 * whole["weights"]  # norms are on both
@@ -119,7 +119,7 @@ def test_a_decode_step_reads_the_weights_but_the_table_and_what_views_say():
     assert halves.kv * 2 == pytest.approx(step.kv, abs=2)
     assert halves.seconds < step.seconds
     tied = dataclasses.replace(CONFIG, tied=True)
-    caches = Caches.declare(tied, caches.layout)
+    caches = CacheConfig.declare(tied, caches.layout)
     assert decode_step(caches, ONE).weights == plan(caches)["weights"]  # the table is the head
 
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import numpy as np
 
-from kvjax.attention.methods import LayerPlan
+from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.stage1 import Streaming
 from kvjax.engine.request import (
     ContextLengthExceededError,
@@ -136,7 +136,7 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.compiles = 0
         self.closed = False
-        self.caches, self.view_fraction = FakeCaches(max_model_len), 1.0
+        self.caches, self.view_fraction = FakeCacheConfig(max_model_len), 1.0
         self.reserved = 0
         self._capacity = slots + queue
         self._slots: list[SlotStats] = [SlotStats("free")] * slots
@@ -306,7 +306,7 @@ class FakeEngine:
         assert all(slot.state == "free" for slot in self._slots), self._slots
 
 
-class FakeCaches:
+class FakeCacheConfig:
     """Two layers, one of which keeps 100 entries and the other all of them."""
 
     multi_turn = False
@@ -314,11 +314,11 @@ class FakeCaches:
     def __init__(self, context: int) -> None:
         self.layout = types.SimpleNamespace(method="rocketkv", token_budget=64, headroom=16, max_model_len=context)
         self.plans = (
-            LayerPlan(116, Streaming(), max_retained=100),
-            LayerPlan(context),
+            LayerCacheConfig(116, Streaming(), max_retained=100),
+            LayerCacheConfig(context),
         )
 
-    def within(self, token_budget: int | None) -> "FakeCaches":
+    def within(self, token_budget: int | None) -> "FakeCacheConfig":
         if token_budget is not None and not 32 <= token_budget <= 64:
             raise ValueError(f"token_budget={token_budget} is outside [32, 64], give one within")
         return self

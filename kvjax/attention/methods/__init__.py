@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kvjax.attention.methods.full import Full
-from kvjax.attention.methods.method import Demand, LayerPlan, Method
+from kvjax.attention.methods.method import Demand, LayerCacheConfig, Method
 from kvjax.attention.methods.quest import Quest
 from kvjax.attention.methods.rocketkv import RocketKV, RocketKVFaithful, RocketKVStage1, RocketKVStage2
 from kvjax.attention.methods.snapkv import PyramidKV, SnapKV
@@ -29,7 +29,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
-__all__ = ["METHODS", "Demand", "LayerPlan", "Method", "find_method"]
+__all__ = ["METHODS", "Demand", "LayerCacheConfig", "Method", "find_method"]
 
 
 def find_method(name: str) -> Method:

@@ -9,7 +9,7 @@ import numpy as np
 from kvjax.attention.stage1 import Stage1
 from kvjax.attention.stage2 import Stage2
 from kvjax.budget import BudgetProfile, LayerBudget
-from kvjax.cache import Terms
+from kvjax.cache import SlotLimits
 
 # A TPU lays out the summary of whole tiles of pages as a kernel reads it, any other it copies at every step. The room
 # for them, at most 7 of 256 pages, is never filled.
@@ -39,7 +39,7 @@ class Demand:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPlan:
+class LayerCacheConfig:
     """What the compiled steps do in one layer. Hashable, and static to jit.
 
     Attributes:
@@ -71,12 +71,12 @@ class LayerPlan:
         """Whether anything is chosen: what the view keeps, or what a step reads."""
         return self.stage1 is not None or self.stage2 is not None
 
-    def terms(self, begin: int = 0) -> Terms:
+    def limits(self, begin: int = 0) -> SlotLimits:
         """Of a request that this is the plan of, and whose last turn begins at position `begin`."""
         tokens, dense = (0, 0) if self.stage2 is None else (self.stage2.tokens, self.stage2.dense)
-        return Terms(*(np.int32(number) for number in (self.max_retained, tokens, dense, begin)))
+        return SlotLimits(*(np.int32(number) for number in (self.max_retained, tokens, dense, begin)))
 
-    def serves(self, other: "LayerPlan") -> bool:
+    def serves(self, other: "LayerCacheConfig") -> bool:
         """Whether steps compiled for this plan can follow another one: the same stages, none of its numbers larger."""
         ours, theirs = self.stage2, other.stage2
         if ours is not None and theirs is not None:
@@ -123,7 +123,7 @@ class Method(abc.ABC):
         """What chooses the entries that a step reads of a view larger than `stage2_tokens`. None: it reads all."""
         return None
 
-    def plan(self, budget: LayerBudget, headroom: int) -> LayerPlan:
+    def plan(self, budget: LayerBudget, headroom: int) -> LayerCacheConfig:
         """What one layer does with its budget.
 
         Raises:
@@ -143,7 +143,7 @@ class Method(abc.ABC):
             unit *= TILE
         capacity = -(-budget.capacity // unit) * unit
         if stage1 is None:
-            return LayerPlan(capacity, stage2=stage2)
+            return LayerCacheConfig(capacity, stage2=stage2)
         max_retained = budget.capacity - headroom
         if max_retained < stage1.fewest:
             raise ValueError(
@@ -152,4 +152,4 @@ class Method(abc.ABC):
             )
         if budget.head_tokens is not None and stage1.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")
-        return LayerPlan(capacity, stage1, max_retained, stage2, budget.head_tokens)
+        return LayerCacheConfig(capacity, stage1, max_retained, stage2, budget.head_tokens)
