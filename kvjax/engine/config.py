@@ -34,7 +34,7 @@ class EngineConfig:
         reselect: a view whose headroom is used up is selected anew; otherwise the output ends there.
         store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
             what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
-        park: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
+        session_dir: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
         kernels: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a device,
@@ -56,7 +56,7 @@ class EngineConfig:
     headroom: int = 128
     reselect: bool = True
     store: StoreConfig | None = None
-    park: Path | None = None
+    session_dir: Path | None = None
     group_layers: int | None = None
     kernels: str = "reference"
 

@@ -72,7 +72,7 @@ class Conversation:
             request.fetch.close()
             request.fetch = None
         request.scheduled()
-        request.found = {"parked": len(self.prompt)}
+        request.found = {"suspended": len(self.prompt)}
         request.resumed = len(self.tokens)
         request.prompt_logprobs, request.retained = self.prompt_logprobs, self.retained
         request.accept(self.tokens, self.logprobs)

@@ -26,8 +26,6 @@ from kvjax.engine.kernels import check_kernels, settle
 from kvjax.engine.limit import limit
 from kvjax.engine.loop import EngineLoop
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
-from kvjax.engine.parked import Parked
-from kvjax.engine.parking import Parking
 from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.report import startup_report
 from kvjax.engine.request import (
@@ -42,7 +40,9 @@ from kvjax.engine.request import (
 from kvjax.engine.runner import Runner
 from kvjax.engine.sampling import MAX_ENDINGS
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError, Sink
+from kvjax.engine.sessions import SessionStore
 from kvjax.engine.stats import EngineStats
+from kvjax.engine.suspended import SuspendedSlots
 from kvjax.engine.tokenizer import Tokenizer
 from kvjax.models.sharding import tensor_mesh
 from kvjax.store.digest import weights_digest
@@ -93,8 +93,8 @@ class Engine:
         self._counter = CompileCounter()
         self._seconds: dict[str, float] = {}
         self._prefix: PrefixCache | None = None
-        self._park, self._restored = config.park, 0
-        self._parking: Parking | None = None
+        self._suspend, self._restored = config.session_dir, 0
+        self._suspending: SessionStore | None = None
         self._runner: Runner | None = None
         self._loop: EngineLoop | None = None
 
@@ -163,8 +163,8 @@ class Engine:
         with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
             self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
             mesh = tensor_mesh(self._devices)
-            if self._park is not None:
-                self._parking = Parking.open(self._park, pathlib.Path(self._path), self._caches, mesh)
+            if self._suspend is not None:
+                self._suspending = SessionStore.open(self._suspend, pathlib.Path(self._path), self._caches, mesh)
         with self._timed("weights"):
             self._check_budgets()
             model = models.load(
@@ -175,21 +175,21 @@ class Engine:
         self._phase = "compiling"
         with self._timed("compile"):
             self._compiled = self._runner.warm_up()
-        parked = Parked(self._runner)
-        if self._parking is not None:
-            with self._timed("parked"):
-                self._restored = parked.restore(self._parking)
+        suspended = SuspendedSlots(self._runner)
+        if self._suspending is not None:
+            with self._timed("suspended"):
+                self._restored = suspended.restore(self._suspending)
         self._counter.start()
-        self._loop = EngineLoop(self._runner, parked)
+        self._loop = EngineLoop(self._runner, suspended)
         self._loop.start()
         self._phase = "ready"
-        if self._parking is not None:  # now, for an engine that ends before it is ready saves nothing
-            self._parking.consume()
+        if self._suspending is not None:  # now, for an engine that ends before it is ready saves nothing
+            self._suspending.consume()
 
     def startup_report(self) -> str:
         """What start-up did and what fits, as lines for a person. Only once the engine is ready."""
         assert self._runner is not None
-        restored = None if self._parking is None else self._restored
+        restored = None if self._suspending is None else self._restored
         return startup_report(self._runner, self._seconds, self._compiled, restored)
 
     def reserve(self, count: int = 1) -> Reservation:
@@ -306,7 +306,7 @@ class Engine:
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
-        Where the engine parks, the next one goes on with those of them that decode (`EngineConfig.park`).
+        Where the engine suspends, the next one goes on with those of them that decode (`EngineConfig.park`).
         Blocks until all of them have been told, and what they computed is stored as far as the time allows.
         """
         self._admission.close()
@@ -316,8 +316,8 @@ class Engine:
         empty = self._admission.wait_empty(timeout)
         if self._loop is not None:
             done = self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty
-            if self._parking is not None:
-                self._parking.save(self._loop.park())
+            if self._suspending is not None:
+                self._suspending.save(self._loop.suspend())
             elif not done:
                 self._loop.cancel_all()
             self._loop.wait_idle(5.0)

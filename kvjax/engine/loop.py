@@ -21,8 +21,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from kvjax.engine.parked import Parked
-from kvjax.engine.parking import Saved
 from kvjax.engine.pending import Pending
 from kvjax.engine.prefill import Prefill
 from kvjax.engine.request import Finish, TokenLogprob
@@ -30,27 +28,29 @@ from kvjax.engine.runner import Runner
 from kvjax.engine.sampling import Sample, token_logprobs
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
+from kvjax.engine.sessions import SessionSnapshot
 from kvjax.engine.stats import EngineStats, SlotStats
+from kvjax.engine.suspended import SuspendedSlots
 from kvjax.store.keys import BLOCK_TOKENS
 
 logger = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Owns the runner. `submit`, `cancel`, `park`, `stats` and `stop` may be called from any thread.
+    """Owns the runner. `submit`, `cancel`, `session_dir`, `stats` and `stop` may be called from any thread.
 
     Args:
-        parked: conversations of an earlier engine, in the runner's slots.
+        suspended: conversations of an earlier engine, in the runner's slots.
 
     Attributes:
         failure: what ended the thread, if not `stop`. Every request has then got an error.
     """
 
-    def __init__(self, runner: Runner, parked: Parked | None = None) -> None:
+    def __init__(self, runner: Runner, suspended: SuspendedSlots | None = None) -> None:
         self._runner = runner
-        self._parked = Parked(runner) if parked is None else parked
-        self._parking = False  # asked for
-        self._saved: list[Saved] = []
+        self._suspended = SuspendedSlots(runner) if suspended is None else suspended
+        self._suspending = False  # asked for
+        self._saved: list[SessionSnapshot] = []
         self._condition = threading.Condition()
         self._scheduler: Scheduler[ActiveRequest] = Scheduler(runner.layout.slots)
         self._cancelled: list[ActiveRequest] = []
@@ -71,8 +71,8 @@ class EngineLoop:
     def submit(self, request: ActiveRequest) -> None:
         params = request.params
         with self._condition:
-            parked = self._parked.find(request) is not None
-        if params.prompt_logprobs is None and not parked:  # which need the hidden state of every token
+            suspended = self._suspended.find(request) is not None
+        if params.prompt_logprobs is None and not suspended:  # which need the hidden state of every token
             request.fetch = self._runner.fetch(
                 request.prompt, params.select_after, request.cache_salt, self._wake, request.answer.decoding
             )
@@ -104,15 +104,15 @@ class EngineLoop:
             for request in self._scheduler.requests:
                 self.cancel(request)
 
-    def park(self) -> list[Saved]:
-        """As `cancel_all`, but keeps the conversations that decode: returns these and what was parked before.
+    def suspend(self) -> list[SessionSnapshot]:
+        """As `cancel_all`, but keeps the conversations that decode: returns these and what was suspended before.
 
         Blocks until everybody has been told. Nothing may be submitted afterwards.
         """
         with self._condition:
-            self._parking = True
+            self._suspending = True
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._ended or not self._parking)
+            self._condition.wait_for(lambda: self._ended or not self._suspending)
             return self._saved
 
     def stop(self) -> None:
@@ -131,7 +131,7 @@ class EngineLoop:
                 slots=slots,
                 waiting=len(self._scheduler.waiting),
                 running=len(self._scheduler.running),
-                parked=len(self._parked),
+                suspended=len(self._suspended),
             )
 
     def check_integrity(self) -> None:
@@ -144,12 +144,12 @@ class EngineLoop:
             stats = self._stats
             assert stats.submitted == stats.finished + stats.cancelled + stats.failed, stats
             self._runner.check_integrity()
-            self._parked.check_integrity()
+            self._suspended.check_integrity()
 
     def _slot_stats(self, slot: int, held: ActiveRequest | None, prefill: Prefill | None) -> SlotStats:
         if held is None:
-            tokens = self._parked.tokens(slot)
-            return SlotStats("free") if tokens is None else SlotStats("parked", tokens=tokens)
+            tokens = self._suspended.tokens(slot)
+            return SlotStats("free") if tokens is None else SlotStats("suspended", tokens=tokens)
         if slot == self._scheduler.prefilling:
             done = 0.0 if prefill is None else prefill.progress
             return SlotStats("prefill", held.request_id, round(done * len(held.prompt)), done)
@@ -160,8 +160,8 @@ class EngineLoop:
             while self._wait_for_work():
                 began = time.monotonic()
                 self._cancel()
-                if self._parking:
-                    self._park()
+                if self._suspending:
+                    self._suspend()
                 self._resume()
                 self._admit()
                 worked = self._decode() | self._advance()
@@ -197,13 +197,13 @@ class EngineLoop:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._cancelled or self._pending or self._parking) or not self._scheduler.idle
+        return bool(self._cancelled or self._pending or self._suspending) or not self._scheduler.idle
 
     @property
     def _can_work(self) -> bool:
         scheduler = self._scheduler
         ready = any(not self._patience(request) for request in scheduler.waiting)
-        return bool(self._cancelled or self._pending or self._parking or scheduler.running or ready)
+        return bool(self._cancelled or self._pending or self._suspending or scheduler.running or ready)
 
     def _cancel(self) -> None:
         with self._condition:
@@ -213,22 +213,22 @@ class EngineLoop:
                 self._leave(request)
                 self._end(request, Finish.CANCELLED)
 
-    def _park(self) -> None:
+    def _suspend(self) -> None:
         self._collect(keep=0)  # so that the host knows of every token that the slots have drawn
         with self._condition:
             everyone = self._scheduler.requests
-            self._parked.cut_off(self._scheduler.decoding)
-        self._saved = self._parked.take()
+            self._suspended.cut_off(self._scheduler.decoding)
+        self._saved = self._suspended.take()
         for request in everyone:
             self._leave(request)
             self._end(request, Finish.CANCELLED)
-        self._parking = False
+        self._suspending = False
         self._wake()
 
     def _resume(self) -> None:
-        """Requests for a parked conversation go on with it at once: its slot waits for nobody else."""
+        """Requests for a suspended conversation go on with it at once: its slot waits for nobody else."""
         with self._condition:
-            claims = self._parked.claim(self._scheduler.waiting)
+            claims = self._suspended.claim(self._scheduler.waiting)
             for slot, request, _ in claims:
                 self._scheduler.resume(request, slot)
         for _, request, conversation in claims:
@@ -259,18 +259,18 @@ class EngineLoop:
         return max(request.fetch.started + patience - time.monotonic(), 0.0)
 
     def _ready(self, request: ActiveRequest) -> bool:
-        # one whose conversation is parked has come since `_resume`, and waits for its next turn
-        return not self._patience(request) and self._parked.find(request) is None
+        # one whose conversation is suspended has come since `_resume`, and waits for its next turn
+        return not self._patience(request) and self._suspended.find(request) is None
 
     def _admit(self) -> None:
         with self._condition:
-            admitted = self._scheduler.admit(self._ready, self._parked.slots)
-            dropped = None if admitted is None else self._parked.drop(admitted[0])
+            admitted = self._scheduler.admit(self._ready, self._suspended.slots)
+            dropped = None if admitted is None else self._suspended.drop(admitted[0])
         if admitted is None:
             return
         slot, request = admitted
         if dropped is not None:
-            logger.info("a parked conversation of %d tokens makes way", dropped.position + 1)
+            logger.info("a suspended conversation of %d tokens makes way", dropped.position + 1)
         request.scheduled()
         fetch, request.fetch = request.fetch, None
         self._prefill = self._runner.begin(

@@ -17,7 +17,7 @@ def startup_report(
     """Lines of text; bytes are over all devices, from the shapes of the arrays.
 
     Args:
-        restored: conversations of before that are back in slots; None where none are ever parked.
+        restored: conversations of before that are back in slots; None where none are ever suspended.
     """
     layout, model = runner.layout, runner.caches.model
     devices = 1 if runner.mesh is None else runner.mesh.size
@@ -34,7 +34,7 @@ def startup_report(
             f"keeps       {keeps(runner.caches)}",
             f"attention   {'jax.numpy' if layout.kernels == 'reference' else f'kernels, {layout.kernels}'}",
             f"store       {stored(runner)}",
-            *([] if restored is None else [f"parked      {restored} conversations are back in their slots"]),
+            *([] if restored is None else [f"suspended      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",
             f"compiled    {shapes} (tokens of a prompt's bucket)",
             "memory",

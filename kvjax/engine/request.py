@@ -132,8 +132,8 @@ class Timing:
 
     Attributes:
         view_fraction: bytes of KV the device kept for the request over the bytes of its full KV.
-        prefix: prompt tokens by where their KV came from: `"computed"`, the name of a store's tier, or `"parked"`.
-        resumed: tokens that were generated before this request: it went on with a conversation that was parked.
+        prefix: prompt tokens by where their KV came from: `"computed"`, the name of a store's tier, or `"suspended"`.
+        resumed: tokens that were generated before this request: it went on with a conversation that was suspended.
     """
 
     arrived: float

@@ -52,18 +52,18 @@ class Scheduler[R]:
         self.waiting.append(request)
 
     def admit(
-        self, ready: Callable[[R], bool] = lambda request: True, parked: Sequence[int] = ()
+        self, ready: Callable[[R], bool] = lambda request: True, suspended: Sequence[int] = ()
     ) -> tuple[int, R] | None:
         """Gives the first request that is `ready` a slot and starts its prefill; None if there is none, or no slot.
 
-        Of the free slots those that are `parked` are taken last, and in this order.
+        Of the free slots those that are `suspended` are taken last, and in this order.
         """
         request = next(filter(ready, self.waiting), None)
         if self.prefilling is not None or request is None or None not in self.slots:
             return None
-        free = [slot for slot, held in enumerate(self.slots) if held is None and slot not in parked]
+        free = [slot for slot, held in enumerate(self.slots) if held is None and slot not in suspended]
         self.waiting.remove(request)
-        slot = [*free, *parked][0]
+        slot = [*free, *suspended][0]
         self.slots[slot], self.prefilling = request, slot
         return slot, request
 

@@ -8,10 +8,10 @@ from typing import Literal
 class SlotStats:
     """One slot: `tokens` are those in its context so far; `progress` is the share of its prompt that is done.
 
-    A parked one holds a conversation that nobody has asked for again.
+    A suspended one holds a conversation that nobody has asked for again.
     """
 
-    state: Literal["free", "prefill", "decode", "parked"]
+    state: Literal["free", "prefill", "decode", "suspended"]
     request_id: str = ""
     tokens: int = 0
     progress: float = 0.0
@@ -23,7 +23,7 @@ class EngineStats:
 
     Attributes:
         waiting: requests in the queue; `running` are those prefilling or decoding.
-        parked: conversations from before a restart that nobody has asked for again.
+        suspended: conversations from before a restart that nobody has asked for again.
         decode_steps: steps over all slots; `busy_seconds` is the time the engine's thread had work.
         compiles_after_warmup: stays 0 in a healthy server: every shape was compiled before it was ready.
     """
@@ -31,7 +31,7 @@ class EngineStats:
     slots: tuple[SlotStats, ...] = ()
     waiting: int = 0
     running: int = 0
-    parked: int = 0
+    suspended: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0

@@ -100,7 +100,9 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             True,
         ),
         Option("shutdown_timeout", float, "SECONDS", "time for running requests after SIGTERM"),
-        Option("park", str, "DIR", "a folder where answers that it cuts off wait for the next start, to go on there"),
+        Option(
+            "session_dir", str, "DIR", "a folder where answers that it cuts off wait for the next start, to go on there"
+        ),
         Option("compile_cache", str, "DIR", "where compiled steps wait for the next start; none: nowhere"),
         Option("log_level", str, "|".join(LOG_LEVELS), "how much to log"),
     ),

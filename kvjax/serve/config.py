@@ -23,7 +23,7 @@ class ServeConfig:
     gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
-    park: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
+    session_dir: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
     method, token_budget, budgets, headroom, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
         eviction_policy, canary, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
@@ -49,7 +49,7 @@ class ServeConfig:
     seed: int = 0
     chat_template: str | None = None
     shutdown_timeout: int | float = 30.0
-    park: str | None = None
+    session_dir: str | None = None
     log_level: str = "info"
     method: str | None = None
     token_budget: int | None = None

@@ -91,7 +91,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 headroom=config.headroom,
                 reselect=config.when_full == "reselect",
                 store=config.store,
-                park=None if config.park is None else pathlib.Path(config.park).expanduser(),
+                session_dir=None if config.session_dir is None else pathlib.Path(config.session_dir).expanduser(),
                 group_layers=config.group_layers,
                 kernels=config.attention_backend,
             ),

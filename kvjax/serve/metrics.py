@@ -36,7 +36,11 @@ class EngineCollector(Collector):
         gauges = (
             ("num_requests_running", "Requests prefilling or decoding.", stats.running),
             ("num_requests_waiting", "Requests waiting for a slot.", stats.waiting),
-            ("num_requests_parked", "Conversations of before a restart that nobody has asked for again.", stats.parked),
+            (
+                "num_requests_suspended",
+                "Conversations of before a restart that nobody has asked for again.",
+                stats.suspended,
+            ),
             ("num_slots", "Requests that can run at once.", len(stats.slots)),
             ("ready", "1 when the server takes requests.", int(self.engine.phase == "ready")),
         )

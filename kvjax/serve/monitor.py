@@ -64,7 +64,7 @@ class Monitor:
             ],
             "waiting": stats.waiting,
             "running": stats.running,
-            "parked": stats.parked,
+            "suspended": stats.suspended,
             "generated_tokens": stats.generated_tokens,
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,

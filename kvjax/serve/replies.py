@@ -188,7 +188,7 @@ class Version(Exact):
 
 
 class SlotState(Exact):
-    state: Literal["free", "prefill", "decode", "parked"]
+    state: Literal["free", "prefill", "decode", "suspended"]
     tokens: int
     progress: float
 
@@ -250,7 +250,7 @@ class State(Exact):
     slots: list[SlotState]
     waiting: int
     running: int
-    parked: int
+    suspended: int
     generated_tokens: int
     prompt_tokens: int
     cached_tokens: int

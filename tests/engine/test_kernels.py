@@ -12,8 +12,8 @@ from kvjax.engine import Engine, EngineConfig
 from kvjax.engine.caches import CacheConfig
 from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.kernels import check_kernels, settle
-from kvjax.engine.parking import identity
 from kvjax.engine.prefix import namespace
+from kvjax.engine.sessions import identity
 from kvjax.models import DecoderConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate

@@ -82,7 +82,7 @@ def test_parked_slots_are_taken_last_and_in_their_order():
         scheduler.submit(request)
     taken = []
     for _ in range(2):
-        slot, _ = scheduler.admit(parked=[slot for slot in (2, 0) if slot not in taken])
+        slot, _ = scheduler.admit(suspended=[slot for slot in (2, 0) if slot not in taken])
         scheduler.prefilled()
         taken.append(slot)
     assert taken == [1, 2]
@@ -90,7 +90,7 @@ def test_parked_slots_are_taken_last_and_in_their_order():
     assert scheduler.slots == ["d", "a", "b"]
     assert list(scheduler.waiting) == ["c"]
     assert scheduler.decoding == {0: "d", 1: "a", 2: "b"}
-    assert scheduler.admit(parked=[]) is None
+    assert scheduler.admit(suspended=[]) is None
     with pytest.raises(AssertionError, match="held"):
         scheduler.resume("c", 0)
     scheduler.check_integrity()

@@ -256,10 +256,10 @@ class TestSummary:
 
     def test_one_that_went_on_after_a_restart(self):
         """What had been generated before came at once: the rate is that of the others."""
-        timing = Timing(0.0, 0.1, 0.21, 1.21, prefix={"parked": 512, "computed": 0}, resumed=40)
+        timing = Timing(0.0, 0.1, 0.21, 1.21, prefix={"suspended": 512, "computed": 0}, resumed=40)
         stream = StreamTally(512, True, generated=64, finish=Finish.LENGTH, timing=timing)
         assert summary([stream]) == (
-            "prompt 512 tok: parked 512 | generated 64 tok, length | resumed after 40 tokens "
+            "prompt 512 tok: suspended 512 | generated 64 tok, length | resumed after 40 tokens "
             "| TTFT 0.21 s | 24.0 tok/s | view 100% of full KV"
         )
 

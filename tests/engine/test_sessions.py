@@ -16,7 +16,7 @@ from kvjax.engine import Completion, Engine, EngineConfig, Finish, SamplingParam
 from kvjax.engine.caches import CacheConfig
 from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.conversation import Conversation
-from kvjax.engine.parking import NAME, Parking, _checksum, identity
+from kvjax.engine.sessions import NAME, SessionStore, _checksum, identity
 from tests.engine import tiny
 from tests.engine.client import GREEDY, PATIENCE, Caller, Client, settle
 
@@ -44,7 +44,7 @@ def config(method: str, park: Path | None) -> EngineConfig:
         token_budget=BUDGETS[method],
         headroom=ROOM,
         prefill_chunk_size=256,
-        park=park,
+        session_dir=park,
     )
 
 
@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=BUDGETS)
-def parked(request, folder, tmp_path_factory):
+def suspended(request, folder, tmp_path_factory):
     """The method, a folder with three conversations, and what their callers have heard."""
     return park(folder, request.param, tmp_path_factory)
 
@@ -109,10 +109,10 @@ def full(folder, tmp_path_factory):
     return park(folder, "full", tmp_path_factory)
 
 
-def park(folder, method, tmp_path_factory):
-    place = tmp_path_factory.mktemp("parked") / method
+def suspend(folder, method, tmp_path_factory):
+    place = tmp_path_factory.mktemp("suspended") / method
     with engine_of(folder, method, place) as engine:
-        assert "parked      0 conversations are back" in engine.startup_report()
+        assert "suspended      0 conversations are back" in engine.startup_report()
         heard = cut_off(engine, requests(method))
         assert engine.stats().cancelled == SLOTS
         assert engine.stats().compiles_after_warmup == 0
@@ -126,21 +126,21 @@ def copied(full, tmp_path):
     return tmp_path / "copy"
 
 
-def test_conversations_go_on_as_if_nothing_had_happened(folder, parked, tmp_path):
+def test_conversations_go_on_as_if_nothing_had_happened(folder, suspended, tmp_path):
     """To the bit: tokens, text, log-probabilities. What was generated before is there at once."""
-    method, place, heard = parked
+    method, place, heard = suspended
     shutil.copytree(place, tmp_path / "copy")
     with engine_of(folder, method, tmp_path / "copy") as engine:
-        assert "parked      3 conversations are back" in engine.startup_report()
+        assert "suspended      3 conversations are back" in engine.startup_report()
         assert not (tmp_path / "copy" / NAME).exists()
-        assert [slot.state for slot in engine.stats().slots] == ["parked"] * SLOTS
+        assert [slot.state for slot in engine.stats().slots] == ["suspended"] * SLOTS
         settle(engine)
         with Client() as client:
             callers = [client.submit(engine, each[0], each[1], cache_salt=each[2]) for each in requests(method)]
             for caller in callers:
                 caller.wait()
         settle(engine)
-        assert engine.stats().parked == 0
+        assert engine.stats().suspended == 0
         for caller, before, (prompt, params, salt) in zip(callers, heard, requests(method), strict=True):
             told = tuple(token for delta in before.deltas for token in delta.tokens)
             assert 0 < len(told) < params.max_tokens
@@ -158,10 +158,10 @@ def test_a_new_request_takes_the_oldest_slot_and_never_waits(folder, full, copie
     asked = requests("full")
     with engine_of(folder, "full", copied) as engine:
         ask(engine, tiny.prompt(9), GREEDY)
-        assert engine.stats().parked == 2
+        assert engine.stats().suspended == 2
         dropped = ask(engine, *asked[0])  # in the slot that is free again
         assert resumed(dropped) == 0
-        assert engine.stats().parked == 2
+        assert engine.stats().suspended == 2
         assert resumed(ask(engine, *asked[2])) > 0
         first = ask(engine, *asked[1])
         assert resumed(first) > 0
@@ -196,7 +196,7 @@ def test_only_the_same_request_is_attached(folder, copied):
         ]
         for other in others[:2]:
             assert resumed(ask(engine, *other)) == 0
-        assert [engine._loop._parked.find(active(engine, *other)) for other in others] == [None] * 4
+        assert [engine._loop._suspended.find(active(engine, *other)) for other in others] == [None] * 4
         assert resumed(ask(engine, prompt, params, salt)) > 0
 
 
@@ -261,13 +261,13 @@ def test_another_model_is_refused_and_serving_goes_on(folder, copied, tmp_path, 
     settings = other / "config.json"
     settings.write_text(settings.read_text() + "\n")  # nothing else would notice
     with caplog.at_level(logging.WARNING, "kvjax"), engine_of(other, "full", copied) as engine:
-        assert "parked      0 conversations are back" in engine.startup_report()
+        assert "suspended      0 conversations are back" in engine.startup_report()
         [record] = caplog.records
         assert "are not for this engine: weights" in record.getMessage()
         assert resumed(ask(engine, *requests("full")[0])) == 0
         engine.drain(PATIENCE)
     assert (copied / NAME).is_dir()
-    assert len(list(parking_of(folder, copied).load())) == SLOTS
+    assert len(list(session_store_of(folder, copied).load())) == SLOTS
 
 
 def caches_of(method: str = "full", **settings) -> CacheConfig:
@@ -275,8 +275,8 @@ def caches_of(method: str = "full", **settings) -> CacheConfig:
     return CacheConfig.declare(tiny.CONFIG, ResolvedConfig.resolve(chosen, tiny.CONTEXT, "cpu"))
 
 
-def parking_of(folder: Path, place: Path) -> Parking:
-    return Parking.open(place, folder, caches_of(), None)
+def session_store_of(folder: Path, place: Path) -> SessionStore:
+    return SessionStore.open(place, folder, caches_of(), None)
 
 
 @pytest.mark.parametrize(
@@ -311,23 +311,23 @@ def test_a_truncated_or_harmed_array_costs_its_conversation_alone(folder, copied
     for harm in harms:
         caplog.clear()
         largest.write_bytes(harm)
-        assert {saved.slot for saved in parking_of(folder, copied).load()} == {0, 2}
+        assert {saved.slot for saved in session_store_of(folder, copied).load()} == {0, 2}
         [record] = caplog.records
         assert "cannot be read and is dropped" in record.getMessage()
-    parking = parking_of(folder, copied)
-    assert len(list(parking.load())) == 2
-    parking.consume()
+    session_store = session_store_of(folder, copied)
+    assert len(list(session_store.load())) == 2
+    session_store.consume()
     assert not (copied / NAME).exists()
 
 
 def test_values_are_compared_with_what_was_written(folder, copied, tmp_path, monkeypatch, caplog):
     """A storage that brings other bits without a word, as raw arrays on a disk may."""
-    loaded = list(parking_of(folder, copied).load())
-    parking = parking_of(folder, tmp_path / "place")
+    loaded = list(session_store_of(folder, copied).load())
+    session_store = session_store_of(folder, tmp_path / "place")
     with monkeypatch.context() as patch:
-        patch.setattr("kvjax.engine.parking._checksum", lambda array: _checksum(array) ^ (array.ndim == 3))
-        parking.save(loaded)
-    assert not list(parking.load())
+        patch.setattr("kvjax.engine.sessions._checksum", lambda array: _checksum(array) ^ (array.ndim == 3))
+        session_store.save(loaded)
+    assert not list(session_store.load())
     assert [record.getMessage().count("is not what was written") for record in caplog.records] == [1] * SLOTS
 
 
@@ -341,17 +341,17 @@ def test_a_harmed_description_costs_all_of_them(folder, copied, caplog, harm):
         at = text.index("prompt") + 30
         other = str((int(text[at]) + 1) % 10) if text[at].isdigit() else "1"
         about.write_text(text[: len(text) // 2] if harm == "cut" else text[:at] + other + text[at + 1 :])
-    parking = parking_of(folder, copied)
-    assert not list(parking.load())
+    session_store = session_store_of(folder, copied)
+    assert not list(session_store.load())
     [record] = caplog.records
     assert "cannot be read and are dropped" in record.getMessage()
-    parking.consume()
+    session_store.consume()
     assert not (copied / NAME).exists()
 
 
 def test_half_written_ones_are_ignored_and_swept(folder, copied, caplog):
     (copied / NAME).rename(copied / f"{NAME}.orbax-checkpoint-tmp")
-    assert not list(parking_of(folder, copied).load())
+    assert not list(session_store_of(folder, copied).load())
     assert not list(copied.iterdir())
     assert not caplog.records
 
@@ -359,26 +359,26 @@ def test_half_written_ones_are_ignored_and_swept(folder, copied, caplog):
 def test_a_folder_that_cannot_be_is_said_at_once(folder, tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ValueError, match="choose another folder for --park"),
+        pytest.raises(ValueError, match="choose another folder for --session-dir"),
         engine_of(folder, "full", tmp_path / "file"),
     ):
         pass
 
 
 def test_a_save_that_fails_is_logged(folder, copied, tmp_path, caplog):
-    loaded = list(parking_of(folder, copied).load())
-    parking = parking_of(folder, tmp_path / "place")
+    loaded = list(session_store_of(folder, copied).load())
+    session_store = session_store_of(folder, tmp_path / "place")
     shutil.rmtree(tmp_path / "place")
     (tmp_path / "place").touch()
-    parking.save(loaded)
-    assert "3 conversations could not be parked" in caplog.text
+    session_store.save(loaded)
+    assert "3 conversations could not be suspended" in caplog.text
 
 
 def test_arrays_come_back_as_they_were(folder, copied, tmp_path):
-    loaded = list(parking_of(folder, copied).load())
-    parking = parking_of(folder, tmp_path / "place")
-    parking.save(loaded[::-1])
-    again = list(parking.load())
+    loaded = list(session_store_of(folder, copied).load())
+    session_store = session_store_of(folder, tmp_path / "place")
+    session_store.save(loaded[::-1])
+    again = list(session_store.load())
     assert [saved.slot for saved in again] == [saved.slot for saved in loaded[::-1]]
     for one, other in zip(loaded[::-1], again, strict=True):
         ours, theirs = cache.named(one.arrays), cache.named(other.arrays)

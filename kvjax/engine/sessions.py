@@ -35,13 +35,13 @@ from kvjax.engine.steps import DecodeState
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "kvjax-parked-1"
+FORMAT = "kvjax-suspended-1"
 NAME = "conversations"
 DIGEST = 64  # hexadecimal digits, of which twelve are enough for a person
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Saved:
+class SessionSnapshot:
     """One conversation outside an engine: the slot it was in, the host's side, and its arrays without slots."""
 
     slot: int
@@ -67,8 +67,8 @@ def identity(path: Path, caches: CacheConfig) -> dict[str, str]:
     }
 
 
-class Parking:
-    """One folder of parked conversations, for one engine at a time.
+class SessionStore:
+    """One folder of suspended conversations, for one engine at a time.
 
     Args:
         identity: of the engine.
@@ -83,7 +83,7 @@ class Parking:
         self._lock = threading.Lock()  # a start that is just done may meet the end
 
     @classmethod
-    def open(cls, folder: Path, path: Path, caches: CacheConfig, mesh: Mesh | None) -> "Parking":
+    def open(cls, folder: Path, path: Path, caches: CacheConfig, mesh: Mesh | None) -> "SessionStore":
         """That of an engine for the model in folder `path`.
 
         Raises:
@@ -94,11 +94,13 @@ class Parking:
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(0, "nothing may be written there")
         except OSError as error:
-            raise ValueError(f"park={str(folder)!r}: {error.strerror}; choose another folder for --park") from error
+            raise ValueError(
+                f"session_dir={str(folder)!r}: {error.strerror}; choose another folder for --session-dir"
+            ) from error
         specs = SlotArrays(caches.views, DecodeState.declare(caches.layout.slots, caches.model.vocab_size))
         return cls(folder, identity(path, caches), specs, mesh)
 
-    def save(self, conversations: Sequence[Saved]) -> None:
+    def save(self, conversations: Sequence[SessionSnapshot]) -> None:
         """Writes them in place of what is there, the oldest first; with none of them it does nothing.
 
         A failure is logged: the engine ends either way.
@@ -111,12 +113,12 @@ class Parking:
                 self._used_up = False
                 self._write(conversations)
         except Exception:
-            logger.exception("%d conversations could not be parked in %s", len(conversations), self.folder)
+            logger.exception("%d conversations could not be suspended in %s", len(conversations), self.folder)
             return
         seconds = time.monotonic() - began
-        logger.info("parked %d conversations in %s, %.1f s", len(conversations), self.folder, seconds)
+        logger.info("suspended %d conversations in %s, %.1f s", len(conversations), self.folder, seconds)
 
-    def load(self) -> Iterator[Saved]:
+    def load(self) -> Iterator[SessionSnapshot]:
         """What the last engine has left, in the order in which it was saved, placed on this engine's mesh.
 
         What is of another engine is left alone and what cannot be read is left out; a warning says so.
@@ -130,11 +132,11 @@ class Parking:
         except Exception as error:  # Orbax raises whatever it meets
             self._used_up = True
             logger.warning(
-                "the conversations parked in %s cannot be read and are dropped (%s)", self.folder, _line(error)
+                "the conversations suspended in %s cannot be read and are dropped (%s)", self.folder, _line(error)
             )
             return
         if different := _differences(about["identity"], self._identity):
-            logger.warning("the conversations parked in %s are not for this engine: %s", self.folder, different)
+            logger.warning("the conversations suspended in %s are not for this engine: %s", self.folder, different)
             return
         self._used_up = True
         for each in about["conversations"]:
@@ -142,7 +144,7 @@ class Parking:
                 saved = self._restore(each)
             except Exception as error:
                 logger.warning(
-                    "a conversation parked in %s cannot be read and is dropped (%s)", self.folder, _line(error)
+                    "a conversation suspended in %s cannot be read and is dropped (%s)", self.folder, _line(error)
                 )
                 continue
             yield saved
@@ -153,7 +155,7 @@ class Parking:
             if self._used_up:
                 shutil.rmtree(self._snapshot, ignore_errors=True)
 
-    def _write(self, conversations: Sequence[Saved]) -> None:
+    def _write(self, conversations: Sequence[SessionSnapshot]) -> None:
         import orbax.checkpoint as ocp
 
         records, items = [], {}
@@ -181,7 +183,7 @@ class Parking:
             raise ValueError(f"its format is {read['format']!r}, and this is {FORMAT!r}")
         return read
 
-    def _restore(self, record: dict[str, Any]) -> Saved:
+    def _restore(self, record: dict[str, Any]) -> SessionSnapshot:
         import orbax.checkpoint as ocp
 
         specs, name = cache.named(self._like), f"slot-{record['slot']}"
@@ -197,7 +199,7 @@ class Parking:
             if _checksum(np.asarray(array)) != record["crc32c"][key]:
                 raise ValueError(f"{key} of {name} is not what was written")
         conversation = Conversation.from_json(record["conversation"], tuple(arrays[key] for key in retained) or None)
-        return Saved(record["slot"], conversation, cache.unnamed(arrays, self._like))
+        return SessionSnapshot(record["slot"], conversation, cache.unnamed(arrays, self._like))
 
     def _target(self, spec: ArraySpec) -> Any:
         """How Orbax is to bring an array: cut over the mesh as it was declared, or to the host for a single device."""

@@ -16,7 +16,7 @@ SAMPLED = GREEDY | {"prompt": "Once upon a time", "temperature": 0.8, "seed": 11
 
 def server(tmp_path: Path, name: str) -> ServerProcess:
     flags = ("--max-model-len", "1k", "--max-num-seqs", "2", "--host-cache-size", "0", "--token-budget", "128")
-    retained = ("--compile-cache", str(tmp_path / "compiled"), "--park", str(tmp_path / "parked"))
+    retained = ("--compile-cache", str(tmp_path / "compiled"), "--session-dir", str(tmp_path / "suspended"))
     return ServerProcess(tmp_path / name, *flags, "--shutdown-timeout", "0", *retained)
 
 
@@ -33,8 +33,10 @@ def ask(url: str, body: dict) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def parked(url: str) -> float:
-    return float(re.search(r"^kvjax:num_requests_parked{.*} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)[1])
+def suspended(url: str) -> float:
+    return float(
+        re.search(r"^kvjax:num_requests_suspended{.*} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)[1]
+    )
 
 
 @pytest.mark.slow  # two servers start, each of which compiles, and answer long enough to be stopped halfway
@@ -55,18 +57,18 @@ def test_an_answer_goes_on_after_a_restart(tmp_path):
                 *texts, last = stream
                 assert last["error"]["code"] == "draining"
                 heard[number] += "".join(event["choices"][0]["text"] for event in texts)
-        assert re.search(r"parked 2 conversations in \S+parked, ", process.log)
+        assert re.search(r"suspended 2 conversations in \S+suspended, ", process.log)
     with server(tmp_path, "second") as process:
         url = process.ready()
-        assert "parked      2 conversations are back" in process.log
-        assert parked(url) == 2
+        assert "suspended      2 conversations are back" in process.log
+        assert suspended(url) == 2
         going_on = [ask(url, GREEDY), ask(url, SAMPLED)]
-        assert parked(url) == 0
-        assert len(re.findall(r"prompt \d+ tok: parked \d+ .* resumed after \d+ tokens", process.log)) == 2
+        assert suspended(url) == 0
+        assert len(re.findall(r"prompt \d+ tok: suspended \d+ .* resumed after \d+ tokens", process.log)) == 2
         assert all(answer.startswith(beginning) for answer, beginning in zip(going_on, heard, strict=True))
         assert all(heard)
         assert [ask(url, GREEDY), ask(url, SAMPLED)] == going_on  # without an interruption
         assert process.log.count("resumed after") == 2
         assert "WARNING" not in process.log
         assert process.terminate() == 0
-    assert not list((tmp_path / "parked").iterdir())
+    assert not list((tmp_path / "suspended").iterdir())

@@ -1,9 +1,9 @@
 """Which slots hold a conversation that nobody hears: it goes on when it is asked for again, or makes way.
 
-SIGTERM    decoding requests are cut off:    their slots are parked, taken and saved
+SIGTERM    decoding requests are cut off:    their slots are suspended, taken and saved
 a start    what was saved is put into slots
 a request  the same as before is told what there is, and its slot is woken
-another    that finds no free slot takes the one parked first
+another    that finds no free slot takes the one suspended first
 """
 
 import logging
@@ -14,17 +14,17 @@ import numpy as np
 
 from kvjax.engine import slots
 from kvjax.engine.conversation import Conversation
-from kvjax.engine.parking import Parking, Saved
 from kvjax.engine.runner import Runner
 from kvjax.engine.sequence import ActiveRequest
+from kvjax.engine.sessions import SessionSnapshot, SessionStore
 from kvjax.engine.slots import SlotArrays
 from kvjax.engine.steps import DecodeState
 
 logger = logging.getLogger(__name__)
 
 
-class Parked:
-    """The parked slots of one runner. The engine's lock guards it, and its thread alone calls what touches arrays."""
+class SuspendedSlots:
+    """The suspended slots of one runner. The engine's lock guards it, and its thread alone calls what touches arrays."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -40,7 +40,7 @@ class Parked:
         return list(self._conversations)
 
     def tokens(self, slot: int) -> int | None:
-        """Tokens of a slot's conversation; None if the slot is not parked."""
+        """Tokens of a slot's conversation; None if the slot is not suspended."""
         conversation = self._conversations.get(slot)
         return None if conversation is None else conversation.position + 1
 
@@ -49,13 +49,13 @@ class Parked:
         return next((slot for slot, each in self._conversations.items() if each.answers(request)), None)
 
     def cut_off(self, decoding: Mapping[int, ActiveRequest]) -> None:
-        """Parks requests where they stand, by their slots: the youngest of all."""
+        """Suspends requests where they stand, by their slots: the youngest of all."""
         for slot, request in sorted(decoding.items(), key=lambda item: item[1].arrived):
             if not request.cancelled:
                 self._conversations[slot] = Conversation.of(request)
 
     def claim(self, waiting: Iterable[ActiveRequest]) -> list[tuple[int, ActiveRequest, Conversation]]:
-        """Wakes the slots whose conversation one of these asks for: slot, request and conversation, no longer parked.
+        """Wakes the slots whose conversation one of these asks for: slot, request and conversation, no longer suspended.
 
         Their callers know nothing yet: see `Conversation.tell`.
         """
@@ -67,28 +67,28 @@ class Parked:
         return claims
 
     def drop(self, slot: int) -> Conversation | None:
-        """Forgets a slot's conversation, and returns it; None if it is not parked."""
+        """Forgets a slot's conversation, and returns it; None if it is not suspended."""
         return self._conversations.pop(slot, None)
 
-    def take(self) -> list[Saved]:
-        """Copies of all that is parked, on the host; a failure is logged. One slot at a time is twice on the device."""
+    def take(self) -> list[SessionSnapshot]:
+        """Copies of all that is suspended, on the host; a failure is logged. One slot at a time is twice on the device."""
         taken = []
         for slot, conversation in self._conversations.items():
             try:
-                taken.append(Saved(slot, conversation, jax.device_get(self._take(slot))))
+                taken.append(SessionSnapshot(slot, conversation, jax.device_get(self._take(slot))))
             except Exception:
                 logger.exception("the conversation of slot %d could not be taken from the device", slot)
         return taken
 
-    def restore(self, parking: Parking) -> int:
-        """Parks what an earlier engine has saved, and compiles all that it takes; returns how many conversations."""
+    def restore(self, session_store: SessionStore) -> int:
+        """Suspends what an earlier engine has saved, and compiles all that it takes; returns how many conversations."""
         self._warm_up()
-        for saved in parking.load():
+        for saved in session_store.load():
             self._put_back(saved)
         return len(self)
 
-    def _put_back(self, saved: Saved) -> None:
-        """Parks one, in the slot it was in."""
+    def _put_back(self, saved: SessionSnapshot) -> None:
+        """Suspends one, in the slot it was in."""
         self._put(saved.slot, saved.arrays)
         plans = self._runner.caches.within(saved.conversation.params.token_budget).plans
         self._runner.fill.resumed(saved.slot, int(saved.arrays.length), saved.arrays.used, plans)

@@ -1,4 +1,4 @@
-"""Conversations that were parked by an engine on one device go on over two, and the other way round."""
+"""Conversations that were suspended by an engine on one device go on over two, and the other way round."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ def engine_of(folder: Path, park: Path, devices: int) -> Engine:
         headroom=24,
         prefill_chunk_size=256,
         tensor_parallel_size=devices,
-        park=park,
+        session_dir=park,
     )
     return Engine.from_pretrained(folder, config)
 
