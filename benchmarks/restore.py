@@ -1,7 +1,7 @@
 """From host memory into the workspaces: how fast the engine's way is, against a plain copy to the device.
 
 A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same chunks,
-whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a chunk, cut out of their slabs
+whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a chunk, cut out of their buffers
 and joined, layer by layer. On a CPU there is no bus: everything here is a copy in memory.
 """
 

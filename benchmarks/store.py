@@ -193,8 +193,8 @@ def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
                 far = HeldBack(statistics.median(first) / (length / BLOCK_TOKENS) / 10)
                 store = store_of(engine)
                 with store.mutex:
-                    for slab in store._host.ready():
-                        far.write(slab.key, memoryview(slab.blob))
+                    for buffer in store._host.ready():
+                        far.write(buffer.key, memoryview(buffer.blob))
                 store.below = (far,)
             times, began = [], time.perf_counter()
             for turn in range(rounds):

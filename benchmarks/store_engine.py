@@ -88,8 +88,8 @@ def forget_host(engine: Engine) -> None:
     """Only the tiers below hold anything now."""
     store = store_of(engine)
     with store.mutex:
-        for slab in store._host.ready():
-            store._host.discard(slab.key)
+        for buffer in store._host.ready():
+            store._host.discard(buffer.key)
 
 
 def in_turns(arms: dict[str, Callable[[], None]], rounds: int, size: int) -> dict[str, float]:

@@ -294,7 +294,7 @@ class Engine:
         return [Completion.join(prompt, deltas) for prompt, deltas in zip(tokens, received, strict=True)]
 
     def stats(self) -> EngineStats:
-        """What the engine is doing now. Answers in every phase."""
+        """What the engine is doing now. GenerationWriters in every phase."""
         if self._loop is None:
             return EngineStats()
         return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._counter.count)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.engine.answer import AnswerSaver
+from kvjax.engine.generation_writer import GenerationWriter
 from kvjax.engine.prefix import PromptWriter
-from kvjax.store.fetch import Fetch
+from kvjax.store.prefix_load import PrefixLoad
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,9 +41,9 @@ class Prefill:
     plans: Sequence[LayerCacheConfig]
     begin: int = 0
     reused: int = 0
-    fetch: Fetch | None = None
+    fetch: PrefixLoad | None = None
     saver: PromptWriter | None = None
-    answer: AnswerSaver | None = None
+    answer: GenerationWriter | None = None
     group: int = 0
     chunk: int = 0
     extended: int = 0

@@ -7,7 +7,7 @@
 Chunks, not blocks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
 and a warm answer equals a cold one bit for bit.
 
-Where the store keeps generated tokens too, a prompt may go on behind its dense chunks with others (`answer.py`).
+Where the store keeps generated tokens too, a prompt may go on behind its dense chunks with others (`generation_writer.py`).
 """
 
 import logging
@@ -22,11 +22,11 @@ import numpy as np
 
 from kvjax.engine.caches import CacheConfig
 from kvjax.store.block import BlockLayout
+from kvjax.store.block_writer import BlockWriter
 from kvjax.store.digest import files_digest, known_digests, weights_digest
-from kvjax.store.fetch import Fetch
 from kvjax.store.keys import BLOCK_TOKENS, BlockKey, Namespace
 from kvjax.store.opening import open_store
-from kvjax.store.saving import Saving
+from kvjax.store.prefix_load import PrefixLoad
 from kvjax.store.store import KVStore
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class PrefixCache:
         """What the chain of generated tokens begins with behind these dense blocks."""
         return self._namespace.fork(names[-1].key if names else self._namespace.root(salt), decoding)
 
-    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None], decoding: str = "") -> Fetch:
+    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None], decoding: str = "") -> PrefixLoad:
         """Starts to bring what is stored of a prompt nearer, but for its last tokens.
 
         Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
@@ -118,7 +118,7 @@ class PrefixCache:
         fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
         return self.store.fetch(self.names(tokens, salt), unit=self._unit, told=told, fork=fork)
 
-    def take(self, fetch: Fetch) -> int:
+    def take(self, fetch: PrefixLoad) -> int:
         """How many chunks of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
         fetch.stop()
         if self._random.random() < self.store.config.canary:
@@ -126,7 +126,7 @@ class PrefixCache:
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit
 
-    def chunks(self, fetch: Fetch, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    def chunks(self, fetch: PrefixLoad, layer: int, count: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
         """K and V [K, BLOCK_TOKENS, D] of the blocks of the first `count` chunks of one layer, in the memory of the store.
 
         A device that shares the host's memory may read them there, so the fetch must stay open until it has.
@@ -139,7 +139,7 @@ class PrefixCache:
             yield tuple(format.tensors(fetch.blob(chunk * self._unit + block), layer) for block in range(self._unit))
 
     def save(
-        self, tokens: np.ndarray, salt: str, first: int, fetch: Fetch | None = None, decoding: str = ""
+        self, tokens: np.ndarray, salt: str, first: int, fetch: PrefixLoad | None = None, decoding: str = ""
     ) -> "PromptWriter":
         """Begins to keep the whole chunks of a prompt from chunk `first` on.
 
@@ -210,10 +210,10 @@ class PromptWriter:
     """
 
     def __init__(
-        self, cache: PrefixCache, names: list[BlockKey], unit: int, parent: bytes, check: Fetch | None = None
+        self, cache: PrefixCache, names: list[BlockKey], unit: int, parent: bytes, check: PrefixLoad | None = None
     ) -> None:
         self._cache, self._names, self._unit, self.parent, self._check = cache, names, unit, parent, check
-        self._saving: Saving | None = None
+        self._saving: BlockWriter | None = None
         self.chunks = len(names) // unit
         cache.put(self._begin)
 

@@ -17,16 +17,16 @@ from kvjax import cache
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.cache import View, Workspace
 from kvjax.engine import steps
-from kvjax.engine.answer import Answer, Answers
 from kvjax.engine.caches import CacheConfig
 from kvjax.engine.fill import Fill
+from kvjax.engine.generation_writer import Answer, GenerationWriters
 from kvjax.engine.prefill import Prefill
 from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.request import SamplingParams
 from kvjax.engine.sampling import Sample, SamplerState
 from kvjax.models import Decoder
-from kvjax.store.fetch import Fetch
 from kvjax.store.keys import BLOCK_TOKENS
+from kvjax.store.prefix_load import PrefixLoad
 
 logger = logging.getLogger(__name__)
 EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
@@ -55,7 +55,7 @@ class Runner:
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
         self._fill = Fill(caches.plans, self.layout.slots)
         self.prefix = prefix
-        self._answers = Answers(prefix, caches)
+        self._answers = GenerationWriters(prefix, caches)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
     @property
@@ -89,7 +89,7 @@ class Runner:
 
     def fetch(
         self, tokens: np.ndarray, select_after: int | None, salt: str, told: Callable[[], None], decoding: str = ""
-    ) -> Fetch | None:
+    ) -> PrefixLoad | None:
         """Starts to bring what is stored of a prompt's KV to host memory; for any thread.
 
         Args:
@@ -113,7 +113,7 @@ class Runner:
         *,
         plans: Sequence[LayerCacheConfig] | None = None,
         turn: int | None = None,
-        fetch: Fetch | None = None,
+        fetch: PrefixLoad | None = None,
         keep: bool = True,
         answer: Answer | None = None,
     ) -> Prefill:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.engine.answer import Answer
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
+from kvjax.engine.generation_writer import Answer
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
-from kvjax.store.fetch import Fetch
+from kvjax.store.prefix_load import PrefixLoad
 
 Sink = Callable[[Delta], None]  # may raise CallerGoneError
 
@@ -66,7 +66,7 @@ class ActiveRequest:
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
         self.answer = Answer(decoding, limit)
-        self.fetch: Fetch | None = None
+        self.fetch: PrefixLoad | None = None
         self.found: dict[str, int] = {}
         self.cancelled = False
         self.finished = False

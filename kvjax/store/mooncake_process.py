@@ -67,7 +67,7 @@ def receive(peer: socket.socket, buffer: memoryview) -> None:
 
 
 def serve(peer: socket.socket, store: Any) -> None:
-    """Answers until the other end hangs up."""
+    """GenerationWriters until the other end hangs up."""
     head = bytearray(ASK.size)
     while True:
         receive(peer, memoryview(head))

@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kvjax.store.block import BlockLayout, CorruptBlockError
+from kvjax.store.block_writer import BlockWriter
 from kvjax.store.config import StoreConfig
 from kvjax.store.eviction import POLICIES
-from kvjax.store.fetch import Fetch, slowest
-from kvjax.store.host import HostTier, Slab
+from kvjax.store.host import HostBuffer, HostTier
 from kvjax.store.keys import BlockKey
 from kvjax.store.locate import HOST, locate
 from kvjax.store.planner import Planner
-from kvjax.store.saving import Saving
+from kvjax.store.prefix_load import PrefixLoad, slowest
 from kvjax.store.stats import Counters, TierStats
 from kvjax.store.tier import Tier, TierError
 
@@ -49,8 +49,8 @@ class KVStore:
         self._idle = threading.Condition(self.mutex)
         self._host = HostTier(config.host_cache_size, format.nbytes, POLICIES[config.eviction_policy](), self._leaving)
         self._counters = Counters()
-        self._fetches: set[Fetch] = set()
-        self._loading: dict[str, list[tuple[Fetch, int]]] = {}  # who waits for each block that is being loaded
+        self._fetches: set[PrefixLoad] = set()
+        self._loading: dict[str, list[tuple[PrefixLoad, int]]] = {}  # who waits for each block that is being loaded
         self._backlog: dict[str, None] = {}  # keys to write as soon as others are written, oldest first
         self._writing = 0
         self._most_writes = max(self._host.capacity // 2, 1)  # at once: each holds a lease
@@ -69,7 +69,7 @@ class KVStore:
         unit: int,
         told: Callable[[], None] = lambda: None,
         fork: Fork | None = None,
-    ) -> Fetch:
+    ) -> PrefixLoad:
         """Starts to bring a chain of blocks to host memory, as far as it is there and worth it.
 
         Args:
@@ -77,7 +77,7 @@ class KVStore:
             told: called, from any thread, when nothing more will come.
             fork: where the chain ends after so many blocks, the names to look for behind, as many as are missing.
         """
-        fetch = Fetch(self, names[: len(names) // unit * unit], unit, told)
+        fetch = PrefixLoad(self, names[: len(names) // unit * unit], unit, told)
         with self.mutex:
             self._fetches.add(fetch)
             held = self._lease(fetch, 0)
@@ -93,34 +93,34 @@ class KVStore:
             fetch.settle()
         return fetch
 
-    def save(self, names: Sequence[BlockKey]) -> Saving:
+    def save(self, names: Sequence[BlockKey]) -> BlockWriter:
         """Places in host memory for those of these blocks that are not there; whoever saves fills them.
 
         With write-back it may wait for older blocks to be written first, but no longer than `ROOM_WAIT` seconds.
         """
         deadline = time.monotonic() + ROOM_WAIT
-        slabs = []
+        buffers = []
         with self.mutex:
             self._reap()
             for name in names:
-                while (slab := self._host.take(name.hex)) is None:
+                while (buffer := self._host.take(name.hex)) is None:
                     here, left = self._host.holds(name.hex), deadline - time.monotonic()
                     if here or self.config.write_policy != "write_back" or not self._writing or left <= 0:
                         if not here:
                             self._counters.add(HOST, "error full")
                         break
                     self._idle.wait(left)
-                slabs.append(slab)
-        return Saving(self, names, slabs)
+                buffers.append(buffer)
+        return BlockWriter(self, names, buffers)
 
     def flush(self, timeout: float) -> bool:
         """Writes what a tier below does not have yet; returns whether all is written within `timeout` seconds."""
         with self.mutex:
-            for slab in self._host.ready():
-                if slab.dirty:
-                    self._write(slab)
+            for buffer in self._host.ready():
+                if buffer.dirty:
+                    self._write(buffer)
             written = self._idle.wait_for(lambda: not (self._writing or self._backlog), timeout)
-            return written and not any(slab.dirty for slab in self._host.ready())
+            return written and not any(buffer.dirty for buffer in self._host.ready())
 
     def wait(self, timeout: float) -> bool:
         """Waits until nothing is being written or loaded; returns whether that came within `timeout` seconds."""
@@ -165,14 +165,14 @@ class KVStore:
 
     # What fetches and savings call.
 
-    def release(self, slab: Slab) -> None:
+    def release(self, buffer: HostBuffer) -> None:
         """Gives a lease back."""
         with self.mutex:
-            self._host.release(slab)
-            if self.config.promotion == "temporary" and slab.leases == 0 and slab.passing:
-                self._host.discard(slab.key)
+            self._host.release(buffer)
+            if self.config.promotion == "temporary" and buffer.leases == 0 and buffer.passing:
+                self._host.discard(buffer.key)
 
-    def forget(self, fetch: Fetch) -> None:
+    def forget(self, fetch: PrefixLoad) -> None:
         """A fetch has been closed."""
         self._fetches.discard(fetch)
 
@@ -188,35 +188,35 @@ class KVStore:
             logger.error("block %s is not what is computed now: purge the store, and report this", name.hex)
             self._counters.add(HOST, "error canary")
 
-    def saved(self, slab: Slab) -> None:
+    def saved(self, buffer: HostBuffer) -> None:
         """A new block is ready."""
         with self.mutex:
-            slab.ready, slab.dirty = True, any(not tier.read_only for tier in self.below)
+            buffer.ready, buffer.dirty = True, any(not tier.read_only for tier in self.below)
             self._counters.add(HOST, "written")
-            self._consider(slab)
+            self._consider(buffer)
 
-    def _lease(self, fetch: Fetch, first: int) -> int:
+    def _lease(self, fetch: PrefixLoad, first: int) -> int:
         """Leases what the host tier has of the blocks from `first` on; returns how many a fetch holds without a gap."""
         for index in reversed(range(first, len(fetch.names))):  # the last one first: the beginning shall leave last
-            slab = self._host.find(fetch.names[index].hex)
-            if slab is not None:
-                self._host.use(slab)
-                slab.leases += 1
-                fetch.slabs[index] = slab
-                self._consider(slab)
+            buffer = self._host.find(fetch.names[index].hex)
+            if buffer is not None:
+                self._host.use(buffer)
+                buffer.leases += 1
+                fetch.buffers[index] = buffer
+                self._consider(buffer)
         return fetch.held
 
-    def _turn(self, fetch: Fetch, end: int, fork: Fork) -> None:
+    def _turn(self, fetch: PrefixLoad, end: int, fork: Fork) -> None:
         """The chain of a fetch ends after `end` blocks; it goes on with another one."""
         names = fork(end)[: len(fetch.names) - end]
         with self.mutex:
             if fetch.turn(end, names):
                 self._lease(fetch, end)
-                self._host.touch(fetch.slabs[:end])
+                self._host.touch(fetch.buffers[:end])
 
     # Loading: worker threads.
 
-    def _locate(self, fetch: Fetch, fork: Fork | None) -> None:
+    def _locate(self, fetch: PrefixLoad, fork: Fork | None) -> None:
         """Where is the chain, how much of it is worth loading? Then each missing block is loaded."""
         try:
             tiers = self._find(fetch, 0)
@@ -234,7 +234,7 @@ class KVStore:
             self._ask(fetch)
             fetch.settle()
 
-    def _ask(self, fetch: Fetch) -> None:
+    def _ask(self, fetch: PrefixLoad) -> None:
         """Has those blocks loaded whose time has come."""
         for index in fetch.due():
             waiting = self._loading.setdefault(fetch.names[index].hex, [])
@@ -242,10 +242,10 @@ class KVStore:
             if len(waiting) == 1:
                 self._loaders.submit(self._load, fetch.names[index])
 
-    def _find(self, fetch: Fetch, first: int) -> list[str]:
+    def _find(self, fetch: PrefixLoad, first: int) -> list[str]:
         """The tier of each block from `first` on, for as many whole chunks as are somewhere."""
         with self.mutex:
-            names, here = fetch.names[first:], [slab is not None for slab in fetch.slabs[first:]]
+            names, here = fetch.names[first:], [buffer is not None for buffer in fetch.buffers[first:]]
         tiers = locate(names, here, self.below, self._contains, lambda: fetch.closed)
         return tiers[: len(tiers) // fetch.unit * fetch.unit]
 
@@ -258,42 +258,42 @@ class KVStore:
 
     def _load(self, name: BlockKey) -> None:
         """Loads one block for everybody who waits for it."""
-        key, tier, slab = name.hex, HOST, None
+        key, tier, buffer = name.hex, HOST, None
         try:
             with self.mutex:
-                slab = self._host.find(key)
-                if slab is not None:
-                    slab.leases += 1
+                buffer = self._host.find(key)
+                if buffer is not None:
+                    buffer.leases += 1
                 elif any(fetch.wants(index) for fetch, index in self._loading[key]):
                     self._reap()
-                    slab = self._host.take(key)
-            if slab is not None and not slab.ready:
-                tier = self._read(name, slab)
+                    buffer = self._host.take(key)
+            if buffer is not None and not buffer.ready:
+                tier = self._read(name, buffer)
         except Exception:
             logger.exception("loading a block failed")
             tier = ""
         with self.mutex:
             waiting = self._loading.pop(key)
-            if slab is not None and tier:
-                slab.leases += len(waiting)
+            if buffer is not None and tier:
+                buffer.leases += len(waiting)
             for fetch, index in waiting:
-                if slab is not None and tier:
-                    fetch.place(index, slab, tier)
+                if buffer is not None and tier:
+                    fetch.place(index, buffer, tier)
                     self._ask(fetch)
                 else:
                     fetch.miss(index)
-            if slab is not None:
-                self.release(slab)
+            if buffer is not None:
+                self.release(buffer)
             self._idle.notify_all()
 
-    def _read(self, name: BlockKey, slab: Slab) -> str:
-        """Fills a slab from the nearest tier that has the block unharmed; returns its name, "" if there is none."""
+    def _read(self, name: BlockKey, buffer: HostBuffer) -> str:
+        """Fills a buffer from the nearest tier that has the block unharmed; returns its name, "" if there is none."""
         for tier in self.below:
             began = time.monotonic()
             try:
-                if not tier.read(name.hex, memoryview(slab.blob)):
+                if not tier.read(name.hex, memoryview(buffer.blob)):
                     continue
-                self.format.check(slab.blob, name)
+                self.format.check(buffer.blob, name)
             except TierError as error:
                 self._failed(tier, error)
                 if error.reason == "length":
@@ -308,9 +308,9 @@ class KVStore:
             self._counters.add(tier.name, "loaded")
             with self.mutex:
                 nearer = self.below[: self.below.index(tier)]
-                slab.ready, slab.passing = True, self.config.promotion == "temporary"
-                slab.dirty = not slab.passing and any(not each.read_only for each in nearer)
-                self._consider(slab)
+                buffer.ready, buffer.passing = True, self.config.promotion == "temporary"
+                buffer.dirty = not buffer.passing and any(not each.read_only for each in nearer)
+                self._consider(buffer)
             return tier.name
         return ""
 
@@ -324,43 +324,43 @@ class KVStore:
 
     # Writing: worker threads.
 
-    def _consider(self, slab: Slab) -> None:
+    def _consider(self, buffer: HostBuffer) -> None:
         """Writes a block to the tiers below if its time has come."""
         config = self.config
-        selected = config.write_policy == "write_through_selective" and slab.hits >= config.selective_hits
-        if slab.dirty and (config.write_policy == "write_through" or selected):
-            self._write(slab)
+        selected = config.write_policy == "write_through_selective" and buffer.hits >= config.selective_hits
+        if buffer.dirty and (config.write_policy == "write_through" or selected):
+            self._write(buffer)
 
-    def _leaving(self, slab: Slab) -> bool:
+    def _leaving(self, buffer: HostBuffer) -> bool:
         """The host tier wants to let a block go: may it?"""
-        if slab.dirty and self.config.write_policy == "write_back":
-            self._write(slab)
+        if buffer.dirty and self.config.write_policy == "write_back":
+            self._write(buffer)
             return False  # once it is written
-        if self._backlog.pop(slab.key, "") is None:
+        if self._backlog.pop(buffer.key, "") is None:
             self._counters.add(HOST, "error full")  # slower tiers do not keep up, and never get it
         return True
 
-    def _write(self, slab: Slab) -> None:
+    def _write(self, buffer: HostBuffer) -> None:
         """Writes a block to the tiers below, now or when its turn comes."""
-        if slab.writing:
+        if buffer.writing:
             return
         if self._writing >= self._most_writes:
-            self._backlog[slab.key] = None
+            self._backlog[buffer.key] = None
             return
-        self._backlog.pop(slab.key, None)
-        slab.leases, slab.writing = slab.leases + 1, True
+        self._backlog.pop(buffer.key, None)
+        buffer.leases, buffer.writing = buffer.leases + 1, True
         self._writing += 1
-        self._writers.submit(self._write_below, slab)
+        self._writers.submit(self._write_below, buffer)
 
-    def _write_below(self, slab: Slab) -> None:
+    def _write_below(self, buffer: HostBuffer) -> None:
         written = True
         for tier in self.below:
             if tier.read_only:
                 continue
             try:
-                if tier.contains(slab.key):  # this server has loaded it from there, or another one wrote it
+                if tier.contains(buffer.key):  # this server has loaded it from there, or another one wrote it
                     continue
-                tier.write(slab.key, memoryview(slab.blob))
+                tier.write(buffer.key, memoryview(buffer.blob))
                 self._counters.add(tier.name, "written")
             except TierError as error:
                 written = False
@@ -369,9 +369,9 @@ class KVStore:
                 written = False
                 logger.exception("writing a block to the %s tier failed", tier.name)
         with self.mutex:
-            slab.dirty, slab.writing = not written, False
+            buffer.dirty, buffer.writing = not written, False
             self._writing -= 1
-            self.release(slab)
+            self.release(buffer)
             while self._backlog and self._writing < self._most_writes:
                 waiting = self._host.find(next(iter(self._backlog)))
                 if waiting is None:

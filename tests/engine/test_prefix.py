@@ -163,9 +163,9 @@ def behind(engine, seconds: float) -> SlowTier:
     """Everything that the host tier holds moves behind a tier that takes so many seconds for each block."""
     store, far = engine._prefix.store, SlowTier()
     with store.mutex:
-        for slab in store._host.ready():
-            far.write(slab.key, memoryview(slab.blob))
-            store._host.discard(slab.key)
+        for buffer in store._host.ready():
+            far.write(buffer.key, memoryview(buffer.blob))
+            store._host.discard(buffer.key)
     far.seconds, store.below = seconds, (far,)
     return far
 

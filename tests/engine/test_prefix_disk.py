@@ -65,8 +65,8 @@ def forget_host(engine: Engine) -> None:
     """Only the tiers below hold anything now."""
     store = engine._prefix.store
     with store.mutex:
-        for slab in store._host.ready():
-            store._host.discard(slab.key)
+        for buffer in store._host.ready():
+            store._host.discard(buffer.key)
 
 
 def test_prompts_that_end_at_a_block_or_a_token_beside_come_from_the_disk_to_the_bit(folder, copied):

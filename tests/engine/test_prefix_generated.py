@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvjax.engine import Engine
-from kvjax.engine.answer import Chunks
+from kvjax.engine.generation_writer import ChunkAssembler
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
@@ -66,11 +66,11 @@ def stored(engine: Engine, tokens, salt: str, fork: int) -> list[list[tuple[np.n
     prefix, store = engine._prefix, engine._prefix.store
     blocks = []
     for name in prefix.names(np.asarray(tokens), salt, engine.caches.decoding, fork):
-        slab = store._host.find(name.hex)
-        if slab is None:
+        buffer = store._host.find(name.hex)
+        if buffer is None:
             break
-        store.format.check(slab.blob, name)
-        blocks.append([store.format.tensors(slab.blob, layer) for layer in range(store.format.layers)])
+        store.format.check(buffer.blob, name)
+        blocks.append([store.format.tensors(buffer.blob, layer) for layer in range(store.format.layers)])
     return blocks
 
 
@@ -263,14 +263,14 @@ def test_a_thread_that_is_far_behind_costs_what_it_would_have_stored_and_no_time
 @pytest.mark.parametrize("call", [0, 3, 6, 11, 14])
 def test_a_fault_on_the_way_ends_what_is_stored_of_a_turn(full, monkeypatch, caplog, call):
     """The first six calls are for the tail of the prompt in three layers, and the next six for the first tokens."""
-    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), Chunks._buffer
+    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), ChunkAssembler._buffer
 
-    def fails(chunks: Chunks, index: int) -> np.ndarray:
+    def fails(chunks: ChunkAssembler, index: int) -> np.ndarray:
         if next(calls) == call:
             raise RuntimeError("told to fail")
         return original(chunks, index)
 
-    monkeypatch.setattr(Chunks, "_buffer", fails)
+    monkeypatch.setattr(ChunkAssembler, "_buffer", fails)
     first = ask(full, prompt, 250, salt)
     assert "told to fail" in caplog.text
     assert ask(full, following(prompt, first), 1, salt).cached_tokens == 256

@@ -33,9 +33,9 @@ class ReadContract:
         assert [read(tier, n) == bytes(blob(n)) for n in range(3)] == [True] * 3
 
     def test_read_fills_the_very_memory_it_is_given(self, tier):
-        slab = bytearray(b"x" * (SIZE + 200))
-        assert tier.read(key(1), memoryview(slab)[100 : 100 + SIZE])
-        assert slab == b"x" * 100 + bytes(blob(1)) + b"x" * 100
+        buffer = bytearray(b"x" * (SIZE + 200))
+        assert tier.read(key(1), memoryview(buffer)[100 : 100 + SIZE])
+        assert buffer == b"x" * 100 + bytes(blob(1)) + b"x" * 100
 
     def test_what_is_missing_is_no_error(self, tier):
         assert read(tier, 99) is None
@@ -100,9 +100,9 @@ class TierContract(ReadContract):
         assert read(tier, 7) == bytes(blob(7))
 
     def test_a_write_of_memory_that_is_used_again(self, tier):
-        slab = bytearray(blob(8))
-        tier.write(key(8), memoryview(slab))
-        slab[:] = bytes(len(slab))
+        buffer = bytearray(blob(8))
+        tier.write(key(8), memoryview(buffer))
+        buffer[:] = bytes(len(buffer))
         assert read(tier, 8) == bytes(blob(8))
 
     def test_a_write_from_the_middle_of_a_read_only_slab(self, tier):

@@ -381,16 +381,16 @@ def test_a_late_read_never_writes_into_the_callers_memory(pauses, deadline):
     guard = Guarded(Dripping(pauses), deadline, threads=2)
     whole = bytes(range(1, 1 + len(pauses)))
     for _ in range(3):
-        slab = bytearray(len(whole))
+        buffer = bytearray(len(whole))
         found = False
         with contextlib.suppress(TierError):
-            found = guard.read(key(0), memoryview(slab))
-        assert slab == (whole if found else bytes(len(whole))), "all or nothing"
-        slab[:] = b"\xff" * len(slab)  # it is somebody else's now
+            found = guard.read(key(0), memoryview(buffer))
+        assert buffer == (whole if found else bytes(len(whole))), "all or nothing"
+        buffer[:] = b"\xff" * len(buffer)  # it is somebody else's now
         time.sleep(0.001)
-        assert slab == b"\xff" * len(slab)
+        assert buffer == b"\xff" * len(buffer)
         assert settles(lambda: guard.lost == 0)
-        assert slab == b"\xff" * len(slab)
+        assert buffer == b"\xff" * len(buffer)
 
 
 @settings(max_examples=40)
@@ -399,11 +399,11 @@ def test_a_late_write_never_reads_the_callers_memory(pauses, deadline):
     tier = Dripping(pauses)
     guard = Guarded(tier, deadline, threads=2)
     whole = bytes(range(1, 1 + len(pauses)))
-    slab = bytearray(whole)
+    buffer = bytearray(whole)
     with contextlib.suppress(TierError):
-        guard.write(key(0), memoryview(slab))
+        guard.write(key(0), memoryview(buffer))
         assert tier.written[key(0)] == whole
-    slab[:] = bytes(len(slab))
+    buffer[:] = bytes(len(buffer))
     assert settles(lambda: guard.lost == 0)
     assert tier.written.get(key(0), whole) == whole
 
@@ -414,9 +414,9 @@ def test_a_failed_attempt_leaves_nothing_behind():
             into[:] = b"?" * len(into)
             raise TierError("io", "broke off")
 
-    slab = bytearray(SIZE)
-    assert reason_of(lambda: Guarded(Torn(), 5.0, backoff=0.001).read(key(1), memoryview(slab))) == "io"
-    assert slab == bytes(SIZE)
+    buffer = bytearray(SIZE)
+    assert reason_of(lambda: Guarded(Torn(), 5.0, backoff=0.001).read(key(1), memoryview(buffer))) == "io"
+    assert buffer == bytes(SIZE)
 
 
 def test_a_tier_cannot_change_what_is_written():

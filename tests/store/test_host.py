@@ -1,4 +1,4 @@
-"""Slabs: never more than fit, never given away while somebody reads them."""
+"""Buffers: never more than fit, never given away while somebody reads them."""
 
 import gc
 import itertools
@@ -13,25 +13,25 @@ from kvjax.store.eviction import LRU, POLICIES
 from kvjax.store.host import HostTier
 
 
-def host(slabs: int, block_bytes: int = 5000) -> HostTier:
-    return HostTier(slabs * 2 * PAGE, block_bytes, LRU())
+def host(buffers: int, block_bytes: int = 5000) -> HostTier:
+    return HostTier(buffers * 2 * PAGE, block_bytes, LRU())
 
 
 def put(tier: HostTier, key: str) -> bool:
-    slab = tier.take(key)
-    if slab is None:
+    buffer = tier.take(key)
+    if buffer is None:
         return False
-    slab.ready = True
-    tier.release(slab)
+    buffer.ready = True
+    tier.release(buffer)
     return True
 
 
 def test_memory_is_cut_into_whole_pages_and_never_more_than_asked_for():
     tier = HostTier(10 * PAGE, PAGE + 1, LRU())
     assert tier.capacity == 5
-    slabs = [tier.take(str(number)) for number in range(6)]
-    assert slabs.pop() is None
-    places = sorted(slab.blob.ctypes.data for slab in slabs)
+    buffers = [tier.take(str(number)) for number in range(6)]
+    assert buffers.pop() is None
+    places = sorted(buffer.blob.ctypes.data for buffer in buffers)
     assert all(place % PAGE == 0 for place in places)
     assert {b - a for a, b in itertools.pairwise(places)} == {2 * PAGE}
     assert HostTier(PAGE, PAGE + 1, LRU()).take("a") is None
@@ -72,10 +72,10 @@ def test_the_oldest_leaves_unless_somebody_holds_it():
 
 def test_what_is_being_written_is_not_found_and_is_gone_if_given_up():
     tier = host(2)
-    slab = tier.take("a")
+    buffer = tier.take("a")
     assert tier.find("a") is None
     assert tier.take("a") is None, "one writer a block"
-    tier.release(slab)
+    tier.release(buffer)
     assert len(tier) == 0
     assert put(tier, "a")
     tier.check_integrity()
@@ -83,44 +83,44 @@ def test_what_is_being_written_is_not_found_and_is_gone_if_given_up():
 
 def test_a_lease_is_given_back_once():
     tier = host(1)
-    slab = tier.take("a")
-    slab.ready = True
-    tier.release(slab)
+    buffer = tier.take("a")
+    buffer.ready = True
+    tier.release(buffer)
     with pytest.raises(AssertionError, match="twice"):
-        tier.release(slab)
+        tier.release(buffer)
 
 
-class Slabs(RuleBasedStateMachine):
+class Buffers(RuleBasedStateMachine):
     """Any order of takes, leases and releases, against plain sets."""
 
-    @initialize(policy=st.sampled_from(sorted(POLICIES)), slabs=st.integers(1, 5))
-    def start(self, policy, slabs):
-        self.tier = HostTier(slabs * 2 * PAGE, 5000, POLICIES[policy]())
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), buffers=st.integers(1, 5))
+    def start(self, policy, buffers):
+        self.tier = HostTier(buffers * 2 * PAGE, 5000, POLICIES[policy]())
         self.writing, self.held = [], []
 
     @rule(key=st.integers(0, 9))
     def take(self, key):
-        slab = self.tier.take(str(key))
-        if slab is not None:
-            assert slab not in self.held
-            assert slab not in self.writing
-            slab.blob[:] = key
-            self.writing.append(slab)
+        buffer = self.tier.take(str(key))
+        if buffer is not None:
+            assert buffer not in self.held
+            assert buffer not in self.writing
+            buffer.blob[:] = key
+            self.writing.append(buffer)
 
     @rule(whole=st.booleans())
     def finish(self, whole):
         if self.writing:
-            slab = self.writing.pop()
-            slab.ready = whole
-            self.tier.release(slab)
+            buffer = self.writing.pop()
+            buffer.ready = whole
+            self.tier.release(buffer)
 
     @rule(key=st.integers(0, 9))
     def lease(self, key):
-        slab = self.tier.find(str(key))
-        if slab is not None:
-            self.tier.use(slab)
-            slab.leases += 1
-            self.held.append(slab)
+        buffer = self.tier.find(str(key))
+        if buffer is not None:
+            self.tier.use(buffer)
+            buffer.leases += 1
+            self.held.append(buffer)
 
     @rule()
     def give_back(self):
@@ -134,7 +134,7 @@ class Slabs(RuleBasedStateMachine):
     @invariant()
     def what_is_held_stays(self):
         if hasattr(self, "tier"):
-            assert all((slab.blob == int(slab.key)).all() for slab in (*self.held, *self.writing))
+            assert all((buffer.blob == int(buffer.key)).all() for buffer in (*self.held, *self.writing))
             assert self.tier.used_bytes <= self.tier.capacity * self.tier.stride
 
     def teardown(self):
@@ -146,4 +146,4 @@ class Slabs(RuleBasedStateMachine):
             self.tier.check_integrity()
 
 
-TestSlabs = Slabs.TestCase
+TestBuffers = Buffers.TestCase

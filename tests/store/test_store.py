@@ -387,8 +387,8 @@ def test_a_fault_at_any_call_costs_no_more_than_blocks(opened, call, error):
     store.flush(10.0)
     for _ in range(2):
         with store.mutex:
-            for slab in store._host.ready():
-                store._host.discard(slab.key)
+            for buffer in store._host.ready():
+                store._host.discard(buffer.key)
         assert found(store, names) <= 3  # each of which is looked at
         assert store.wait(10.0)
     save(store, names)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvjax.store.block import Blob
-from kvjax.store.host import Slab
+from kvjax.store.host import HostBuffer
 from kvjax.store.keys import BlockKey
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class LeaseExpiredError(Exception):
     """A fetch was asked for blocks that it had held too long without a word."""
 
 
-class Fetch:
+class PrefixLoad:
     """The blocks of one prompt. A context manager: on exit nothing is leased any more.
 
     Attributes:
@@ -38,14 +38,14 @@ class Fetch:
         """`KVStore.fetch` makes it. `unit`: blocks of a chunk; `told` is called, from any thread, once it is done."""
         self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
         self._store, self.unit, self._told = store, unit, told
-        self.slabs: list[Slab | None] = [None] * len(names)
+        self.buffers: list[HostBuffer | None] = [None] * len(names)
         self.tiers: list[str] = []  # where each block was found
         self.limit = len(names)  # blocks behind it are not wanted any more
         self.closed = False
         self.deadline = self.started + LEASE
         self._asked, self._front, self._measured = 0, 0, self.started
 
-    def __enter__(self) -> Fetch:
+    def __enter__(self) -> PrefixLoad:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -68,7 +68,7 @@ class Fetch:
         with self._store.mutex:
             whole = self._whole()
             self.limit, self.done = whole, True
-            for index in range(whole, len(self.slabs)):
+            for index in range(whole, len(self.buffers)):
                 self._let_go(index)
 
     def blob(self, index: int) -> Blob:
@@ -78,11 +78,11 @@ class Fetch:
             LeaseExpiredError: nobody asked for anything for `LEASE` seconds.
         """
         with self._store.mutex:
-            slab = self.slabs[index]
-            if self.closed or slab is None:
+            buffer = self.buffers[index]
+            if self.closed or buffer is None:
                 raise LeaseExpiredError(f"block {index} was held for more than {LEASE:.0f} s without being used")
             self.renew()
-            return slab.blob
+            return buffer.blob
 
     def renew(self) -> None:
         """Says that somebody still wants the blocks."""
@@ -94,7 +94,7 @@ class Fetch:
             if self.closed:
                 return
             self.closed = self.done = True
-            for index in range(len(self.slabs)):
+            for index in range(len(self.buffers)):
                 self._let_go(index)
             self._store.forget(self)
 
@@ -103,13 +103,13 @@ class Fetch:
     @property
     def held(self) -> int:
         """Blocks from the first on that are in host memory, without a gap."""
-        return next((index for index, slab in enumerate(self.slabs) if slab is None), len(self.slabs))
+        return next((index for index, buffer in enumerate(self.buffers) if buffer is None), len(self.buffers))
 
     def turn(self, fork: int, names: Sequence[BlockKey]) -> bool:
         """The first chain ends after `fork` blocks: other names stand behind. Not any more for a fetch that is done."""
         if self.done:
             return False
-        for index in range(fork, len(self.slabs)):
+        for index in range(fork, len(self.buffers)):
             self._let_go(index)
         self.names, self.fork = [*self.names[:fork], *names], fork
         return True
@@ -124,17 +124,17 @@ class Fetch:
             return []
         self._asked = max(first, self.limit)
         for index in range(first, self._asked):
-            if self.slabs[index] is None and self._store.planner.load_seconds(self.tiers[index]) is None:
+            if self.buffers[index] is None and self._store.planner.load_seconds(self.tiers[index]) is None:
                 self._asked = min((index // self.unit + 1) * self.unit, self.limit)
                 break
-        return [index for index in range(first, self._asked) if self.slabs[index] is None]
+        return [index for index in range(first, self._asked) if self.buffers[index] is None]
 
-    def place(self, index: int, slab: Slab, tier: str) -> None:
+    def place(self, index: int, buffer: HostBuffer, tier: str) -> None:
         """A block has come, with a lease for this fetch."""
         if self.closed or index >= self.limit:
-            self._store.release(slab)
+            self._store.release(buffer)
             return
-        self.slabs[index] = slab
+        self.buffers[index] = buffer
         if index < len(self.tiers):
             self.tiers[index] = tier
         self._replan()
@@ -149,7 +149,7 @@ class Fetch:
 
     def settle(self) -> None:
         """Ends the fetch if nothing that it wants is missing."""
-        if not self.done and all(slab is not None for slab in self.slabs[: self.limit]):
+        if not self.done and all(buffer is not None for buffer in self.buffers[: self.limit]):
             self.done = True
             self._told()
 
@@ -172,9 +172,9 @@ class Fetch:
         self.settle()
 
     def _let_go(self, index: int) -> None:
-        slab, self.slabs[index] = self.slabs[index], None
-        if slab is not None:
-            self._store.release(slab)
+        buffer, self.buffers[index] = self.buffers[index], None
+        if buffer is not None:
+            self._store.release(buffer)
 
 
 def slowest(tiers: Sequence[str]) -> str:

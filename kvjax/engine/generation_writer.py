@@ -42,7 +42,7 @@ class Answer:
     tokens: list[int] = dataclasses.field(default_factory=list)
 
 
-class Answers:
+class GenerationWriters:
     """The turns whose generated tokens are stored, by the slots that they decode in. The engine's thread owns it.
 
     Args:
@@ -54,9 +54,9 @@ class Answers:
         self._reach = min(
             BLOCK_TOKENS, *(plan.capacity for plan in caches.plans)
         )  # tokens: no view forgets them sooner
-        self._savers: dict[int, AnswerSaver] = {}
+        self._savers: dict[int, GenerationWriter] = {}
 
-    def begin(self, parent: bytes, prompt: np.ndarray, length: int, answer: Answer | None) -> "AnswerSaver | None":
+    def begin(self, parent: bytes, prompt: np.ndarray, length: int, answer: Answer | None) -> "GenerationWriter | None":
         """One for a turn; None where that fills no chunk, or is not to be stored.
 
         Args:
@@ -70,10 +70,10 @@ class Answers:
             len(prompt) + answer.limit - 1
         ) // cache.chunk_size == length // cache.chunk_size:  # the last token has no KV
             return None
-        return AnswerSaver(cache, Chunks(cache, parent, prompt, length), length, answer.tokens)
+        return GenerationWriter(cache, ChunkAssembler(cache, parent, prompt, length), length, answer.tokens)
 
     def tail(
-        self, saver: "AnswerSaver | None", slot: int, layers: range, workspaces: Sequence[Workspace], size: int
+        self, saver: "GenerationWriter | None", slot: int, layers: range, workspaces: Sequence[Workspace], size: int
     ) -> None:
         """The workspaces of these layers hold a whole prompt; behind the last layer, tokens follow in the slot.
 
@@ -120,15 +120,15 @@ class Answers:
         assert not self._savers, f"slots {sorted(self._savers)} are still being stored"
 
 
-class AnswerSaver:
+class GenerationWriter:
     """The tokens of one turn, as the engine's thread sees them.
 
     Attributes:
         gathered: so many tokens of the sequence need not be taken from the views any more.
     """
 
-    def __init__(self, cache: PrefixCache, chunks: "Chunks", length: int, answer: Sequence[int]) -> None:
-        """`Answers.begin` makes it; `chunks` are the saving thread's from now on."""
+    def __init__(self, cache: PrefixCache, chunks: "ChunkAssembler", length: int, answer: Sequence[int]) -> None:
+        """`GenerationWriters.begin` makes it; `chunks` are the saving thread's from now on."""
         self.gathered = length
         self._cache, self._chunks, self._answer, self._told = cache, chunks, answer, 0
 
@@ -136,7 +136,7 @@ class AnswerSaver:
         """The workspaces of these layers hold the whole prompt: takes what fills no chunk of it.
 
         Args:
-            size: as for `Answers.tail`.
+            size: as for `GenerationWriters.tail`.
         """
         start = self._chunks.begin
         for place, layer in enumerate(layers if start < self.gathered else ()):
@@ -163,7 +163,7 @@ class AnswerSaver:
             self._cache.offer(lambda: lambda: self._chunks.add(self.gathered, (), news))
 
 
-class Chunks:
+class ChunkAssembler:
     """Puts together the chunks of one turn, from the prompt's tail on. The saving thread calls.
 
     Args:
