@@ -121,7 +121,7 @@ class PrefixCache:
     def take(self, fetch: PrefixLoad) -> int:
         """How many chunks of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
         fetch.stop()
-        if self._random.random() < self.store.config.canary:
+        if self._random.random() < self.store.config.verify_hits:
             return 0
         self.store.count_hits(fetch.found)
         return fetch.loaded // self._unit

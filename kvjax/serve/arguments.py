@@ -87,7 +87,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option(
             "store_generated", yes_no, "yes|no", "keep answers too; turns behind them may differ from computed ones"
         ),
-        Option("canary", float, "SHARE", "share of found KV that is computed all the same and compared"),
+        Option("verify_hits", float, "SHARE", "share of found KV that is computed all the same and compared"),
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),

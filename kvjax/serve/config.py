@@ -26,7 +26,7 @@ class ServeConfig:
     session_dir: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
     method, token_budget, budgets, headroom, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
-        eviction_policy, canary, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
+        eviction_policy, verify_hits, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
         bytes.
     attention_backend: what computes attention, as `EngineConfig.kernels`.
     when_full: what happens to an output longer than the headroom of a compressed view.
@@ -65,7 +65,7 @@ class ServeConfig:
     prefetch_policy: str = "timeout"
     write_policy: str = "write_through"
     eviction_policy: str = "lru"
-    canary: float = 0.0
+    verify_hits: float = 0.0
     store_generated: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class ServeConfig:
             prefetch_policy=self.prefetch_policy,
             write_policy=self.write_policy,
             eviction_policy=self.eviction_policy,
-            canary=self.canary,
+            verify_hits=self.verify_hits,
             store_generated=self.store_generated,
         )
 

@@ -27,7 +27,7 @@ class StoreConfig:
             it leaves the host.
         promotion: whether a block that came from below stays in the host tier after its use.
         eviction_policy: which block leaves a full tier first.
-        canary: share of the hits that are computed all the same and compared, bit by bit.
+        verify_hits: share of the hits that are computed all the same and compared, bit by bit.
         store_generated: whether the KV of generated tokens is kept as well, and found by prompts that go on from there.
             It is what decode steps computed, so an answer may be another one than after computing the whole prompt.
 
@@ -48,7 +48,7 @@ class StoreConfig:
     selective_hits: int = 2
     promotion: str = "retain"
     eviction_policy: str = "lru"
-    canary: float = 0.0
+    verify_hits: float = 0.0
     store_generated: bool = False
 
     def __post_init__(self) -> None:
@@ -63,8 +63,8 @@ class StoreConfig:
         for name in ("host_cache_size", "disk_cache_size", "prefetch_base", "prefetch_per_1k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.canary <= 1:
-            raise ValueError(f"canary={self.canary} is a share, from 0 to 1")
+        if not 0 <= self.verify_hits <= 1:
+            raise ValueError(f"verify_hits={self.verify_hits} is a share, from 0 to 1")
         if self.remote_deadline <= 0 or self.selective_hits < 1:
             raise ValueError(f"remote_deadline={self.remote_deadline} and selective_hits must be positive")
         if (self.disk_cache is None) != (self.disk_cache_size == 0):

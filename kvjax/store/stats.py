@@ -13,7 +13,7 @@ class TierStats:
     Attributes:
         hits: blocks that requests took from here.
         checked: layers of found blocks that were computed again and compared, at the rate of `StoreConfig.canary`.
-        errors: by reason: those of `TierError`, "corrupt", and "canary" for what was not the same then.
+        errors: by reason: those of `TierError`, "corrupt", and "verify" for what was not the same then.
         breaker: "closed", "open" or "half-open"; "" for a tier without one.
     """
 

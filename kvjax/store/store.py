@@ -186,7 +186,7 @@ class KVStore:
         self._counters.add(HOST, "checked")
         if not same:
             logger.error("block %s is not what is computed now: purge the store, and report this", name.hex)
-            self._counters.add(HOST, "error canary")
+            self._counters.add(HOST, "error verify")
 
     def saved(self, buffer: HostBuffer) -> None:
         """A new block is ready."""

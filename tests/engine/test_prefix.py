@@ -126,7 +126,7 @@ def test_many_at_once_with_a_common_beginning(engine):
 
 def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
     prompt = tiny.prompt(700, seed=9)
-    with engine_of(folder, StoreConfig(host_cache_size=1 << 24, canary=1.0)) as engine:
+    with engine_of(folder, StoreConfig(host_cache_size=1 << 24, verify_hits=1.0)) as engine:
         cold = ask(engine, prompt)
         again = ask(engine, prompt)
         assert again.cached_tokens == 0
@@ -137,7 +137,7 @@ def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
         [first, *_] = engine._prefix.names(np.asarray(prompt), "")
         store._host.find(first.hex).blob[-1] ^= 1
         assert ask(engine, prompt).tokens == cold.tokens
-        assert engine.store_stats()["host"].errors == {"canary": 1}
+        assert engine.store_stats()["host"].errors == {"verify_hits": 1}
     assert "is not what is computed now" in caplog.text
 
 

@@ -182,12 +182,12 @@ def test_dense_chunks_are_found_first_and_are_those_of_an_engine_without(engine,
 
 
 def test_a_canary_looks_at_dense_blocks_alone(full, monkeypatch):
-    salt, prompt = "canary", tiny.prompt(300, seed=6)
+    salt, prompt = "verify_hits", tiny.prompt(300, seed=6)
     turn = following(prompt, ask(full, prompt, 250, salt))
     store = full._prefix.store
     checked = full.store_stats()["host"].checked
     with monkeypatch.context() as patch:
-        patch.setattr(store, "config", dataclasses.replace(store.config, canary=1.0))
+        patch.setattr(store, "config", dataclasses.replace(store.config, verify_hits=1.0))
         assert ask(full, turn, 1, salt).cached_tokens == 0
     stats = full.store_stats()["host"]
     assert (stats.checked - checked, stats.errors) == (3, {})
