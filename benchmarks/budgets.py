@@ -168,7 +168,7 @@ def speed(result: SearchResult) -> dict[str, float]:
     with _engine(result, result.uniform) as engine:
         prompts = [[*case.prompt, *case.tail[: -case.reply]] for case in cases]
         params = [
-            SamplingParams(temperature=0.0, max_tokens=case.reply, ignore_eos=True, select_after=len(case.prompt))
+            SamplingParams(temperature=0.0, max_tokens=case.reply, ignore_eos=True, compress_after=len(case.prompt))
             for case in cases
         ]
         engine.generate(prompts[:1], params[:1], progress=False)

@@ -25,7 +25,7 @@ def limit(caches: CacheConfig, prompt: Sequence[int], params: SamplingParams) ->
     wanted = max(headroom, 1) if params.max_tokens is None else params.max_tokens
     if wanted > headroom:
         raise ContextLengthExceededError(len(prompt), wanted, layout.max_model_len)
-    selected = min(params.select_after or len(prompt), len(prompt))
+    selected = min(params.compress_after or len(prompt), len(prompt))
     caches = caches.within(params.token_budget)
     view = None if layout.reselect else caches.headroom(selected)
     if view is None:
@@ -33,7 +33,7 @@ def limit(caches: CacheConfig, prompt: Sequence[int], params: SamplingParams) ->
     left = view - (len(prompt) - selected)
     if left < 0:
         raise ValueError(
-            f"the prompt behind select_after={selected} is {-left} tokens longer than the views' headroom of {view}: "
+            f"the prompt behind compress_after={selected} is {-left} tokens longer than the views' headroom of {view}: "
             f"select later, or start the engine with --headroom {len(prompt) - selected} or without --when-full stop"
         )
     if wanted <= left + 1:  # the last token never enters a view

@@ -74,7 +74,7 @@ class EngineLoop:
             suspended = self._suspended.find(request) is not None
         if params.prompt_logprobs is None and not suspended:  # which need the hidden state of every token
             request.fetch = self._runner.fetch(
-                request.prompt, params.select_after, request.cache_salt, self._wake, request.answer.decoding
+                request.prompt, params.compress_after, request.cache_salt, self._wake, request.answer.decoding
             )
         with self._condition:
             refused = self.failure is not None or self._stopping
@@ -276,7 +276,7 @@ class EngineLoop:
         self._prefill = self._runner.begin(
             request.prompt,
             slot,
-            request.params.select_after,
+            request.params.compress_after,
             request.cache_salt,
             plans=request.plans,
             turn=request.params.turn,

@@ -47,7 +47,7 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's own tokens.
         stop: strings that end the text; they are not part of it.
         min_tokens: no end-of-sequence or stop token before so many generated tokens.
-        select_after: choose what the views keep after so many tokens of the prompt, and read the others through the
+        compress_after: choose what the views keep after so many tokens of the prompt, and read the others through the
             views: as if they came later, when what was not kept is gone. None chooses after the whole prompt.
         retained: report which tokens each layer kept of the prompt.
         token_budget: keep and read as an engine of this budget would, at most that of the engine; None is its own.
@@ -71,7 +71,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    select_after: int | None = None
+    compress_after: int | None = None
     retained: bool = False
     token_budget: int | None = None
     turn: int | None = None
@@ -81,10 +81,10 @@ class SamplingParams:
             _bounded("token_budget", self.token_budget, LEAST_TOKEN_BUDGET, 2**31 - 1)
         if self.turn is not None:
             _bounded("turn", self.turn, 1, 2**31 - 1)
-        if self.select_after is not None:
-            _bounded("select_after", self.select_after, 1, 2**31 - 1)
+        if self.compress_after is not None:
+            _bounded("compress_after", self.compress_after, 1, 2**31 - 1)
             if self.prompt_logprobs is not None:
-                raise ValueError("prompt_logprobs are those of the whole prompt: leave select_after out")
+                raise ValueError("prompt_logprobs are those of the whole prompt: leave compress_after out")
         _bounded("temperature", self.temperature, 0.0, 100.0)
         _bounded("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _bounded("min_p", self.min_p, 0.0, 1.0)

@@ -88,27 +88,27 @@ class Runner:
         return self._workspaces[1]
 
     def fetch(
-        self, tokens: np.ndarray, select_after: int | None, salt: str, told: Callable[[], None], decoding: str = ""
+        self, tokens: np.ndarray, compress_after: int | None, salt: str, told: Callable[[], None], decoding: str = ""
     ) -> PrefixLoad | None:
         """Starts to bring what is stored of a prompt's KV to host memory; for any thread.
 
         Args:
-            select_after, salt: as for `begin`; `decoding` of its answer.
+            compress_after, salt: as for `begin`; `decoding` of its answer.
             told: called, from any thread, when nothing more will come.
         """
-        tokens = self._selected(tokens, select_after)
+        tokens = self._selected(tokens, compress_after)
         if self.prefix is None or len(tokens) <= self.layout.prefill_chunk_size:
             return None
         return self.prefix.fetch(tokens, salt, told, decoding)
 
-    def _selected(self, tokens: np.ndarray, select_after: int | None) -> np.ndarray:
-        return tokens[:select_after] if select_after and self.caches.window else tokens
+    def _selected(self, tokens: np.ndarray, compress_after: int | None) -> np.ndarray:
+        return tokens[:compress_after] if compress_after and self.caches.window else tokens
 
     def begin(
         self,
         tokens: np.ndarray,
         slot: int,
-        select_after: int | None = None,
+        compress_after: int | None = None,
         salt: str = "",
         *,
         plans: Sequence[LayerCacheConfig] | None = None,
@@ -120,7 +120,7 @@ class Runner:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
 
         Args:
-            select_after: the views are selected after so many tokens, and the rest is read through them. Where no
+            compress_after: the views are selected after so many tokens, and the rest is read through them. Where no
                 view chooses, that is what they do anyway.
             salt: prompts of different salts never share KV.
             plans: those of `CacheConfig.within`, for a request with a token budget of its own.
@@ -132,7 +132,7 @@ class Runner:
             answer: what will be generated, so that a store that keeps that as well can do so.
         """
         begin = max(len(tokens) - turn, 0) if turn and self.caches.multi_turn else 0
-        tokens, rest = np.split(tokens, [len(self._selected(tokens, select_after))])
+        tokens, rest = np.split(tokens, [len(self._selected(tokens, compress_after))])
         begin = begin if begin < len(tokens) else 0
         bucket = next(length for length in self.layout.buckets if length >= len(tokens))
         padded = np.zeros(bucket, np.int32)
@@ -317,7 +317,7 @@ class Runner:
             for layer, plan in enumerate(self.caches.plans):
                 if plan.stage1 is not None and self.layout.reselect:
                     self._reselect(layer, slot=0)
-            prefill = self.begin(np.zeros(2, np.int32), slot=0, select_after=1, keep=False)
+            prefill = self.begin(np.zeros(2, np.int32), slot=0, compress_after=1, keep=False)
             while not prefill.done:
                 self.advance(prefill)
             jax.block_until_ready(prefill.last)

@@ -70,7 +70,9 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     else:
         drawn = "greedy" if given.conduct.temperature == 0 else f"temperature {given.conduct.temperature:g}"
         seen = [
-            word for word, on in (("question hidden", given.conduct.agnostic), ("evicted", given.conduct.evict)) if on
+            word
+            for word, on in (("question hidden", given.conduct.query_agnostic), ("evicted", given.conduct.evict))
+            if on
         ]
         heading = ", ".join([given.conduct.form, drawn, *seen, str(plan)])
         out.print(f"\n  [bold]{target.name}[/bold]  {heading}")
@@ -98,7 +100,7 @@ def settings_of(given: Arguments, target: Target) -> dict[str, Any]:
         "temperature": given.conduct.temperature,
         "kvjax": kvjax.__version__,
     }
-    settings |= {name: True for name in ("agnostic", "evict") if getattr(given.conduct, name)}
+    settings |= {name: True for name in ("query_agnostic", "evict") if getattr(given.conduct, name)}
     if given.data:
         settings["data"] = {data.name: fingerprint(data) for data in given.data}
     return settings

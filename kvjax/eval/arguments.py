@@ -18,7 +18,7 @@ from kvjax.eval.tasks import TASKS, Task
 DEFAULT_TASKS = ("mini/*",)
 KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
 # What a server decides for itself.
-IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "agnostic", "evict", "show_retained")
+IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "query_agnostic", "evict", "show_retained")
 TERMINAL = "-"
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument(
         "--headroom", metavar="TOKENS", type=int, help="of a view, free for generated tokens (default: 128)"
     )
-    cache.add_argument("--agnostic", action="store_true", help="choose what to keep before the question is read")
+    cache.add_argument("--query-agnostic", action="store_true", help="choose what to keep before the question is read")
     cache.add_argument(
         "--evict",
         action="store_true",
@@ -227,7 +227,12 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
         lengths=tuple(dict.fromkeys(given.lengths)),
         samples=given.samples,
         conduct=Conduct(
-            given.form, given.seed, given.temperature, given.concurrency, agnostic=given.agnostic, evict=given.evict
+            given.form,
+            given.seed,
+            given.temperature,
+            given.concurrency,
+            query_agnostic=given.query_agnostic,
+            evict=given.evict,
         ),
         output=given.output,
         json=given.json,

@@ -41,9 +41,11 @@ class Retained:
         template = template_tokens(target) if conduct.form == "chat" else 0
         sample = draw(case, conduct, target, template)
         dialogue = Dialogue(sample, conduct.form)
-        known = dialogue.history
-        tokens, positions = target.retained(dialogue.prompt(sample.turns[0]), known if conduct.agnostic else None)
-        question = target.shared(known, tokens)
+        context_prefix = dialogue.history
+        tokens, positions = target.retained(
+            dialogue.prompt(sample.turns[0]), context_prefix if conduct.query_agnostic else None
+        )
+        question = target.shared(context_prefix, tokens)
         first, *others = [
             spans(tokens[:question], target.engine.tokenizer.decode, turn.answers) for turn in sample.turns
         ]

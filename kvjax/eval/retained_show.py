@@ -37,7 +37,7 @@ def show_retained(target: Target, start: Callable[[], None], plan: Plan, given: 
             out.print(f"nothing to show of {name}: {error}", markup=False)
     if not observed:
         return
-    hidden = ", the question hidden" if given.conduct.agnostic else ""
+    hidden = ", the question hidden" if given.conduct.query_agnostic else ""
     if given.show_retained == TERMINAL:
         for retained in observed:
             out.print(*drawing(retained, min(out.width, WIDEST)), "", sep="\n")

@@ -45,7 +45,7 @@ class Conduct:
         seed: samples of two seeds are all different.
         temperature: 0 is greedy.
         concurrency: samples asked at the same time.
-        agnostic: a compressed cache chooses what to keep before it has seen the question.
+        query_agnostic: a compressed cache chooses what to keep before it has seen the question.
         evict: what it has not kept in a sample's first turn is gone in the later ones. Otherwise each turn chooses
             anew among everything, as RocketKV-MT does.
     """
@@ -54,7 +54,7 @@ class Conduct:
     seed: int = 0
     temperature: float = 0.0
     concurrency: int = 4
-    agnostic: bool = False
+    query_agnostic: bool = False
     evict: bool = False
 
     def __post_init__(self) -> None:
@@ -154,16 +154,16 @@ class _Run:
         first: Prompt | None = None
         for question in sample.turns:
             prompt = dialogue.prompt(question)
-            known = dialogue.history if self._conduct.agnostic else prompt
-            first = first or known
+            context_prefix = dialogue.history if self._conduct.query_agnostic else prompt
+            first = first or context_prefix
             if self._conduct.evict:
-                known = first
+                context_prefix = first
             answer = await self._target.complete(
                 prompt,
                 max_tokens=await asyncio.to_thread(self._room, prompt, sample.max_new_tokens),
                 temperature=self._conduct.temperature,
                 seed=self._conduct.seed * SEEDS + case.index,
-                known=None if known is prompt else known,
+                context_prefix=None if context_prefix is prompt else context_prefix,
                 earlier=dialogue.history if turns else None,
             )
             dialogue.hear(question, answer.text)

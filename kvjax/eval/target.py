@@ -92,7 +92,7 @@ class Target(abc.ABC):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-        known: Prompt | None = None,
+        context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
     ) -> Answer:
         """Generates at most `max_tokens` for one prompt; cancelling it cancels the request.
@@ -100,8 +100,8 @@ class Target(abc.ABC):
         Call it only inside `session`, as often at once as the target is to be loaded.
 
         Args:
-            known: all that a compressed cache may know when it chooses what to keep: the tokens that `prompt` begins
-                with as `known` does. The others are read as if they came later. None is the whole prompt.
+            context_prefix: all that a compressed cache may know when it chooses what to keep: the tokens that `prompt` begins
+                with as `context_prefix` does. The others are read as if they came later. None is the whole prompt.
             earlier: what came before the conversation's newest turn, for methods that choose by that turn; None in the
                 first. Chat servers find it by themselves.
 

@@ -72,17 +72,17 @@ class EngineTarget(Target):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-        known: Prompt | None = None,
+        context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
     ) -> Answer:
         tokens = self._tokens(prompt)
-        selected = None if known is None else self.shared(known, tokens)
+        selected = None if context_prefix is None else self.shared(context_prefix, tokens)
         turn = None if earlier is None else max(len(tokens) - self.shared(earlier, tokens), 1)
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            select_after=selected,
+            compress_after=selected,
             turn=turn,
             token_budget=self._token_budget,
         )
@@ -119,19 +119,19 @@ class EngineTarget(Target):
         return stats.submitted > stats.finished + stats.cancelled + stats.failed
 
     def retained(
-        self, prompt: Prompt, known: Prompt | None = None
+        self, prompt: Prompt, context_prefix: Prompt | None = None
     ) -> tuple[list[int], tuple[Int[np.ndarray, "_ _"], ...]]:
         """The prompt's tokens, and for each layer the positions [K, C] of those that its view keeps, -1 where empty.
 
-        Blocks; `known` as in `complete`. K is the number of query heads where each of them keeps tokens of its own.
+        Blocks; `context_prefix` as in `complete`. K is the number of query heads where each of them keeps tokens of its own.
 
         Raises:
             RequestFailedError: the prompt cannot be asked.
         """
         tokens = self._tokens(prompt)
-        selected = None if known is None else self.shared(known, tokens)
+        selected = None if context_prefix is None else self.shared(context_prefix, tokens)
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, select_after=selected, token_budget=self._token_budget, retained=True
+            max_tokens=1, temperature=0.0, compress_after=selected, token_budget=self._token_budget, retained=True
         )
         try:
             [completion] = self.engine.generate([tokens], params, progress=False)
@@ -140,9 +140,9 @@ class EngineTarget(Target):
         assert completion.retained is not None
         return tokens, completion.retained
 
-    def shared(self, known: Prompt, tokens: Sequence[int]) -> int:
-        """With how many of the tokens `known` begins; at least 1, for a cache has to choose by something."""
-        pairs = zip(self._tokens(known), tokens, strict=False)
+    def shared(self, context_prefix: Prompt, tokens: Sequence[int]) -> int:
+        """With how many of the tokens `context_prefix` begins; at least 1, for a cache has to choose by something."""
+        pairs = zip(self._tokens(context_prefix), tokens, strict=False)
         return max(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
 
     def _tokens(self, prompt: Prompt) -> list[int]:

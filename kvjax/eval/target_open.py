@@ -66,7 +66,7 @@ def _engine(given: Arguments, resources: contextlib.ExitStack) -> tuple[Target, 
         raise ArgumentError(str(error)) from error
     target = EngineTarget.from_pretrained(folder, config)
     chosen = {
-        "--agnostic": given.conduct.agnostic,
+        "--query-agnostic": given.conduct.query_agnostic,
         "--evict": given.conduct.evict,
         "--show-retained": given.show_retained,
     }

@@ -104,10 +104,10 @@ class OpenAITarget(Target):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-        known: Prompt | None = None,
+        context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
     ) -> Answer:
-        if known is not None:
+        if context_prefix is not None:
             raise RequestFailedError("a server's cache always knows the whole prompt: ask an engine in this process")
         options: dict[str, Any] = {
             "model": self._model,

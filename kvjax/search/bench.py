@@ -57,7 +57,7 @@ class Bench:
         if sets is None:
             counts = (config.samples, config.selection, config.test)
             tasks = [find_task(name) for name in config.tasks]
-            sets = draw_sets(tasks, encode or _tokenizer(config), config.length, counts, aware=config.aware)
+            sets = draw_sets(tasks, encode or _tokenizer(config), config.length, counts, query_aware=config.query_aware)
         self.sets = sets
         self.config, self.objective = config, _objective(config)
         self.layers = [layer for layer, window in enumerate(self.windows) if window is None]

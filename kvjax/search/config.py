@@ -35,7 +35,7 @@ class SearchConfig:
         evaluations: schemes judged for each group of layers, by evolution and random search.
         group_layers: layers searched together, one group after another.
         measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
-        aware: the question is in the prompt that is compressed; else it comes after.
+        query_aware: the question is in the prompt that is compressed; else it comes after.
         samples, selection, test: sizes of the three sets of samples.
         compare: allocators run beside this one, on the same sets with the same number of evaluations; 'streaming' is
             the last tokens of a prompt in every layer (StreamingLLM).
@@ -62,7 +62,7 @@ class SearchConfig:
     evaluations: int = 400
     group_layers: int = 8
     measure: Measure = "exact"
-    aware: bool = False
+    query_aware: bool = False
     samples: int = 32
     selection: int = 64
     test: int = 128

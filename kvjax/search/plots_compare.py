@@ -135,7 +135,7 @@ def _check_alike(results: Sequence[SearchResult]) -> None:
         "weights": lambda r: r.model.weights,
         "tasks": lambda r: r.config.tasks,
         "length": lambda r: r.config.length,
-        "aware": lambda r: r.config.aware,
+        "query_aware": lambda r: r.config.query_aware,
         "measure": lambda r: r.config.measure,
         "test": lambda r: r.config.test,
     }

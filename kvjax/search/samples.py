@@ -106,14 +106,14 @@ def draw_sets(
     length: int,
     counts: tuple[int, int, int],
     *,
-    aware: bool,
+    query_aware: bool,
 ) -> SampleSets:
     """Draws the three sets, of `counts` samples each, from the tasks in turn.
 
     Args:
         encode: the model's tokenizer.
         length: most tokens of prompt and reply.
-        aware: the question is part of the prompt that is compressed; otherwise it comes after.
+        query_aware: the question is part of the prompt that is compressed; otherwise it comes after.
 
     Raises:
         ValueError: a task does not fit the length, or has so few distinct samples that sets would overlap.
@@ -126,7 +126,7 @@ def draw_sets(
         while len(cases) < count:
             if seed - first > 10 * count + 100:
                 raise ValueError(f"the tasks have too few distinct samples for {count} of the {name} set: ask for less")
-            case = draw_case(tasks[len(cases) % len(tasks)], encode, length, seed, aware=aware)
+            case = draw_case(tasks[len(cases) % len(tasks)], encode, length, seed, query_aware=query_aware)
             seed += 1
             if case not in seen:
                 seen.add(case)
@@ -135,11 +135,11 @@ def draw_sets(
     return SampleSets(*sets)
 
 
-def draw_case(task: Task, encode: Callable[[str], list[int]], length: int, seed: int, *, aware: bool) -> Case:
+def draw_case(task: Task, encode: Callable[[str], list[int]], length: int, seed: int, *, query_aware: bool) -> Case:
     """One sample of a task as tokens, each part encoded by itself, as a client sends it."""
     sample = task.sample(length=length - 4, seed=seed, count=lambda text: len(encode(text)))
     context, asked = encode(sample.context), encode(sample.question + sample.answer_prefix)
     reply = encode(sample.reply or sample.answers[0])
-    if aware:
+    if query_aware:
         return Case(tuple(context + asked), tuple(reply), len(reply))
     return Case(tuple(context), tuple(asked + reply), len(reply))

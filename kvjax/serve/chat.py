@@ -105,7 +105,7 @@ def chat_routes(service: Service) -> APIRouter:
             work = asyncio.to_thread(apply_template, tokenizer, body.messages, prompt_wanted)
             prompt = await unless_disconnected(request.receive, work)
             service.check_context(len(prompt), body.max_generated(), param="messages")
-            service.check_selection(len(prompt), body.select_after)
+            service.check_selection(len(prompt), body.compress_after)
             if service.engine.caches.multi_turn:
                 finding = asyncio.to_thread(newest_turn, tokenizer, body.messages, prompt)
                 turn = await unless_disconnected(request.receive, finding)

@@ -104,7 +104,7 @@ def completion_routes(service: Service) -> APIRouter:
                 if not ids:
                     raise ApiError(400, "prompt: it has no tokens; send at least one", param="prompt")
                 service.check_context(len(ids), body.max_generated(), param="prompt")
-                service.check_selection(len(ids), body.select_after)
+                service.check_selection(len(ids), body.compress_after)
             choices = [
                 Choice(
                     index=prompt * body.choices + index,

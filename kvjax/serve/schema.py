@@ -109,7 +109,7 @@ class GenerationRequest(Body):
     return_retained: bool | None = Field(
         None, description="Tell with each choice, as `kvjax.kept`, what share of its prompt each layer's view keeps."
     )
-    select_after: Positive | None = Field(
+    compress_after: Positive | None = Field(
         None,
         description="Choose what the views keep after so many tokens of the prompt, at most all of them; the others "
         "are read through the views, as if they came later. Not beside `echo` with `logprobs`.",
@@ -175,7 +175,7 @@ class GenerationRequest(Body):
                 ignore_eos=bool(self.ignore_eos),
                 logprobs=self.generated_logprobs(),
                 prompt_logprobs=prompt_logprobs,
-                select_after=self.select_after,
+                compress_after=self.compress_after,
                 retained=bool(self.return_retained),
                 token_budget=self.token_budget,
             )
@@ -251,9 +251,9 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_scored(self) -> "CompletionRequest":
-        if self.select_after is not None and self.echo and self.logprobs is not None:
+        if self.compress_after is not None and self.echo and self.logprobs is not None:
             reason = "log-probabilities of a prompt are those of the whole; leave it out, or echo or logprobs"
-            raise together("select_after", reason)
+            raise together("compress_after", reason)
         return self
 
     def max_generated(self) -> int:

@@ -82,14 +82,14 @@ class Service:
         if prompt + asked > self.engine.max_model_len:
             raise from_engine(ContextLengthExceededError(prompt, asked, self.engine.max_model_len), param=param)
 
-    def check_selection(self, prompt: int, select_after: int | None) -> None:
-        """Raises ApiError (400) for a `select_after` that lies behind the prompt's `prompt` tokens."""
-        if select_after is not None and select_after > prompt:
+    def check_selection(self, prompt: int, compress_after: int | None) -> None:
+        """Raises ApiError (400) for a `compress_after` that lies behind the prompt's `prompt` tokens."""
+        if compress_after is not None and compress_after > prompt:
             raise ApiError(
                 400,
-                f"select_after={select_after} is more than the {prompt} tokens of the prompt: give 1 to {prompt}, or "
+                f"compress_after={compress_after} is more than the {prompt} tokens of the prompt: give 1 to {prompt}, or "
                 f"leave it out to choose after all of them",
-                param="select_after",
+                param="compress_after",
             )
 
     def check_budget(self, token_budget: int | None) -> None:

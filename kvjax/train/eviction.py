@@ -128,13 +128,13 @@ class Loss:
     """One task at one length: share of replies right with the full cache and after eviction.
 
     Attributes:
-        aware: the question stood in the compressed prompt; otherwise it came after the eviction.
+        query_aware: the question stood in the compressed prompt; otherwise it came after the eviction.
     """
 
     task: str
     length: int
     budget: int
-    aware: bool
+    query_aware: bool
     samples: int
     full: float
     evicted: float
@@ -150,7 +150,7 @@ class Measurement:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
-    def case(self, task: str, length: int, index: int, *, aware: bool) -> Case:
+    def case(self, task: str, length: int, index: int, *, query_aware: bool) -> Case:
         """A held-out sample as tokens. Query-agnostic, the context ends before the question does begin."""
         sample = find_task(task).sample(
             length=length - 4, seed=FIRST_SEED + index, count=lambda text: len(self.ids(text))
@@ -158,7 +158,7 @@ class Measurement:
         context, asked, reply = (
             self.ids(text) for text in (sample.context, sample.question + sample.answer_prefix, sample.reply)
         )
-        boundary = len(context) + len(asked) * aware
+        boundary = len(context) + len(asked) * query_aware
         return Case(context + asked + reply, boundary, len(reply))
 
     def right(self, cases: list[Case], length: int, eviction: Eviction | None, batch: int) -> list[bool]:
@@ -189,12 +189,12 @@ class Measurement:
                 found.append(best[row, stop - case.reply - 1 : stop - 1].tolist() == case.ids[stop - case.reply :])
         return found
 
-    def measure(self, task: str, length: int, eviction: Eviction, *, aware: bool, samples: int) -> Loss:
+    def measure(self, task: str, length: int, eviction: Eviction, *, query_aware: bool, samples: int) -> Loss:
         """Scores the same samples with the full cache and after eviction."""
-        cases = [self.case(task, length, index, aware=aware) for index in range(samples)]
+        cases = [self.case(task, length, index, query_aware=query_aware) for index in range(samples)]
         batch = max(1, min(samples, 8192 // length))
         full, evicted = (float(np.mean(self.right(cases, length, how, batch))) for how in (None, eviction))
-        return Loss(task, length, eviction.budget, aware, samples, full, evicted)
+        return Loss(task, length, eviction.budget, query_aware, samples, full, evicted)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -225,12 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     found: list[Loss] = []
     for length in args.lengths:
         for task in args.tasks:
-            for aware in (True, False):
-                loss = measurement.measure(task, length, eviction, aware=aware, samples=args.samples)
+            for query_aware in (True, False):
+                loss = measurement.measure(task, length, eviction, query_aware=query_aware, samples=args.samples)
                 found.append(loss)
                 low, high = wilson_interval(loss.evicted, loss.samples)
                 print(
-                    f"{length:6d}  {task:22s} {'query-aware' if aware else 'query-agnostic':15s} "
+                    f"{length:6d}  {task:22s} {'query-aware' if query_aware else 'query-agnostic':15s} "
                     f"full {loss.full:6.1%}  evicted {loss.evicted:6.1%} [{low:6.1%}, {high:6.1%}]  "
                     f"lost {100 * (loss.full - loss.evicted):5.1f} points",
                     flush=True,
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     enough = lost >= LEAST_LOSS
     print(
         f"most lost: {100 * lost:.1f} points, {most.task} at {most.length}, "
-        f"{'query-aware' if most.aware else 'query-agnostic'}: "
+        f"{'query-aware' if most.query_aware else 'query-agnostic'}: "
         + ("there is something to compress" if enough else f"below {LEAST_LOSS:.0%}: longer contexts or less budget")
     )
     raise SystemExit(not enough)

@@ -28,7 +28,7 @@ def test_the_server_writes_what_the_search_judged(tmp_path: Path):
         for case in sets.test:
             body = {
                 "prompt": [*case.prompt, *case.tail[: -case.reply]],
-                "select_after": len(case.prompt),
+                "compress_after": len(case.prompt),
                 "max_tokens": case.reply,
                 "temperature": 0,
                 "ignore_eos": True,

@@ -18,20 +18,20 @@ def check(
     engine: Engine,
     prompt: list[int],
     new: int,
-    select_after: int | None = None,
+    compress_after: int | None = None,
     turn: int | None = None,
     begin: int = 0,
 ) -> None:
     """`begin` is where the turn is expected to begin for this method."""
     params = dataclasses.replace(
-        GREEDY, max_tokens=new, logprobs=5, select_after=select_after, turn=turn, retained=True
+        GREEDY, max_tokens=new, logprobs=5, compress_after=compress_after, turn=turn, retained=True
     )
     before = engine.stats().compiles_after_warmup
     [completion] = generate(engine, [(prompt, params)])
     assert engine.stats().compiles_after_warmup == before
     assert len(completion.tokens) == new
     reference = Reference(engine.caches)
-    chosen = select_after if engine.caches.window else None  # where no view chooses, the prompt is read as a whole
+    chosen = compress_after if engine.caches.window else None  # where no view chooses, the prompt is read as a whole
     logits = reference.prefill(prompt[:chosen], begin)
     if chosen is None:
         for rows, retained in zip(reference.rows, completion.retained, strict=True):
@@ -70,7 +70,7 @@ def test_an_output_longer_than_the_room_goes_on_from_a_new_selection(compressed)
 def test_what_comes_after_a_selection_is_read_through_the_view(compressed):
     """So it sees no more than decoded tokens do, and its length may exceed the room."""
     prompt = tiny.prompt(400)
-    check(compressed, prompt, new=8, select_after=len(prompt) - ROOM - 7)
+    check(compressed, prompt, new=8, compress_after=len(prompt) - ROOM - 7)
 
 
 @pytest.mark.parametrize("turn", [1, 90, 600])
@@ -80,9 +80,9 @@ def test_a_turn_is_chosen_for_by_its_own_queries(turns, turn):
     turns.check_integrity()
 
 
-@pytest.mark.parametrize(("select_after", "begin"), [(470, 440), (441, 440), (440, 0), (300, 0)])
-def test_a_turn_behind_the_selection_chooses_nothing(turns, select_after, begin):
-    check(turns, tiny.prompt(500), new=4, select_after=select_after, turn=60, begin=begin)
+@pytest.mark.parametrize(("compress_after", "begin"), [(470, 440), (441, 440), (440, 0), (300, 0)])
+def test_a_turn_behind_the_selection_chooses_nothing(turns, compress_after, begin):
+    check(turns, tiny.prompt(500), new=4, compress_after=compress_after, turn=60, begin=begin)
 
 
 def test_methods_of_one_turn_choose_by_the_last_queries_whatever_the_turn(compressed):

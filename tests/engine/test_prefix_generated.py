@@ -209,7 +209,7 @@ def test_salts_and_profiles_share_nothing(engine, monkeypatch):
 
 def test_tokens_that_were_read_through_the_views_count_as_generated(engine):
     salt, prompt = "read", tiny.prompt(400, seed=9)
-    first = ask(engine, prompt, 150, salt, select_after=300)
+    first = ask(engine, prompt, 150, salt, compress_after=300)
     assert ask(engine, following(prompt, first), 1, salt).cached_tokens == 512
     assert len(stored(engine, [*prompt, *first.tokens], salt, fork=1)) == 2
 

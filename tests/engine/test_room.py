@@ -46,11 +46,11 @@ def test_an_output_that_ends_with_the_room_says_the_way_out(engine, length, aske
 
 def test_a_prompt_that_leaves_no_room_says_the_way_out(engine):
     prompt = tiny.prompt(80)
-    params = dataclasses.replace(GREEDY, max_tokens=1, select_after=80 - ROOM)
+    params = dataclasses.replace(GREEDY, max_tokens=1, compress_after=80 - ROOM)
     assert len(generate(engine, [(prompt, params)])[0].tokens) == 1
     message = (
-        f"behind select_after={79 - ROOM} is 1 tokens longer than the views' headroom of {ROOM}: select later, or start "
+        f"behind compress_after={79 - ROOM} is 1 tokens longer than the views' headroom of {ROOM}: select later, or start "
         f"the engine with --headroom {ROOM + 1} or without --when-full stop"
     )
     with pytest.raises(ValueError, match=message):
-        generate(engine, [(prompt, dataclasses.replace(params, select_after=79 - ROOM))])
+        generate(engine, [(prompt, dataclasses.replace(params, compress_after=79 - ROOM))])

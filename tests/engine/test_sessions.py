@@ -23,7 +23,7 @@ from tests.engine.client import GREEDY, PATIENCE, Caller, Client, settle
 SLOTS, CONTEXT, ROOM = 3, 500, 24
 BUDGETS = {"full": None, "rocketkv": 64, "rocketkv-mt": 192}
 LONG = dataclasses.replace(GREEDY, max_tokens=110, logprobs=2)  # the views are selected anew several times
-SAMPLED = dataclasses.replace(LONG, temperature=0.9, top_p=0.9, seed=5, presence_penalty=0.5, select_after=30)
+SAMPLED = dataclasses.replace(LONG, temperature=0.9, top_p=0.9, seed=5, presence_penalty=0.5, compress_after=30)
 
 
 def requests(method: str) -> list[tuple[list[int], SamplingParams, str]]:

@@ -13,7 +13,7 @@ class FakeTarget(Target):
 
     Attributes:
         asked: (prompt, max_tokens, seed) in the order of asking.
-        known: what a compressed cache was to know, in the same order.
+        context_prefix: what a compressed cache was to know, in the same order.
         earlier: what came before the newest turn, in the same order.
         most: requests in flight at the same time, at most.
     """
@@ -22,7 +22,7 @@ class FakeTarget(Target):
         self.name, self.identity, self.max_model_len = "fake", {"model": "fake"}, max_model_len
         self.say = say
         self.asked: list[tuple[Prompt, int, int]] = []
-        self.known: list[Prompt | None] = []
+        self.context_prefix: list[Prompt | None] = []
         self.earlier: list[Prompt | None] = []
         self.most = self._flying = 0
 
@@ -38,11 +38,11 @@ class FakeTarget(Target):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-        known: Prompt | None = None,
+        context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
     ) -> Answer:
         self.asked.append((prompt, max_tokens, seed))
-        self.known.append(known)
+        self.context_prefix.append(context_prefix)
         self.earlier.append(earlier)
         self._flying += 1
         self.most = max(self.most, self._flying)

@@ -49,13 +49,13 @@ def scores(target, conduct: Conduct, turns: int = 1) -> list[list[float]]:
 
 def test_a_question_in_sight_finds_its_needle_and_a_hidden_one_does_not(target):
     assert scores(target, Conduct(concurrency=2)) == [[1.0]] * 3
-    assert scores(target, Conduct(concurrency=2, agnostic=True)) == [[0.0]] * 3
+    assert scores(target, Conduct(concurrency=2, query_agnostic=True)) == [[0.0]] * 3
 
 
 def test_each_turn_chooses_anew_unless_what_was_dropped_is_gone(target):
     assert scores(target, Conduct(concurrency=2), turns=2) == [[1.0, 1.0]] * 3
     assert scores(target, Conduct(concurrency=2, evict=True), turns=2) == [[1.0, 0.0]] * 3
-    assert scores(target, Conduct(concurrency=2, agnostic=True), turns=2) == [[0.0, 0.0]] * 3
+    assert scores(target, Conduct(concurrency=2, query_agnostic=True), turns=2) == [[0.0, 0.0]] * 3
 
 
 def test_the_layer_that_needs_the_needle_keeps_it(target):
@@ -66,7 +66,7 @@ def test_the_layer_that_needs_the_needle_keeps_it(target):
     assert [retained.survival(layer) for layer in (0, 1)] == [0.0, 1.0]
     assert not any(layer[:, 77].any() for layer in retained.layers)  # nobody has asked for it yet
     assert retained.share == pytest.approx(BUDGET / retained.length)
-    hidden = Retained.observe(target, Case(Recall(), LENGTH, 0), Conduct(agnostic=True))
+    hidden = Retained.observe(target, Case(Recall(), LENGTH, 0), Conduct(query_agnostic=True))
     assert [hidden.survival(layer) for layer in (0, 1)] == [0.0, 0.0]
     # the question came later, through the views: nothing of it is missing
     assert all(layer[:, hidden.question :].all() for layer in hidden.layers)
@@ -101,9 +101,9 @@ def test_the_command_tells_bytes_and_draws_in_the_terminal_or_in_a_file(target, 
     at = lines.index(f"recall: {LENGTH - 6} tokens, 38% kept")  # the longer one
     assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["retained", "0%", "100%"]
     picture = tmp_path / "kept.png"
-    assert command.main([*asked, "--agnostic", "--json", "--show-retained", str(picture)]) == 0
+    assert command.main([*asked, "--query-agnostic", "--json", "--show-retained", str(picture)]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["settings"]["agnostic"] is True
+    assert json.loads(out)["settings"]["query_agnostic"] is True
     assert f"drawn in {picture}" in err
     assert picture.stat().st_size > 10_000
 
@@ -141,7 +141,7 @@ def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypat
     assert "raise the budget" in methods.known_rows(output, settings)[refused]["refused"]
     modes = methods.known_rows(output, settings)[row]["modes"]
     assert {name: mode["mean"] for name, mode in modes.items()} == {
-        "aware": 1.0, "agnostic": 0.0, "anew": 1.0, "evicted": 0.5,
+        "query_aware": 1.0, "query_agnostic": 0.0, "anew": 1.0, "evicted": 0.5,
     }  # fmt: skip
     assert "2/2  rocketkv-stage1 96 at 256: aware 100.0, agnostic 0.0, anew 100.0, evicted 50.0" in first
     monkeypatch.setattr(methods, "measure", None)  # nothing is left to measure

@@ -100,14 +100,14 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
         (["--max-model-len", "999999"], "--max-model-len 999999 is more than the"),
         (["--lengths", "999999"], "--lengths 999999 is more than the"),
         (["--url", "http://x", "--method", "snapkv"], "--method is for an engine in this process, not for --url"),
-        (["--url", "http://x", "--agnostic"], "--agnostic is for an engine in this process"),
+        (["--url", "http://x", "--query-agnostic"], "--query-agnostic is for an engine in this process"),
         (["--method", "snapkv"], "needs a token_budget, or a file of budgets"),
         (["--method", "snapvk", "--token-budget", "64"], "method 'snapvk' is not known: one of full, rocketkv"),
         (["--token-budget", "64", "--budgets", "x.json"], "say the same thing twice"),
         (["--budgets", "/nowhere/budgets.json"], "/nowhere/budgets.json"),
         (["--token-budget", "8"], "token_budget=8 must be at least 16"),
         (["--token-budget", "64", "--headroom", "0"], "room=0 must be at least 1"),
-        (["--agnostic"], "--agnostic says nothing here: full keeps all of"),
+        (["--query-agnostic"], "--query-agnostic says nothing here: full keeps all of"),
         (["--evict", "--tasks", "mini/turns_kv"], "--evict says nothing here: full keeps all of"),
         (
             ["--method", "quest", "--token-budget", "64", "--show-retained"],
@@ -185,7 +185,9 @@ def test_a_second_run_asks_only_what_is_new(capsys, target, tmp_path):
     assert summary == json.loads((tmp_path / "run.summary.json").read_text())
 
 
-@pytest.mark.parametrize("change", [["--form", "chat"], ["--seed", "1"], ["--temperature", "0.5"], ["--agnostic"]])
+@pytest.mark.parametrize(
+    "change", [["--form", "chat"], ["--seed", "1"], ["--temperature", "0.5"], ["--query-agnostic"]]
+)
 def test_other_settings_do_not_go_into_the_same_file(capsys, target, tmp_path, change):
     output = ["--output", str(tmp_path / "run.jsonl")]
     assert command.main([*TWO, *output]) == 0

@@ -88,8 +88,8 @@ def test_every_arm_has_its_budgets_and_a_length_is_done_before_the_next():
 
 def test_agreement_counts_samples_that_both_answered():
     full = row("full", None, ["yes", "no", "yes", ""])
-    assert agreement(row("quest", 16, ["yes", "maybe", "", "yes"]), full, "aware") == 0.5
-    assert agreement(row("quest", 16, [""] * 4), full, "aware") is None
+    assert agreement(row("quest", 16, ["yes", "maybe", "", "yes"]), full, "query_aware") == 0.5
+    assert agreement(row("quest", 16, [""] * 4), full, "query_aware") is None
 
 
 def test_refused_budgets_are_dashes_with_the_reason_below():
@@ -112,14 +112,14 @@ def test_differences_are_those_of_the_samples_that_both_answered():
         row("rocketkv", 16, ["yes", "yes", "no", "yes", ""]),
         row("full", None, ["yes", "no", "no", "", "yes"]),
     )
-    found = difference(ours, theirs, "aware")
+    found = difference(ours, theirs, "query_aware")
     assert found is not None
     mean, low, high = found
     assert mean == pytest.approx(1 / 3)
     assert low == 0.0
     assert mean < high <= 1.0
-    assert difference(theirs, ours, "aware") == pytest.approx((-mean, -high, -low))
-    assert difference(ours, row("full", None, [""] * 5), "aware") is None
+    assert difference(theirs, ours, "query_aware") == pytest.approx((-mean, -high, -low))
+    assert difference(ours, row("full", None, [""] * 5), "query_aware") is None
 
 
 def test_whole_pages_are_compared_where_they_read_no_more():

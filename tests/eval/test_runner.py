@@ -77,20 +77,20 @@ def test_turns_of_a_chat_are_messages():
     assert [prompt for prompt, _, _ in target.asked] == [first, second, third]
 
 
-def known(conduct: Conduct) -> list:
+def context_prefix(conduct: Conduct) -> list:
     """What a compressed cache was to know in each of three turns."""
     says = iter(["11.", "22.", "33."])
     target = FakeTarget(lambda prompt: next(says))
     evaluate(target, cases(1, Several()), conduct)
-    return target.known
+    return target.context_prefix
 
 
 def test_what_a_compressed_cache_knows_is_said_only_where_it_is_not_the_whole_prompt():
-    assert known(Conduct()) == [None] * 3
+    assert context_prefix(Conduct()) == [None] * 3
     before = ["Facts.\n", "Facts.\nWhat?\nIt was11.\n", "Facts.\nWhat?\nIt was11.\nThen 2?\nIt is22.\n"]
-    assert known(Conduct(agnostic=True)) == before
-    assert known(Conduct(evict=True)) == [None, *["Facts.\nWhat?\nIt was"] * 2]
-    assert known(Conduct(agnostic=True, evict=True)) == before[:1] * 3
+    assert context_prefix(Conduct(query_agnostic=True)) == before
+    assert context_prefix(Conduct(evict=True)) == [None, *["Facts.\nWhat?\nIt was"] * 2]
+    assert context_prefix(Conduct(query_agnostic=True, evict=True)) == before[:1] * 3
 
 
 def test_what_came_before_the_newest_turn_is_said_from_the_second_on():
@@ -103,8 +103,8 @@ def test_what_came_before_the_newest_turn_is_said_from_the_second_on():
 def test_a_question_is_hidden_in_a_chat_too():
     says = iter(["11.", "22.", "33."])
     target = FakeTarget(lambda prompt: next(says))
-    evaluate(target, cases(1, Several()), Conduct("chat", agnostic=True))
-    first, second, third = target.known
+    evaluate(target, cases(1, Several()), Conduct("chat", query_agnostic=True))
+    first, second, third = target.context_prefix
     assert first == [{"role": "user", "content": "Facts."}]
     assert second == [{"role": "user", "content": "Facts.\nWhat?"}, {"role": "assistant", "content": "11."}]
     assert [message["content"] for message in third] == ["Facts.\nWhat?", "11.", "Then 2?", "22."]

@@ -57,7 +57,7 @@ def test_an_answer_is_joined_with_its_usage():
 
 def test_a_server_cannot_be_kept_from_the_question():
     with serving(Script()) as url, pytest.raises(RequestFailedError, match="ask an engine in this process"):
-        ask(OpenAITarget(url), known="On")
+        ask(OpenAITarget(url), context_prefix="On")
 
 
 def test_a_chat_sends_messages():

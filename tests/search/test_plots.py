@@ -139,7 +139,9 @@ def test_one_search_has_a_front_over_all_its_budgets():
     assert max(doubled) in score
 
 
-@pytest.mark.parametrize(("field", "value"), [("tasks", ("mini/vt",)), ("length", 512), ("test", 64), ("aware", True)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("tasks", ("mini/vt",)), ("length", 512), ("test", 64), ("query_aware", True)]
+)
 def test_a_front_of_unlike_searches_is_refused(field, value):
     other = search_result(32)
     other = dataclasses.replace(other, config=dataclasses.replace(other.config, **{field: value}))

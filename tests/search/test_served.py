@@ -68,7 +68,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, served, ask
     cases = []
     for length in (40, 200, 557):
         prompt = rng.integers(5, 250, length).tolist()
-        params = dataclasses.replace(GREEDY, max_tokens=12, select_after=length - asked if asked else None)
+        params = dataclasses.replace(GREEDY, max_tokens=12, compress_after=length - asked if asked else None)
         [completion] = generate(engine, [(prompt, params)])
         tail = (*prompt[length - asked :], *completion.tokens)
         cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))

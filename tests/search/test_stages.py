@@ -59,7 +59,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
     with Engine.from_pretrained(path, config) as engine:
         for length, asked in ((30, 0), (200, 0), (600, 5)):
             prompt = rng.integers(5, 250, length).tolist()
-            params = dataclasses.replace(GREEDY, max_tokens=10, select_after=length - asked if asked else None)
+            params = dataclasses.replace(GREEDY, max_tokens=10, compress_after=length - asked if asked else None)
             [completion] = generate(engine, [(prompt, params)])
             tail = (*prompt[length - asked :], *completion.tokens)
             cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))

@@ -1,7 +1,7 @@
 """Loaded by schemathesis: which requests that fit the document may be refused all the same.
 
 A JSON Schema cannot compare two numbers or count tokens, and generators give up on a rule of three fields, as the one
-of `select_after`; everything else that it allows must be accepted.
+of `compress_after`; everything else that it allows must be accepted.
 """
 
 import schemathesis
@@ -10,7 +10,7 @@ CODES = {"context_length_exceeded", "too_many_completions"}
 PARAMS = {
     "min_tokens",
     "logit_bias",
-    "select_after",
+    "compress_after",
     "token_budget",
     "seed",
 }  # the seed's bounds are no doubles, as which they are compared

@@ -1,4 +1,4 @@
-"""What a request may ask of the views: `return_retained` and `select_after`; and what the server tells of them."""
+"""What a request may ask of the views: `return_retained` and `compress_after`; and what the server tells of them."""
 
 import numpy as np
 import pytest
@@ -99,29 +99,29 @@ class TestReturnRetained:
 class TestSelectAfter:
     @pytest.mark.parametrize("path", PATHS)
     def test_it_reaches_the_engine(self, server, path):
-        assert server.post(path, PATHS[path] | {"select_after": 12}).status_code == 200
-        assert server.engine.asked[-1][1].select_after == 12
+        assert server.post(path, PATHS[path] | {"compress_after": 12}).status_code == 200
+        assert server.engine.asked[-1][1].compress_after == 12
 
     def test_all_of_the_prompt_may_choose(self, server):
-        assert server.post("/v1/completions", COMPLETION | {"select_after": 40}).status_code == 200
+        assert server.post("/v1/completions", COMPLETION | {"compress_after": 40}).status_code == 200
 
     @pytest.mark.parametrize("path", PATHS)
     @pytest.mark.parametrize("stream", [False, True])
     def test_behind_the_prompt_is_refused(self, server, path, stream):
-        error = error_of(server.post(path, PATHS[path] | {"select_after": 500, "stream": stream}), 400)
+        error = error_of(server.post(path, PATHS[path] | {"compress_after": 500, "stream": stream}), 400)
         length = 40 if path == "/v1/completions" else len("<user>\n<assistant>") + 30 + 1
-        assert error["param"] == "select_after"
+        assert error["param"] == "compress_after"
         assert f"give 1 to {length}, or leave it out" in error["message"]
         assert not server.engine.asked
 
     def test_of_several_prompts_the_shortest_counts(self, server):
-        body = COMPLETION | {"prompt": [[7] * 20, [7] * 5], "select_after": 10}
+        body = COMPLETION | {"prompt": [[7] * 20, [7] * 5], "compress_after": 10}
         assert "5 tokens of the prompt" in error_of(server.post("/v1/completions", body), 400)["message"]
 
     @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, 2**31])
     def test_what_is_no_such_number(self, server, value):
-        error = error_of(server.post("/v1/completions", COMPLETION | {"select_after": value}), 400)
-        assert error["param"] == "select_after"
+        error = error_of(server.post("/v1/completions", COMPLETION | {"compress_after": value}), 400)
+        assert error["param"] == "compress_after"
 
     @pytest.mark.parametrize("value", [1, "yes", []])
     def test_kept_is_true_or_false(self, server, value):
@@ -129,19 +129,19 @@ class TestSelectAfter:
         assert error["param"] == "return_retained"
 
     def test_a_prompt_is_scored_whole(self, server):
-        body = COMPLETION | {"select_after": 3, "echo": True}
+        body = COMPLETION | {"compress_after": 3, "echo": True}
         error = error_of(server.post("/v1/completions", body | {"logprobs": 0}), 400)
-        assert error["param"] == "select_after"
+        assert error["param"] == "compress_after"
         assert "leave it out" in error["message"]
         assert server.post("/v1/completions", body).status_code == 200
 
     def test_the_engines_own_refusal_names_the_field(self, serve):
         engine = FakeEngine()
         engine.raise_at_stream = ValueError(
-            "the prompt behind select_after=3 is 9 tokens longer than the views' headroom"
+            "the prompt behind compress_after=3 is 9 tokens longer than the views' headroom"
         )
-        error = error_of(serve(engine).post("/v1/completions", COMPLETION | {"select_after": 3}), 400)
-        assert (error["param"], "9 tokens longer" in error["message"]) == ("select_after", True)
+        error = error_of(serve(engine).post("/v1/completions", COMPLETION | {"compress_after": 3}), 400)
+        assert (error["param"], "9 tokens longer" in error["message"]) == ("compress_after", True)
 
 
 def test_the_state_tells_what_the_views_keep(server):
@@ -179,7 +179,7 @@ def test_what_the_views_of_an_engine_keep(engine, serve):
     assert choice["kvjax"]["view_fraction"] == pytest.approx(
         engine.caches.retained_bytes(300) / engine.caches.full_bytes(300), abs=1e-4
     )
-    earlier = server.post("/v1/completions", body | {"select_after": 250}).json()["choices"][0]
+    earlier = server.post("/v1/completions", body | {"compress_after": 250}).json()["choices"][0]
     assert earlier["kvjax"]["retained"]["layers"] != retained["layers"]
     state = server.get("/state").json()["compression"]
     assert (state["method"], state["token_budget"]) == ("rocketkv", 48)
