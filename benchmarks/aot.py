@@ -103,7 +103,7 @@ def programs() -> dict[str, Program]:
     import jax
     import jax.numpy as jnp
 
-    from kvjax.attention.selection import Selection
+    from kvjax.attention.read_units import ReadUnits
     from kvjax.pallas.decode_attention import decode_attention
     from kvjax.pallas.observation_scores import observation_scores
     from kvjax.pallas.page_scores import page_scores
@@ -132,7 +132,7 @@ def programs() -> dict[str, Program]:
 
         def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             def operation(q: Any, k: Any, v: Any, entries: Any, units: Any, chosen: Any) -> Any:
-                selection = Selection(units, chosen)
+                selection = ReadUnits(units, chosen)
                 return selected_attention(q, k, v, entries, selection, page_size=page, scale=scale, implementation=name)
 
             return operation, (q, kv, kv, entries, units, chosen)

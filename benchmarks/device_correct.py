@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.device_point import Point
 from benchmarks.device_rig import Rig
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import observation_scores
@@ -96,7 +96,7 @@ def difference(got: np.ndarray, want: np.ndarray) -> float | None:
     return float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
 
 
-def mask(selection: Selection, pages: int) -> np.ndarray:
+def mask(selection: ReadUnits, pages: int) -> np.ndarray:
     """[B, R, P]: 1 for each page that is chosen, in whatever order."""
     units, chosen = np.asarray(selection.units), np.asarray(selection.chosen)
     out = np.zeros((*units.shape[:2], pages + 1), np.float32)

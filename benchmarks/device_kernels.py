@@ -21,7 +21,7 @@ from benchmarks.device_point import XLA, Guess, Point
 from benchmarks.device_rig import Rig, noise
 from benchmarks.device_torch import torch_seconds
 from kvjax.attention.dense import DECODE_BLOCK
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.engine.caches import HALVED
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
@@ -94,7 +94,7 @@ def _of_views(rig: Rig, batch: int, context: int) -> list[Operation]:
 
     def selected(name: str) -> Callable[..., Any]:
         def call(q: Any, k: Any, v: Any, units: Any) -> Any:
-            selection = Selection(units, jnp.ones(units.shape, jnp.bool_))
+            selection = ReadUnits(units, jnp.ones(units.shape, jnp.bool_))
             return selected_attention(q, k, v, entries, selection, page_size=page, scale=scale, implementation=name)
 
         return call

@@ -1,83 +1,290 @@
-"""What one decode step reads of a view: the best tokens or pages by a score, and exact attention over them alone."""
+"""Stage 2: which entries of its view a decode step reads. One dataclass a method.
 
+A method scores units of a view, tokens or whole pages, higher is read; selection and exact attention over what was
+selected are common. Views of sliding layers are rings, which this does not know: they stay dense.
+"""
+
+import abc
 import dataclasses
-from typing import Any
+import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention.dense import MASKED
+from kvjax.attention.dense import decode_attention
+from kvjax.attention.exact import exact_scores
+from kvjax.attention.hybrid import bounded_scores, hybrid_scores, page_counts
+from kvjax.attention.quest import quest_scores
+from kvjax.attention.read_units import ReadUnits, attend_selected, choose, filled_entries
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Selection:
-    """Units of a view to read: tokens, or pages of consecutive entries. Leaves are arrays.
+class Selection(abc.ABC):
+    """A way to score what a view holds. Pure functions, safe to trace with the method as a static argument.
 
     Attributes:
-        units: their indices, in any order; the row is a kv head, or a query head where each selects for itself.
-        chosen: which of them count; the others fill the array up, and may be any unit.
+        tokens: most entries that a step attends to exactly.
+        dense_threshold: a slot with at most so many entries reads them all. A request of prompt and new tokens within the
+            token budget stays below it throughout, whatever else is in the batch.
+        half_precision_summary: the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic.
     """
 
-    units: Any  # [B, R, N] int32
-    chosen: Any  # [B, R, N] bool
+    tokens: int
+    dense_threshold: int = dataclasses.field(default=0, kw_only=True)
+    half_precision_summary: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.unit < 1:
+            raise ValueError(f"page_size={self.unit}: a page has at least one entry")
+        if self.tokens < self.unit:
+            raise ValueError(f"tokens={self.tokens} is less than the {self.unit} that are read together: read more")
+
+    @property
+    def per_head(self) -> bool:
+        """Whether each query head selects for itself."""
+        return False
+
+    @property
+    def unit(self) -> int:
+        """Consecutive entries that are read together."""
+        return 1
+
+    @property
+    def summary(self) -> int:
+        """Entries of a page in the summary that `score` reads; 0 where it reads none."""
+        return 0
+
+    @property
+    def always_newest_page(self) -> bool:
+        """Whether the unit that holds the newest entry is always read, as one of `tokens`."""
+        return False
+
+    @abc.abstractmethod
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B R U"]:
+        """A score for each unit; that of a unit without a filled entry does not matter.
+
+        Args:
+            bounds: the summary of pages of `summary` entries (`pages.summarize`); None where that is 0.
+            filled: which entries hold a key; others may be anything.
+        """
+
+    @abc.abstractmethod
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        """Elements of the cache's size that `score` has to read for one kv head with so many entries."""
+
+    def select(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        entries: Int[Array, "B"],
+        tokens: Int[Array, "B"] | None = None,
+        *,
+        scale: float,
+    ) -> ReadUnits:
+        """The units that each row reads, at most `self.tokens` entries, and of each slot at most `tokens`."""
+        scores = self.score(q, k, bounds, filled, scale=scale)
+        eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
+        return self.best(scores, eligible, entries, tokens)
+
+    def best(
+        self,
+        scores: Float[Array, "B R U"],
+        eligible: Bool[Array, "B R U"],
+        entries: Int[Array, "B"],
+        tokens: Int[Array, "B"] | None = None,
+    ) -> ReadUnits:
+        """The units that each row reads by their scores, of those that hold an entry."""
+        if self.always_newest_page:
+            always_newest_page = (entries - 1) // self.unit
+            scores = jnp.where(jnp.arange(scores.shape[2]) == always_newest_page[:, None, None], jnp.inf, scores)
+        return choose(scores, eligible, self.tokens // self.unit, None if tokens is None else tokens // self.unit)
+
+    def attend(
+        self,
+        q: Float[Array, "B H D"],
+        k: Float[Array, "B K C D"],
+        v: Float[Array, "B K C D"],
+        positions: Int[Array, "B K C"],
+        entries: Int[Array, "B"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        *,
+        scale: float,
+        tokens: Int[Array, "B"] | None = None,
+        dense_threshold: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B H D"]:
+        """Attends one token a slot to the entries it selects; the token's own key is already in the view.
+
+        Args:
+            positions: the token position of each entry; negative where the view is empty.
+            entries: leading entries of a slot that may be filled, 0 for a slot that is not decoding.
+            scale: multiplies q.k before the softmax.
+            tokens, dense_threshold: of each slot, at most those of the method, which they are where not given.
+        """
+        slots, heads, head_dim = q.shape
+        grouped = q.reshape(slots, k.shape[1], heads // k.shape[1], head_dim)
+        filled = filled_entries(positions, entries)
+        chosen = self.select(grouped, k, bounds, filled, entries, tokens, scale=scale)
+        out = attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
+        if self.dense_threshold == 0:
+            return out
+        # costs a slot nothing that is not dense: none of its entries are read, and its answer stays what it was
+        few = entries <= (self.dense_threshold if dense_threshold is None else dense_threshold)
+        whole = decode_attention(
+            q, k, v, positions, jnp.max(positions, axis=(1, 2)), jnp.where(few, entries, 0), scale=scale
+        )
+        return jnp.where(few[:, None, None], whole, out)
+
+    def retained_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
+        """Bytes of one kv head's view: K, V and the pages' summary."""
+        pages = math.ceil(capacity / self.summary) if self.summary else 0
+        return (2 * capacity + (1 if self.half_precision_summary else 2) * pages) * head_dim * itemsize
+
+    def read_bytes(self, entries: int, head_dim: int, itemsize: int, group: int = 1) -> int:
+        """Bytes that one step has to read for one kv head: to score, and K and V of what was selected.
+
+        Where each query head of the group selects for itself, what they share is counted as often as it is read.
+        """
+        if entries <= self.dense_threshold:
+            return 2 * entries * head_dim * itemsize
+        exact = min(self.tokens // self.unit * self.unit, entries) * (group if self.per_head else 1)
+        return (self.scored_elements(entries, head_dim) + 2 * exact * head_dim) * itemsize
 
 
-def filled_entries(positions: Int[Array, "B K C"], entries: Int[Array, "B"]) -> Bool[Array, "B K C"]:
-    """Which entries of a view hold a key: the first `entries` of a slot, but for those that no position has."""
-    return (positions >= 0) & (jnp.arange(positions.shape[2]) < entries[:, None, None])
+@dataclasses.dataclass(frozen=True)
+class HybridTokens(Selection):
+    """RocketKV's stage 2 as published: `dims` head dims of small pages choose tokens, one set for each kv head.
 
-
-def choose(
-    scores: Float[Array, "B R U"], eligible: Bool[Array, "B R U"], count: int, most: Int[Array, "B"] | None = None
-) -> Selection:
-    """The best `count` eligible units of each row in order, of equal ones the earlier; of a slot its `most` at most."""
-    scores = jnp.where(scores == 0, 0, scores)  # top-k would put 0 before -0, which are equal
-    values, units = jax.lax.top_k(jnp.where(eligible, scores, -jnp.inf), min(count, scores.shape[2]))
-    chosen = values > -jnp.inf
-    if most is not None:
-        chosen &= jnp.arange(chosen.shape[2]) < most[:, None, None]
-    return Selection(units, chosen)
-
-
-def attend_selected(
-    q: Float[Array, "B K G D"],
-    k: Float[Array, "B K C D"],
-    v: Float[Array, "B K C D"],
-    filled: Bool[Array, "B K C"],
-    selection: Selection,
-    *,
-    page_size: int,
-    scale: float,
-) -> Float[Array, "B K G D"]:
-    """Exact attention of all query heads of a row over the selected units; zeros for a slot that selects nothing.
-
-    Args:
-        page_size: consecutive entries in a unit; 1 where units are tokens.
-        scale: multiplies q.k before the softmax.
-
-    Raises:
-        ValueError: where the view is not a whole number of pages.
+    Pages of one entry are their own summary, which makes it SparQ with a shared set.
     """
-    slots, kv_heads, group, head_dim = q.shape
-    capacity = k.shape[2]
-    if capacity % page_size:
-        raise ValueError(f"capacity={capacity} is not a multiple of page_size={page_size}: round the view up")
-    rows = selection.units.shape[1]
-    heads = jnp.arange(rows) // (rows // kv_heads)
-    at = (jnp.arange(slots)[:, None, None], heads[:, None], selection.units)
 
-    def read(source: Array) -> Array:  # [B, K, C, ...] to [B, R, N * page_size, ...]
-        pages = source.reshape(slots, kv_heads, capacity // page_size, page_size, *source.shape[3:])
-        return pages[at].reshape(slots, rows, -1, *source.shape[3:])
+    dims: int
+    page_size: int = 1
 
-    visible = read(filled) & jnp.repeat(selection.chosen, page_size, axis=2)
-    queries = q.reshape(slots, rows, kv_heads * group // rows, head_dim)
-    scores = jnp.einsum("brgd,brnd->brgn", queries, read(k), preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(visible[:, :, None], scores, MASKED)
-    weights = jnp.where(visible[:, :, None], jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)), 0)
-    values = jnp.where(visible[..., None], read(v), 0)  # an empty entry may hold anything, and 0 * NaN is NaN
-    out = jnp.einsum("brgn,brnd->brgd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
-    out = out / jnp.maximum(jnp.sum(weights, axis=-1), 1e-30)[..., None]
-    return out.reshape(q.shape).astype(q.dtype)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dims < 1 or self.page_size < 1:
+            raise ValueError(f"dims={self.dims} and page_size={self.page_size} are at least 1")
+
+    @property
+    def summary(self) -> int:
+        return self.page_size if self.page_size > 1 else 0
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B K C"]:
+        del scale  # the temperature takes its place
+        return hybrid_scores(q, k, bounds, filled, page_size=self.page_size, dims=self.dims)
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return self.dims * math.ceil(entries / self.page_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pages(Selection):
+    """Reads whole aligned pages, always the one that is being written."""
+
+    page_size: int = 16
+
+    @property
+    def unit(self) -> int:
+        return self.page_size
+
+    @property
+    def summary(self) -> int:
+        return self.page_size
+
+    @property
+    def always_newest_page(self) -> bool:
+        return True
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return (1 if self.half_precision_summary else 2) * head_dim * math.ceil(entries / self.page_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridPages(_Pages):
+    """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights."""
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B K P"]:
+        del k
+        return bounded_scores(q, _need(bounds), filled, page_size=self.page_size, scale=scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quest(_Pages):
+    """Quest: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
+
+    The paper leaves the first two layers dense, which is the caller's to do.
+    """
+
+    @property
+    def per_head(self) -> bool:
+        return True
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B H P"]:
+        del k, filled, scale
+        return quest_scores(q, _need(bounds))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactTopK(Selection):
+    """The tokens of largest attention weight, for each query head or, `shared`, of largest mean over the group."""
+
+    shared: bool = True
+
+    @property
+    def per_head(self) -> bool:
+        return not self.shared
+
+    def score(
+        self,
+        q: Float[Array, "B K G D"],
+        k: Float[Array, "B K C D"],
+        bounds: Float[Array, "B K P 2 D"] | None,
+        filled: Bool[Array, "B K C"],
+        *,
+        scale: float,
+    ) -> Float[Array, "B R C"]:
+        del bounds
+        return exact_scores(q, k, filled, scale=scale, shared=self.shared)
+
+    def scored_elements(self, entries: int, head_dim: int) -> int:
+        return entries * head_dim
+
+
+def _need(bounds: Array | None) -> Array:
+    if bounds is None:
+        raise ValueError("this method reads the summary of pages: pass what pages.summarize returned")
+    return bounds

@@ -34,10 +34,10 @@ def install(
     """
     if view.limits is not None:
         view = replace(view, limits=jax.tree.map(lambda slots, one: slots.at[slot].set(one), view.limits, limits))
-    if plan.stage1 is None:
+    if plan.eviction is None:
         return _write(plan, view, slot, *_last_entries(workspace, view.k.shape[2], length), length)
     queries = last_queries(workspace.queries, length)[-plan.window :]
-    positions = plan.stage1.select(
+    positions = plan.eviction.select(
         queries,
         workspace.k,
         length,
@@ -105,11 +105,11 @@ def attend(
 ) -> Float[Array, "B H D"]:
     """Attends one token a slot to what its view holds, or to what stage 2 selects of that."""
     entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
-    if plan.stage2 is None:
+    if plan.selection is None:
         return decode_attention(q, view.k, view.v, view.positions, position, entries, scale=scale, window=window)
     tokens, dense = (None, None) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
-    return plan.stage2.attend(
-        q, view.k, view.v, view.positions, entries, view.bounds, scale=scale, tokens=tokens, dense=dense
+    return plan.selection.attend(
+        q, view.k, view.v, view.positions, entries, view.bounds, scale=scale, tokens=tokens, dense_threshold=dense
     )
 
 
@@ -138,14 +138,14 @@ def reselect(plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: I
     Args:
         length: tokens of the sequence so far, by which the ring of queries is ordered.
     """
-    assert plan.stage1 is not None
+    assert plan.eviction is not None
     k, v, held, used, queries, limits = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False),
         (view.k, view.v, view.positions, view.used, view.queries, view.limits),
     )
     queries = last_queries(queries, length)
     # entries are in the order of their positions, the window's last: their index serves as a position
-    index = plan.stage1.select(
+    index = plan.eviction.select(
         queries,
         k,
         used,

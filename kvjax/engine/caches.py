@@ -149,7 +149,7 @@ class CacheConfig:
 
     def headroom(self, length: int) -> int | None:
         """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
-        headrooms = [plan.capacity - plan.retained(length) for plan in self.plans if plan.stage1 is not None]
+        headrooms = [plan.capacity - plan.retained(length) for plan in self.plans if plan.eviction is not None]
         return min(headrooms, default=None)
 
     def full_bytes(self, length: int) -> int:
@@ -163,10 +163,10 @@ class CacheConfig:
         for plan in self.plans:
             entries = plan.retained(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
-            if plan.stage2 is None:
+            if plan.selection is None:
                 total += entries * heads * self._entry_bytes
             else:
-                total += heads * plan.stage2.retained_bytes(entries, self.model.head_dim, item)
+                total += heads * plan.selection.retained_bytes(entries, self.model.head_dim, item)
         return total
 
     def read_bytes(self, length: int) -> int:
@@ -175,11 +175,11 @@ class CacheConfig:
         for plan in self.plans:
             entries = plan.retained(length)
             heads = plan.heads(self.model.num_kv_heads, self.model.num_heads)
-            if plan.stage2 is None:
+            if plan.selection is None:
                 total += entries * heads * self._entry_bytes
             else:
                 group = self.model.num_heads // heads
-                total += heads * plan.stage2.read_bytes(entries, self.model.head_dim, item, group)
+                total += heads * plan.selection.read_bytes(entries, self.model.head_dim, item, group)
         return total
 
     @property
@@ -194,7 +194,9 @@ class CacheConfig:
             head_dim=self.model.head_dim,
             dtype=self.layout.kv_dtype,
             page_size=plan.page_size,
-            bounds_dtype=HALVED[self.layout.kv_dtype] if plan.stage2 is not None and plan.stage2.narrow else None,
+            bounds_dtype=HALVED[self.layout.kv_dtype]
+            if plan.selection is not None and plan.selection.half_precision_summary
+            else None,
             window=plan.window if self.layout.reselect else 0,
             query_heads=self.model.num_heads,
             chooses=plan.chooses,

@@ -18,7 +18,7 @@ class Fill:
     """
 
     def __init__(self, plans: Sequence[LayerCacheConfig], slots: int) -> None:
-        self._layers = [layer for layer, plan in enumerate(plans) if plan.stage1 is not None]
+        self._layers = [layer for layer, plan in enumerate(plans) if plan.eviction is not None]
         self._max_retained, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
         self.length = np.zeros(slots, np.int64)
         for slot in range(slots):

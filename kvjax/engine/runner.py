@@ -315,7 +315,7 @@ class Runner:
         if self.caches.window:
             began = time.monotonic()
             for layer, plan in enumerate(self.caches.plans):
-                if plan.stage1 is not None and self.layout.reselect:
+                if plan.eviction is not None and self.layout.reselect:
                     self._reselect(layer, slot=0)
             prefill = self.begin(np.zeros(2, np.int32), slot=0, compress_after=1, keep=False)
             while not prefill.done:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention import views
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage2 import HybridPages
+from kvjax.attention.selection import HybridPages
 from kvjax.cache import TENSOR, ArraySpec, View
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
@@ -88,21 +88,23 @@ def _attend(
 ) -> Float[Array, "B H D"]:
     """For the heads of one device."""
     entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
-    if plan.stage2 is None:
+    if plan.selection is None:
         return decode_attention(q, view.k, view.v, entries, scale=scale, implementation=implementation)
-    stage2, page = plan.stage2, plan.stage2.unit
+    selection, page = plan.selection, plan.selection.unit
     grouped = q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2])
     scores = page_scores(grouped, view.bounds, entries, page_size=page, scale=scale, implementation=implementation)
     tokens, dense = (
-        (None, stage2.dense) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
+        (None, selection.dense_threshold)
+        if view.limits is None
+        else (view.limits.max_selected, view.limits.dense_threshold)
     )
     most = None if tokens is None else tokens // page
-    count = stage2.tokens // page
+    count = selection.tokens // page
     chosen = page_selection(scores, entries, page_size=page, count=count, most=most, implementation=implementation)
     out = selected_attention(
         grouped, view.k, view.v, entries, chosen, page_size=page, scale=scale, implementation=implementation
     ).reshape(q.shape)
-    if stage2.dense == 0:
+    if selection.dense_threshold == 0:
         return out
     few = entries <= dense  # a slot that is not dense has no entries there, and costs nothing
     whole = decode_attention(q, view.k, view.v, jnp.where(few, entries, 0), scale=scale, implementation=implementation)
@@ -111,9 +113,9 @@ def _attend(
 
 def _unserved(plan: LayerCacheConfig, window: int | None) -> str | None:
     """Why no kernel serves a layer; None where some do."""
-    if plan.stage2 is not None and type(plan.stage2) is not HybridPages:
-        return f"{type(plan.stage2).__name__} scores in jax.numpy alone: kernels score the pages of HybridPages"
-    if plan.stage2 is None and window is not None:
+    if plan.selection is not None and type(plan.selection) is not HybridPages:
+        return f"{type(plan.selection).__name__} scores in jax.numpy alone: kernels score the pages of HybridPages"
+    if plan.selection is None and window is not None:
         return f"a sliding window of {window}: its ring has no order, and kernels read a view's first entries"
     if plan.head_max_retained:
         return "views of unlike kv heads have gaps, and kernels read a view's first entries"

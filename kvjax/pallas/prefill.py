@@ -14,8 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import views
+from kvjax.attention.eviction import Observation
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage1 import Observation
 from kvjax.cache import TENSOR, SlotLimits, View, Workspace
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import attention_received
@@ -73,8 +73,8 @@ def install(
         part = functools.partial(attention_received, scale=scale, per_head=per_head, implementation=implementation)
         return _split(part, (_HEADS, _KV_HEADS, _ALL, _ALL), _KV_HEADS, implementation, mesh)(*arrays)
 
-    if isinstance(plan.stage1, Observation):
-        plan = replace(plan, stage1=replace(plan.stage1, received=received))
+    if isinstance(plan.eviction, Observation):
+        plan = replace(plan, eviction=replace(plan.eviction, received=received))
     return views.install(plan, view, workspace, slot, length, limits, scale=scale)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax import models
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.eviction import Observation
 from kvjax.eval.tasks import find_task
 from kvjax.models import Decoder
 from kvjax.search.allocator import Problem

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention
+from kvjax.attention.eviction import Eviction
 from kvjax.attention.observation import prompt_queries
-from kvjax.attention.stage1 import Stage1
 from kvjax.models import Decoder
 from kvjax.search.samples import Case, Padded
 from kvjax.search.scores import told
@@ -67,15 +67,15 @@ class Reader:
     """Reads cases with one model. Compiles once for each length of prompts.
 
     Args:
-        stage1: ranks the tokens of a prompt in the layers that do not slide.
+        eviction: ranks the tokens of a prompt in the layers that do not slide.
         ceiling: most entries that a layer will ever keep: what lies behind is dropped at once.
     """
 
-    def __init__(self, model: Decoder, stage1: Stage1, ceiling: int) -> None:
-        if stage1.per_head:
-            raise ValueError(f"{stage1} keeps tokens for each query head: budgets are searched for each kv head")
+    def __init__(self, model: Decoder, eviction: Eviction, ceiling: int) -> None:
+        if eviction.per_head:
+            raise ValueError(f"{eviction} keeps tokens for each query head: budgets are searched for each kv head")
         self._graph, self._params = nnx.split(model)
-        self.config, self._stage1, self._ceiling = model.config, stage1, ceiling
+        self.config, self._stage1, self._ceiling = model.config, eviction, ceiling
 
     def read(self, cases: Sequence[Case], length: int | None = None, tail: int | None = None) -> Readings:
         """Prefills every prompt, one after another.
@@ -88,7 +88,7 @@ class Reader:
         """
         length = length or max(len(case.prompt) for case in cases)
         tail = tail or max(len(case.tail) for case in cases)
-        padded = Padded.of(cases, fewest=self._stage1.fewest, longest=length, tail=tail)
+        padded = Padded.of(cases, fewest=self._stage1.min_retained, longest=length, tail=tail)
         static = self._graph, self._stage1, self._ceiling
         read = [
             _prefill(*static, self._params, *one)
@@ -116,7 +116,7 @@ def streaming_order(readings: Readings, sinks: int) -> Readings:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _prefill(
     graph: nnx.GraphDef[Decoder],
-    stage1: Stage1,
+    eviction: Eviction,
     ceiling: int,
     params: Any,
     tokens: Int[Array, "T"],
@@ -136,9 +136,9 @@ def _prefill(
             window: int | None = kind.window,
         ) -> Float[Array, "T H D"]:
             k, v = (source.transpose(1, 0, 2) for source in (k, v))
-            recent = stage1.window
+            recent = eviction.window
             queries = prompt_queries(q, length, recent)
-            scores = stage1.score(queries, k, length, jnp.int32(recent), scale=config.query_scale)
+            scores = eviction.score(queries, k, length, jnp.int32(recent), scale=config.query_scale)
             entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
             if window is None:
                 ranked = jnp.where(places >= length - recent, jnp.inf, scores)

@@ -114,10 +114,10 @@ class SearchResult:
         config, layers = self.config, sum(window is None for window in self.windows)
         budgets = []
         for row in np.array(scheme).reshape(layers, -1).tolist():
-            kernel, stage2 = config.kernel, {}
+            kernel, selection = config.kernel, {}
             if config.search == "rocketkv":
                 stages = Stages(config.window, config.sinks, headroom=config.headroom)
-                kernel, stage2 = stages.kernels[row[2]], {"stage2_tokens": row[1], "page_size": stages.page_size}
+                kernel, selection = stages.kernels[row[2]], {"stage2_tokens": row[1], "page_size": stages.page_size}
                 row = row[:1]
             budget = LayerBudget.selecting(
                 max(row) + config.headroom,
@@ -125,7 +125,7 @@ class SearchResult:
                 pooling_kernel=kernel,
                 sinks=config.sinks,
                 head_tokens=tuple(row) if len(row) > 1 else None,
-                **stage2,
+                **selection,
             )
             budgets.append(budget.within(self.context))
         its, full = iter(budgets), BudgetProfile.full(self.windows, self.context).layers

@@ -17,12 +17,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention, views
+from kvjax.attention.eviction import Observation
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import attention_received, max_pool, prompt_queries
 from kvjax.attention.pages import summarize
 from kvjax.attention.retention import gather, retain
-from kvjax.attention.stage1 import Observation
-from kvjax.attention.stage2 import HybridPages
+from kvjax.attention.selection import HybridPages
 from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.models import Decoder
 from kvjax.search.arena import Arena
@@ -54,10 +54,10 @@ class Stages:
     def plan(self, longest: int, tail: int) -> LayerCacheConfig:
         """The plan under which any scheme's numbers can be followed."""
         capacity = -(-(longest + tail) // self.page_size) * self.page_size
-        pages = HybridPages(capacity, self.page_size, narrow=True, dense=2 * capacity)
+        pages = HybridPages(capacity, self.page_size, half_precision_summary=True, dense_threshold=2 * capacity)
         return LayerCacheConfig(capacity, Observation(self.window, 1, self.sinks), longest, pages)
 
-    def dense(self, max_retained: Any, tokens: Any) -> Any:
+    def dense_threshold(self, max_retained: Any, tokens: Any) -> Any:
         """Entries up to which a served view of so many kept and read tokens is read as a whole."""
         pages = -(-(max_retained + self.headroom) // self.page_size)
         return tokens + -(-pages // 2)
@@ -211,7 +211,9 @@ def _view(stages: Stages, plan: LayerCacheConfig, block: StageReadings, layer: i
     view = jax.vmap(over_samples, in_axes=(0, None, None, None, None))(rows, *arguments)
     view = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), view)  # [P, S, 1, ...]
     numbers = jnp.repeat(rows, len(block.start), axis=0)
-    limits = SlotLimits(numbers[:, 0], numbers[:, 1], stages.dense(numbers[:, 0], numbers[:, 1]), 0 * numbers[:, 0])
+    limits = SlotLimits(
+        numbers[:, 0], numbers[:, 1], stages.dense_threshold(numbers[:, 0], numbers[:, 1]), 0 * numbers[:, 0]
+    )
     bounds = summarize(view.k, view.positions >= 0, stages.page_size, BOUNDS)
     return dataclasses.replace(view, bounds=bounds, limits=limits)
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.eviction import Observation
 from kvjax.eval.metrics import wilson_interval
 from kvjax.eval.tasks import find_task
 from kvjax.models import Attend, Decoder, DecoderConfig, LayerConfig, causal, load

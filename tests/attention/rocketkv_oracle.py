@@ -45,7 +45,7 @@ def stage1_scores(queries, k, length, observed, scale, kernel, per_head=False) -
     return [pooled(row, kernel) if len(row) else row for row in weights]
 
 
-def stage1(queries, k, length, observed, scale, kernel, max_retained, per_head=False) -> list[list[int]]:
+def eviction(queries, k, length, observed, scale, kernel, max_retained, per_head=False) -> list[list[int]]:
     """For each row the kept positions, ascending."""
     if length <= max_retained:
         rows = queries.shape[1] if per_head else k.shape[0]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.attention.test_stage2 import run
 
-from kvjax.attention.stage1 import Observation
-from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest, Stage2
+from kvjax.attention.eviction import Observation
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
 from tests.attention import rocketkv_oracle as oracle
 from tests.attention.test_observation import SCALE, check_retained, prompt, run_scores_and_retain
-from tests.attention.test_stage2 import run
 from tests.attention.views import HEADS, Views, check_step
 
 pytestmark = [
@@ -16,9 +16,9 @@ pytestmark = [
     pytest.mark.parametrize("heads", HEADS),
 ]
 ENTRIES = (96, 0, 1, 19, 50)
-METHODS: list[Stage2] = [
-    *(HybridTokens(12, 41, page_size, dense=13) for page_size in (1, 2, 3)),
-    *(HybridPages(33, page_size, dense=20) for page_size in (1, 2, 4, 8, 16)),
+METHODS: list[Selection] = [
+    *(HybridTokens(12, 41, page_size, dense_threshold=13) for page_size in (1, 2, 3)),
+    *(HybridPages(33, page_size, dense_threshold=20) for page_size in (1, 2, 4, 8, 16)),
     Quest(48, 16),
     ExactTopK(12),
     ExactTopK(12, shared=False),
@@ -35,8 +35,8 @@ def test_a_step_reads_and_says_what_the_oracle_does(heads, dim, method):
 def test_a_prompt_leaves_what_the_oracle_leaves(heads, dim, kernel, per_head):
     length, window, max_retained = 300, 32, 100
     queries, k = prompt(heads, length, 320, window, dim)
-    stage1 = Observation(window, kernel=kernel, per_head=per_head)
-    ours, retained = map(np.asarray, run_scores_and_retain(stage1, queries, k, np.int32(length), max_retained))
+    eviction = Observation(window, kernel=kernel, per_head=per_head)
+    ours, retained = map(np.asarray, run_scores_and_retain(eviction, queries, k, np.int32(length), max_retained))
     scores = oracle.stage1_scores(queries, k, length, window, SCALE, kernel, per_head)
     np.testing.assert_allclose(ours[:, : length - window], scores, rtol=2e-5)
     check_retained(retained, scores, length, window, max_retained)

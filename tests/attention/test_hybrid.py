@@ -12,8 +12,8 @@ import pytest
 
 from kvjax.attention import decode_attention
 from kvjax.attention.pages import summarize
-from kvjax.attention.selection import filled_entries
-from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest, Stage2
+from kvjax.attention.read_units import filled_entries
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
 from tests.attention import rocketkv_oracle as oracle
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}
@@ -61,7 +61,7 @@ def _shapes(heads, kv_heads, capacity, dim):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def run(method: Stage2, q, k, v, positions, entries):
+def run(method: Selection, q, k, v, positions, entries):
     """Scores, selection, output."""
     filled = filled_entries(positions, entries)
     bounds = summarize(k, filled, method.summary) if method.summary else None
@@ -72,7 +72,7 @@ def run(method: Stage2, q, k, v, positions, entries):
     return scores, chosen, method.attend(q, k, v, positions, entries, bounds, scale=scale)
 
 
-def rows_read(method: Stage2, chosen, slot: int, row: int, held: int) -> list[int]:
+def rows_read(method: Selection, chosen, slot: int, row: int, held: int) -> list[int]:
     """The entries that a row reads, ascending."""
     units = np.asarray(chosen.units)[slot, row][np.asarray(chosen.chosen)[slot, row]]
     assert len(set(units)) == len(units)
@@ -80,7 +80,7 @@ def rows_read(method: Stage2, chosen, slot: int, row: int, held: int) -> list[in
     return [int(i) for i in read if i < held]
 
 
-def expected_scores(method: Stage2, step: Step, slot: int, row: int) -> np.ndarray:
+def expected_scores(method: Selection, step: Step, slot: int, row: int) -> np.ndarray:
     """Of each unit, from the oracle."""
     group = step.q.shape[1] // step.k.shape[1]
     q, keys, _ = step.heads_of(slot, row // group if method.per_head else row)
@@ -95,7 +95,7 @@ def expected_scores(method: Stage2, step: Step, slot: int, row: int) -> np.ndarr
     return oracle.exact(q, keys, step.scale)
 
 
-def check(method: Stage2, step: Step):
+def check(method: Selection, step: Step):
     """Scores agree with the oracle; every unit read scores at least what one that is not does; outputs agree."""
     scores, chosen, out = run(method, *dataclasses.astuple(step))
     scores, out = np.asarray(scores), np.asarray(out)
@@ -118,12 +118,12 @@ def check(method: Stage2, step: Step):
             inside = np.zeros(units, bool)
             inside[[i // method.unit for i in read]] = True
             competing = inside.copy()
-            if method.newest:
+            if method.always_newest_page:
                 assert inside[-1]
                 competing[-1] = False
             if competing.any() and not inside.all():
                 assert want[competing].min() >= want[~inside].max() - 4e-5 * np.abs(want).max()
-            seen = list(range(held)) if held <= method.dense else read
+            seen = list(range(held)) if held <= method.dense_threshold else read
             every = [row] if method.per_head else range(row * group, (row + 1) * group)
             q, keys, values = step.q[slot, list(every)], *step.heads_of(slot, every[0] // group)[1:]
             np.testing.assert_allclose(
@@ -164,11 +164,11 @@ def test_exact_top_k_agrees_with_numpy(heads, shared):
 @pytest.mark.parametrize(
     "method",
     [
-        HybridTokens(8, 5, 3, dense=20),
-        HybridPages(8, 4, dense=20),
-        HybridPages(8, 4, dense=19),
-        Quest(8, 4, dense=20),
-        ExactTopK(8, dense=64),
+        HybridTokens(8, 5, 3, dense_threshold=20),
+        HybridPages(8, 4, dense_threshold=20),
+        HybridPages(8, 4, dense_threshold=19),
+        Quest(8, 4, dense_threshold=20),
+        ExactTopK(8, dense_threshold=64),
     ],
     ids=repr,
 )
@@ -185,13 +185,13 @@ def test_reading_everything_is_dense(method):
     """All head dims and as many tokens as there are: what dense attention gives."""
     step = Step.draw("gqa3", 8, 64, (60, 1, 33))
     _, _, out = run(method, *dataclasses.astuple(step))
-    dense = decode_attention(
+    dense_threshold = decode_attention(
         *(jnp.asarray(x) for x in (step.q, step.k, step.v, step.positions)),
         jnp.full(3, 1000),
         jnp.asarray(step.entries),
         scale=step.scale,
     )
-    np.testing.assert_allclose(out, dense, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, dense_threshold, rtol=1e-5, atol=1e-6)
 
 
 def test_pages_of_one_entry_are_sparq_with_a_shared_set():
@@ -224,7 +224,9 @@ def test_the_bound_bounds():
 
 
 @hypothesis.given(
-    method=st.sampled_from([HybridTokens(7, 5, 3), HybridTokens(7, 8, 1, dense=9), HybridPages(8, 4), Quest(9, 4)]),
+    method=st.sampled_from(
+        [HybridTokens(7, 5, 3), HybridTokens(7, 8, 1, dense_threshold=9), HybridPages(8, 4), Quest(9, 4)]
+    ),
     entries=st.tuples(*[st.integers(0, 24)] * 3),
     seed=st.integers(0, 1000),
 )
@@ -234,7 +236,7 @@ def test_any_batch(method, entries, seed):
 
 
 @pytest.mark.parametrize(
-    "method", [HybridTokens(7, 5, 3, dense=9), HybridPages(8, 4), Quest(8, 4), ExactTopK(8, False)], ids=repr
+    "method", [HybridTokens(7, 5, 3, dense_threshold=9), HybridPages(8, 4), Quest(8, 4), ExactTopK(8, False)], ids=repr
 )
 def test_a_row_of_a_batch_is_what_it_is_alone(method):
     step = Step.draw("gqa3", 8, 24, (24, 9, 0, 17))
@@ -254,7 +256,7 @@ def test_ties_go_to_the_earlier_entry(method):
     step = Step.draw("gqa3", 8, 24, (22,))
     step.k[:, :, :22] = step.k[:, :, :1]
     _, chosen, _ = run(method, *dataclasses.astuple(step))
-    pages = [0, 1, 2, 3, 20, 21] if method.newest else [0, 1, 2, 3, 4, 5]
+    pages = [0, 1, 2, 3, 20, 21] if method.always_newest_page else [0, 1, 2, 3, 4, 5]
     for row in range(chosen.units.shape[1]):
         assert rows_read(method, chosen, 0, row, 22) == pages
 

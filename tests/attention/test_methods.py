@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, find_method
-from kvjax.attention.stage2 import HybridPages, HybridTokens
+from kvjax.attention.selection import HybridPages, HybridTokens
 from kvjax.budget import LayerBudget
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compression.md"
@@ -38,11 +38,11 @@ def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, hea
     assert len({made[2], made[3]}) == (2 if name == "pyramidkv" else 1), "equal layers would be compiled twice"
     assert made[1] == LayerCacheConfig(512), "a sliding layer keeps its window"
     for plan in made:
-        if plan.stage1 is not None:
-            assert plan.stage1.fewest <= plan.max_retained <= plan.capacity - headroom
-        if plan.stage2 is not None:
-            assert plan.capacity % plan.stage2.unit == 0
-            assert plan.stage2.tokens <= plan.capacity
+        if plan.eviction is not None:
+            assert plan.eviction.min_retained <= plan.max_retained <= plan.capacity - headroom
+        if plan.selection is not None:
+            assert plan.capacity % plan.selection.unit == 0
+            assert plan.selection.tokens <= plan.capacity
 
 
 @pytest.mark.parametrize("token_budget", [256, 512, 1024, 2048])
@@ -60,9 +60,9 @@ def test_large_views_have_whole_tiles_of_pages_and_keep_no_more(context, token_b
 def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
     context = 300
     for plan in plans(METHODS[name], demand(context, token_budget=512, headroom=64)):
-        assert plan.stage1 is None
+        assert plan.eviction is None
         assert plan.capacity >= min(context, 512)
-        assert plan.stage2 is None or plan.stage2.dense >= context
+        assert plan.selection is None or plan.selection.dense_threshold >= context
 
 
 @pytest.mark.parametrize("token_budget", [32, 64, 128, 256, 512, 1024])
@@ -70,25 +70,25 @@ def test_what_fits_into_the_budget_is_kept_and_read_whole(name):
 @pytest.mark.parametrize("name", ["rocketkv", "rocketkv-faithful"])
 def test_rocketkv_reads_no_more_than_its_budget(name, context, token_budget):
     plan = plans(METHODS[name], demand(context, token_budget, headroom=64))[0]
-    stage2 = plan.stage2
-    assert isinstance(stage2, HybridPages | HybridTokens)
+    selection = plan.selection
+    assert isinstance(selection, HybridPages | HybridTokens)
     pair = 2 * 64 * 2
     # the paper rounds the pages of a view up
-    assert stage2.read_bytes(plan.capacity, 64, 2) <= (token_budget + 1) * pair
-    assert stage2.tokens >= token_budget // 4
-    if isinstance(stage2, HybridPages):
-        assert stage2.tokens >= 2 * stage2.page_size, "one page is the one being written"
+    assert selection.read_bytes(plan.capacity, 64, 2) <= (token_budget + 1) * pair
+    assert selection.tokens >= token_budget // 4
+    if isinstance(selection, HybridPages):
+        assert selection.tokens >= 2 * selection.page_size, "one page is the one being written"
 
 
 def test_both_modes_of_rocketkv_keep_the_same():
     page, token = (plans(METHODS[name], demand())[0] for name in ("rocketkv", "rocketkv-faithful"))
-    assert page.stage1 == token.stage1
+    assert page.eviction == token.eviction
     assert page.max_retained == token.max_retained
 
 
 def test_pyramid_falls_and_has_the_total_of_snapkv():
     pyramid, uniform = (
-        [plan.max_retained for plan in plans(METHODS[name], demand()) if plan.stage1]
+        [plan.max_retained for plan in plans(METHODS[name], demand()) if plan.eviction]
         for name in ("pyramidkv", "snapkv")
     )
     assert pyramid == sorted(pyramid, reverse=True)
@@ -98,7 +98,7 @@ def test_pyramid_falls_and_has_the_total_of_snapkv():
 
 def test_quest_leaves_its_first_layers_dense():
     made = plans(METHODS["quest"], demand())
-    assert [plan.stage2 is None for plan in made] == [True, True, False, False]
+    assert [plan.selection is None for plan in made] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     plan = plans(find_method("lownorm:LowNorm"), demand())[0]
     assert plan.max_retained == 256
-    assert plan.stage1 is not None
+    assert plan.eviction is not None
     k = np.random.default_rng(0).normal(0, 1, (2, 300, 64)).astype(np.float32)
     queries = np.zeros((8, 4, 64), np.float32)
-    select = jax.jit(functools.partial(plan.stage1.select, max_retained=40, capacity=48, scale=0.1))
+    select = jax.jit(functools.partial(plan.eviction.select, max_retained=40, capacity=48, scale=0.1))
     retained = np.asarray(select(queries, k, np.int32(300)))
     smallest = np.argsort(np.linalg.norm(k[:, :292], axis=-1), axis=-1)[:, :32]
     np.testing.assert_array_equal(retained[:, :32], np.sort(smallest))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.observation import BLOCK, attention_received, last_queries, max_pool, observe
 from kvjax.attention.retention import gather, retain
-from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.cache import Workspace
 from tests.attention import rocketkv_oracle as oracle
 
@@ -37,17 +37,17 @@ def run_received(queries, k, length, observed, per_head=False):
     return attention_received(queries, k, length, observed, scale=SCALE, per_head=per_head)
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "max_retained", "capacity"))
-def run_select(stage1, queries, k, length, max_retained, capacity, turn=None, budget=None):
-    return stage1.select(
+@functools.partial(jax.jit, static_argnames=("eviction", "max_retained", "capacity"))
+def run_select(eviction, queries, k, length, max_retained, capacity, turn=None, budget=None):
+    return eviction.select(
         queries, k, length, max_retained=max_retained, capacity=capacity, scale=SCALE, turn=turn, budget=budget
     )
 
 
-@functools.partial(jax.jit, static_argnames=("stage1", "max_retained"))
-def run_scores_and_retain(stage1, queries, k, length, max_retained):
-    observed = jnp.minimum(stage1.window, length)
-    scores = stage1.score(queries, k, length, observed, scale=SCALE)
+@functools.partial(jax.jit, static_argnames=("eviction", "max_retained"))
+def run_scores_and_retain(eviction, queries, k, length, max_retained):
+    observed = jnp.minimum(eviction.window, length)
+    scores = eviction.score(queries, k, length, observed, scale=SCALE)
     return scores, retain(scores, length, observed, max_retained=max_retained, capacity=max_retained + 2)
 
 
@@ -143,14 +143,14 @@ def test_a_chunk_of_padding_alone_changes_nothing():
 
 
 def test_chunks_select_what_one_shot_selects():
-    stage1, length = Observation(8, kernel=5), 61
+    eviction, length = Observation(8, kernel=5), 61
     q, k = normal(0, 64, 6, 8), normal(1, 2, 64, 8)
     retained = []
     for chunk in (4, 16, 64):
         ring = jnp.zeros((8, 6, 8))
         for start in range(0, 64, chunk):
             ring = run_observe(ring, q[start : start + chunk], np.int32(start), np.int32(length))
-        retained.append(np.asarray(run_select(stage1, run_last(ring, np.int32(length)), k, np.int32(length), 24, 32)))
+        retained.append(np.asarray(run_select(eviction, run_last(ring, np.int32(length)), k, np.int32(length), 24, 32)))
     np.testing.assert_array_equal(retained[0], retained[2])
     np.testing.assert_array_equal(retained[1], retained[2])
 
@@ -188,14 +188,14 @@ def check_retained(got, scores, length, observed, max_retained):
 def test_kept_tokens_agree_with_numpy(heads, kernel, per_head):
     """With a kernel of 1 there are no ties and the sets are equal; wide kernels tie by construction."""
     queries, k = prompt(heads, 90, 96, 8)
-    stage1 = Observation(8, kernel=kernel, per_head=per_head)
-    mine, got = (np.asarray(x) for x in run_scores_and_retain(stage1, queries, k, np.int32(90), 30))
+    eviction = Observation(8, kernel=kernel, per_head=per_head)
+    mine, got = (np.asarray(x) for x in run_scores_and_retain(eviction, queries, k, np.int32(90), 30))
     scores = oracle.stage1_scores(queries, k, 90, 8, SCALE, kernel, per_head)
     np.testing.assert_allclose(mine[:, :82], scores, rtol=2e-5)
     check_retained(got, scores, 90, 8, 30)
     assert got.shape == (HEADS[heads][0 if per_head else 1], 32)
     if kernel == 1:
-        want = oracle.stage1(queries, k, 90, 8, SCALE, kernel, 30, per_head)
+        want = oracle.eviction(queries, k, 90, 8, SCALE, kernel, 30, per_head)
         np.testing.assert_array_equal(got[:, :30], want)
 
 
@@ -203,16 +203,16 @@ def test_the_window_does_not_leak_into_the_pool():
     """The window's tokens attend to themselves most; the place before it must not be kept for that."""
     queries, k = prompt("mha", 40, 40, 4, seed=3)
     k[:, 36:] *= 10
-    stage1 = Observation(4, kernel=9)
+    eviction = Observation(4, kernel=9)
     scores = oracle.stage1_scores(queries, k, 40, 4, SCALE, 9)
-    check_retained(run_select(stage1, queries, k, np.int32(40), 12, 12), scores, 40, 4, 12)
+    check_retained(run_select(eviction, queries, k, np.int32(40), 12, 12), scores, 40, 4, 12)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 19, 20, 21])
 def test_a_prompt_that_fits_stays_whole(length):
     queries, k = prompt("gqa3", length, 32, 4)
-    for stage1 in (Observation(4, kernel=63), Streaming(sinks=2)):
-        got = np.asarray(run_select(stage1, queries, k, np.int32(length), 20, 24))
+    for eviction in (Observation(4, kernel=63), Streaming(sinks=2)):
+        got = np.asarray(run_select(eviction, queries, k, np.int32(length), 20, 24))
         retained = min(length, 20)
         if length <= 20:
             np.testing.assert_array_equal(got[:, :retained], np.tile(np.arange(length), (2, 1)))
@@ -248,22 +248,22 @@ def test_kept_scores_are_the_best(heads, length, observed, seed):
 @pytest.mark.parametrize("budget", [6, 13, 24])
 def test_a_traced_budget_keeps_what_a_static_one_keeps(budget):
     """A search varies the number while it runs; a server has it compiled in."""
-    stage1 = Observation(6, kernel=5)
+    eviction = Observation(6, kernel=5)
     for length in (5, 6, 12, 13, 23, 24, 25, 60):
         queries, k = prompt("gqa3", length, 60, 6, dim=4, seed=length)
-        traced = run_select(stage1, queries, k, np.int32(length), 24, 24, np.int32(length), np.int32(budget))
-        static = run_select(stage1, queries, k, np.int32(length), budget, 24)
+        traced = run_select(eviction, queries, k, np.int32(length), 24, 24, np.int32(length), np.int32(budget))
+        static = run_select(eviction, queries, k, np.int32(length), budget, 24)
         np.testing.assert_array_equal(traced, static)
 
 
 def test_a_short_turn_observes_itself_alone():
     """Of a conversation only the last turn asks: its queries score the whole history, and it stays verbatim."""
     queries, k = prompt("gqa3", 50, 64, 8)
-    stage1 = Observation(8, kernel=1)
-    first = run_select(stage1, queries, k, np.int32(50), 20, 20, np.int32(50))
-    np.testing.assert_array_equal(first, run_select(stage1, queries, k, np.int32(50), 20, 20))
-    got = run_select(stage1, queries, k, np.int32(50), 20, 20, np.int32(3))
-    np.testing.assert_array_equal(got, oracle.stage1(queries, k, 50, 3, SCALE, 1, 20))
+    eviction = Observation(8, kernel=1)
+    first = run_select(eviction, queries, k, np.int32(50), 20, 20, np.int32(50))
+    np.testing.assert_array_equal(first, run_select(eviction, queries, k, np.int32(50), 20, 20))
+    got = run_select(eviction, queries, k, np.int32(50), 20, 20, np.int32(3))
+    np.testing.assert_array_equal(got, oracle.eviction(queries, k, 50, 3, SCALE, 1, 20))
 
 
 def test_streaming_keeps_the_first_and_the_last():
@@ -272,21 +272,21 @@ def test_streaming_keeps_the_first_and_the_last():
     np.testing.assert_array_equal(got, [[0, 1, 2, *range(43, 50), -1, -1]] * 2)
 
 
-@pytest.mark.parametrize("stage1", [Observation(8), Streaming(sinks=7)])
-def test_room_for_less_than_the_window_is_refused(stage1):
+@pytest.mark.parametrize("eviction", [Observation(8), Streaming(sinks=7)])
+def test_room_for_less_than_the_window_is_refused(eviction):
     queries, k = prompt("mha", 20, 20, 8)
     with pytest.raises(ValueError, match="max_retained=7 is below the 8"):
-        run_select(stage1, queries, k, np.int32(20), 7, 16)
+        run_select(eviction, queries, k, np.int32(20), 7, 16)
     with pytest.raises(ValueError, match="capacity=8"):
-        run_select(stage1, queries, k, np.int32(20), 9, 8)
+        run_select(eviction, queries, k, np.int32(20), 9, 8)
 
 
 @pytest.mark.parametrize("per_head", [False, True])
 def test_gathered_rows_are_those_of_the_positions(per_head):
     queries, k = prompt("gqa3", 50, 64, 8)
     v = normal(5, *k.shape)
-    stage1 = Observation(8, kernel=3, per_head=per_head)
-    positions = run_select(stage1, queries, k, np.int32(50), 20, 24)
+    eviction = Observation(8, kernel=3, per_head=per_head)
+    positions = run_select(eviction, queries, k, np.int32(50), 20, 24)
     view = jax.jit(gather)(Workspace(jnp.asarray(k), jnp.asarray(v)), positions)
     assert view.k.shape == (1, 6 if per_head else 2, 24, 8)
     assert view.used.tolist() == [20]

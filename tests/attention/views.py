@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest, Stage2
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
 from tests.attention import rocketkv_oracle as oracle
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}  # query heads, kv heads
@@ -71,7 +71,7 @@ class Row:
     sure: bool
 
 
-def rows_of(method: Stage2, q: np.ndarray, keys: np.ndarray, scale: float) -> list[Row]:
+def rows_of(method: Selection, q: np.ndarray, keys: np.ndarray, scale: float) -> list[Row]:
     """The rows of one kv head with queries [G, D] and keys [n, D] that exist."""
     group = range(len(q))
     if isinstance(method, HybridTokens):
@@ -91,9 +91,9 @@ def rows_of(method: Stage2, q: np.ndarray, keys: np.ndarray, scale: float) -> li
     return [_row(method, [g], each[g], each[g] / abs(each[g]).max(), len(keys)) for g in group]
 
 
-def _row(method: Stage2, heads: list[int], scores: np.ndarray, even: np.ndarray, held: int) -> Row:
+def _row(method: Selection, heads: list[int], scores: np.ndarray, even: np.ndarray, held: int) -> Row:
     """`even` are the scores in units in which rounding is alike for all."""
-    if not method.newest:
+    if not method.always_newest_page:
         sure = oracle.decided(even, method.tokens, 4e-5)
         return Row(heads, scores, sorted(oracle.stable_top(scores, method.tokens)), sure)
     pages = oracle.best_pages(scores, held, method.unit, method.tokens)
@@ -101,7 +101,7 @@ def _row(method: Stage2, heads: list[int], scores: np.ndarray, even: np.ndarray,
     return Row(heads, scores, oracle.entries_of(pages, held, method.unit), sure)
 
 
-def read_of(method: Stage2, units: np.ndarray, chosen: np.ndarray, held: int) -> list[int]:
+def read_of(method: Selection, units: np.ndarray, chosen: np.ndarray, held: int) -> list[int]:
     """The entries that a row of a selection reads, ascending."""
     units = units[chosen]
     assert len(set(units)) == len(units), "an entry is read twice"
@@ -109,7 +109,7 @@ def read_of(method: Stage2, units: np.ndarray, chosen: np.ndarray, held: int) ->
     return [int(entry) for entry in entries if entry < held]
 
 
-def check_step(method: Stage2, views: Views, scores, selection, out, slots=None) -> int:
+def check_step(method: Selection, views: Views, scores, selection, out, slots=None) -> int:
     """Asserts that scores, what is read and the output are the oracle's; returns how many rows were beyond doubt."""
     scores, out, units, chosen = (np.asarray(x) for x in (scores, out, selection.units, selection.chosen))
     group, sure = views.q.shape[1] // views.k.shape[1], 0
@@ -131,12 +131,12 @@ def check_step(method: Stage2, views: Views, scores, selection, out, slots=None)
                     assert read == row.read
                     sure += 1
                 inside = np.isin(np.arange(len(row.scores)), [entry // method.unit for entry in read])
-                if method.newest:
+                if method.always_newest_page:
                     assert inside[-1]
-                rivals = inside & (np.arange(len(inside)) < len(inside) - 1) if method.newest else inside
+                rivals = inside & (np.arange(len(inside)) < len(inside) - 1) if method.always_newest_page else inside
                 if rivals.any() and not inside.all():
                     assert row.scores[rivals].min() >= row.scores[~inside].max() - 4e-5 * abs(row.scores).max()
-                seen = list(range(held)) if held <= method.dense else read
+                seen = list(range(held)) if held <= method.dense_threshold else read
                 want = oracle.attend(q[row.heads], keys, values, seen, views.scale)
                 got = out[slot, [head * group + g for g in row.heads]]
                 np.testing.assert_allclose(got, want, rtol=5e-4, atol=5e-4)

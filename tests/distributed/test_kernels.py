@@ -11,13 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
-from kvjax.attention.stage2 import HybridPages
+from kvjax.attention.selection import HybridPages
 from kvjax.cache import TENSOR, SlotLimits, View, constrain
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
 
 CASE = Case(2, 128, 8, 64, (40, 0, 64), kv_heads=2, dtype="float32")
-PLANS = {"full": LayerCacheConfig(64), "selected": LayerCacheConfig(64, stage2=HybridPages(16, 8, dense=8))}
+PLANS = {
+    "full": LayerCacheConfig(64),
+    "selected": LayerCacheConfig(64, selection=HybridPages(16, 8, dense_threshold=8)),
+}
 
 
 def arguments(plan: LayerCacheConfig) -> tuple:
@@ -26,7 +29,7 @@ def arguments(plan: LayerCacheConfig) -> tuple:
     positions = np.where(positions < held[:, None, None], positions, -1).astype(np.int32)
     k, v = CASE.array(CASE.keys), CASE.array(CASE.values)
     bounds = limits = None
-    if plan.stage2 is not None:
+    if plan.selection is not None:
         bounds = summarize(k, jnp.asarray(positions >= 0), 8, jnp.bfloat16)
         limits = SlotLimits(*(jnp.full(3, number) for number in (64, 16, 8, 0)))
     queries = jnp.zeros((3, 4, 4, CASE.dim))  # which nobody reads here, and which are split in another way

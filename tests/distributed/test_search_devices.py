@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.eviction import Observation
 from kvjax.engine.compiles import CompileCounter
 from kvjax.search import evaluation
 from kvjax.search.config import SearchConfig

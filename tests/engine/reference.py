@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage1 import Observation, Streaming
-from kvjax.attention.stage2 import ExactTopK, HybridPages, HybridTokens, Quest
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest
 from kvjax.engine.caches import CacheConfig
 from kvjax.models import causal
 from tests.attention import oracle, rocketkv_oracle
@@ -47,7 +47,7 @@ class Reference:
             seen: list[np.ndarray] = []
             dense = causal(self.config, kind)
 
-            def attend(q, k, v, seen=seen, dense=dense):
+            def attend(q, k, v, seen=seen, dense_threshold=dense):
                 seen.extend(np.asarray(x)[0] for x in (q, k, v))
                 return dense(q, k, v)
 
@@ -70,7 +70,7 @@ class Reference:
         x = self.decoder.embed(jnp.asarray([token]))
         for index, (layer, kind) in enumerate(zip(self.decoder.layers, self.config.layers, strict=True)):
             plan, rows = self.plans[index], self.rows[index]
-            if plan.stage1 is not None and len(rows[0].positions) == plan.capacity:
+            if plan.eviction is not None and len(rows[0].positions) == plan.capacity:
                 self._stage1(plan, rows, self.queries[index], np.stack([row.k for row in rows]))
 
             def attend(q, k, v, index=index, plan=plan, rows=rows, kind=kind):
@@ -91,49 +91,51 @@ class Reference:
 
     def _stage1(self, plan: LayerCacheConfig, rows: list[Row], queries: np.ndarray, k: np.ndarray) -> None:
         """`k` [K, n, D]: of the prompt, or of the rows themselves when a view is selected anew."""
-        held, stage1 = k.shape[1], plan.stage1
-        if stage1 is None or held <= plan.max_retained:
+        held, eviction = k.shape[1], plan.eviction
+        if eviction is None or held <= plan.max_retained:
             return
-        if isinstance(stage1, Streaming):
-            retained = [rocketkv_oracle.streaming(held, stage1.sinks, plan.max_retained)] * len(rows)
+        if isinstance(eviction, Streaming):
+            retained = [rocketkv_oracle.streaming(held, eviction.sinks, plan.max_retained)] * len(rows)
         else:
-            assert isinstance(stage1, Observation)
-            observed = min(stage1.window, len(queries) - self.begin)
-            retained = rocketkv_oracle.stage1(
+            assert isinstance(eviction, Observation)
+            observed = min(eviction.window, len(queries) - self.begin)
+            retained = rocketkv_oracle.eviction(
                 queries[-observed:],
                 k,
                 held,
                 observed,
                 self.config.query_scale,
-                stage1.kernel,
+                eviction.kernel,
                 plan.max_retained,
-                stage1.per_head,
+                eviction.per_head,
             )
         for row, entries in zip(rows, retained, strict=True):
             row.keep(entries)
 
     def _attend(self, plan: LayerCacheConfig, row: Row, q: np.ndarray, window: int | None) -> np.ndarray:
         """All query heads [G, D] of one row over what stage 2 chooses for them."""
-        scale, stage2, held = self.config.query_scale, plan.stage2, len(row.positions)
+        scale, selection, held = self.config.query_scale, plan.selection, len(row.positions)
         visible = np.flatnonzero(oracle.sees(self.length - 1, np.array(row.positions), window))
         chosen = [visible.tolist()] * len(q)
-        if stage2 is not None and held > stage2.dense:
-            if isinstance(stage2, HybridTokens):
-                scores = rocketkv_oracle.hybrid(q, row.k, stage2.page_size, stage2.dims)
-                chosen = [rocketkv_oracle.stable_top(scores, stage2.tokens)] * len(q)
-            elif isinstance(stage2, ExactTopK):
+        if selection is not None and held > selection.dense_threshold:
+            if isinstance(selection, HybridTokens):
+                scores = rocketkv_oracle.hybrid(q, row.k, selection.page_size, selection.dims)
+                chosen = [rocketkv_oracle.stable_top(scores, selection.tokens)] * len(q)
+            elif isinstance(selection, ExactTopK):
                 scores = rocketkv_oracle.exact(q, row.k, scale)
-                chosen = [rocketkv_oracle.stable_top(scores, stage2.tokens)] * len(q)
+                chosen = [rocketkv_oracle.stable_top(scores, selection.tokens)] * len(q)
             else:
-                assert isinstance(stage2, HybridPages | Quest)
-                size = stage2.page_size
-                keys = row.k.astype(ml_dtypes.bfloat16).astype(np.float32) if stage2.narrow else row.k
+                assert isinstance(selection, HybridPages | Quest)
+                size = selection.page_size
+                keys = (
+                    row.k.astype(ml_dtypes.bfloat16).astype(np.float32) if selection.half_precision_summary else row.k
+                )
                 shared = rocketkv_oracle.engine(q, keys, size, scale)
                 scored = [
-                    rocketkv_oracle.bounds_on(query, row.k, size) if isinstance(stage2, Quest) else shared
+                    rocketkv_oracle.bounds_on(query, row.k, size) if isinstance(selection, Quest) else shared
                     for query in q
                 ]
-                pages = [rocketkv_oracle.best_pages(scores, held, size, stage2.tokens) for scores in scored]
+                pages = [rocketkv_oracle.best_pages(scores, held, size, selection.tokens) for scores in scored]
                 chosen = [rocketkv_oracle.entries_of(each, held, size) for each in pages]
         return np.concatenate(
             [

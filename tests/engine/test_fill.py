@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from kvjax.attention.eviction import Observation
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage1 import Observation
 from kvjax.engine.fill import Fill
 
 STAGE1 = Observation(4)

@@ -6,14 +6,17 @@ import pytest
 
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
-from kvjax.attention.stage2 import HybridPages, Quest
+from kvjax.attention.selection import HybridPages, Quest
 from kvjax.cache import SlotLimits, View
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
 from tests.pallas.interpreter import run
 
 CASE = Case(4, 128, 8, 512, (300, 0, 40, 511))
-PLANS = {"full": LayerCacheConfig(512), "selected": LayerCacheConfig(512, stage2=HybridPages(64, 8, dense=40))}
+PLANS = {
+    "full": LayerCacheConfig(512),
+    "selected": LayerCacheConfig(512, selection=HybridPages(64, 8, dense_threshold=40)),
+}
 
 
 def arguments(plan: LayerCacheConfig):
@@ -23,7 +26,7 @@ def arguments(plan: LayerCacheConfig):
     positions = np.where(places < held[:, None], 3 * places, -1)[:, None].astype(np.int32)
     k, v = CASE.array(CASE.keys), CASE.array(CASE.values)
     bounds = limits = None
-    if plan.stage2 is not None:
+    if plan.selection is not None:
         bounds = summarize(k, jnp.asarray(positions >= 0), 8, jnp.float8_e4m3fn)
         number = jnp.asarray([64, 64, 64, 32])
         limits = SlotLimits(number, number, jnp.asarray([40, 40, 40, 0]), jnp.zeros(4, jnp.int32))
@@ -54,7 +57,7 @@ def test_kernels_read_what_the_reference_reads(plan, implementation):
     ("plan", "window", "reason"),
     [
         (LayerCacheConfig(512), 100, "sliding window of 100"),
-        (LayerCacheConfig(512, stage2=Quest(64, page_size=8)), None, "Quest"),
+        (LayerCacheConfig(512, selection=Quest(64, page_size=8)), None, "Quest"),
         (LayerCacheConfig(512, head_max_retained=(100, 200)), None, "have gaps"),
     ],
 )

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.selection import Selection
-from kvjax.attention.stage2 import HybridPages
+from kvjax.attention.read_units import ReadUnits
+from kvjax.attention.selection import HybridPages
 from kvjax.pallas.page_selection import page_selection
 from tests.attention import rocketkv_oracle as oracle
 from tests.pallas.interpreter import run
@@ -125,7 +125,7 @@ class TestReference(PageSelection):
         scores, entries, most = choice.arrays
         method = HybridPages(choice.count * PAGE, PAGE)
         eligible = jnp.broadcast_to(jnp.arange(scores.shape[2]) * PAGE < entries[:, None, None], scores.shape)
-        want: Selection = method.best(scores, eligible, entries, most * PAGE)
+        want: ReadUnits = method.best(scores, eligible, entries, most * PAGE)
         units, chosen = self.choose(choice)
         np.testing.assert_array_equal(chosen, want.chosen)
         np.testing.assert_array_equal(units[chosen], np.asarray(want.units)[chosen])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kvjax import cache
+from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage1 import Observation, Streaming
 from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.pallas import prefill
 from tests.pallas.cases import Case
@@ -32,7 +32,7 @@ def workspace(dtype: str | None = None) -> Workspace:
 
 def installed(plan: LayerCacheConfig, *, implementation: str | None, dtype: str | None = None) -> View:
     """What is in the first of two slots after `LENGTH` tokens."""
-    chooses = plan.stage1 is not None
+    chooses = plan.eviction is not None
     view = cache.allocate(
         View.declare(
             slots=2,

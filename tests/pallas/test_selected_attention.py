@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.pallas.selected_attention import selected_attention
 from tests.attention import rocketkv_oracle as oracle
 from tests.pallas.cases import CASES, Case
 from tests.pallas.interpreter import run
 
 
-def draw(case: Case, count: int, per_head: bool = False) -> Selection:
+def draw(case: Case, count: int, per_head: bool = False) -> ReadUnits:
     """Random pages of each row, the newest first, and among the others some that do not count."""
     rng = np.random.default_rng(3)
     rows = case.kv_heads * (case.group if per_head else 1)
@@ -23,10 +23,10 @@ def draw(case: Case, count: int, per_head: bool = False) -> Selection:
             order = [pages - 1, *rng.permutation(pages - 1)][:count]
             units[slot, row, : len(order)] = order
             chosen[slot, row, : len(order)] = np.r_[True, rng.random(len(order) - 1) < 0.9]
-    return Selection(jnp.asarray(units), jnp.asarray(chosen))
+    return ReadUnits(jnp.asarray(units), jnp.asarray(chosen))
 
 
-def expected(case: Case, selection: Selection) -> np.ndarray:
+def expected(case: Case, selection: ReadUnits) -> np.ndarray:
     out = np.zeros(case.q.shape)
     units, chosen = np.asarray(selection.units), np.asarray(selection.chosen)
     share = case.kv_heads * case.group // units.shape[1]  # query heads of a row
@@ -48,7 +48,7 @@ class SelectedAttention:
         """What an implementation says to a case that it does not serve."""
         return None
 
-    def check(self, case: Case, selection: Selection) -> None:
+    def check(self, case: Case, selection: ReadUnits) -> None:
         arrays = case.array(case.q), case.array(case.keys), case.array(case.values), case.held, selection
         reason = self.unserved(case)
         if reason is not None:

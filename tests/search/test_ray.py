@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from kvjax import models
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.eviction import Observation
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import BLOCK, Evaluator
 from kvjax.search.ray_evaluator import RayEvaluator

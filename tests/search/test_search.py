@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from kvjax.attention.stage1 import Observation, Streaming
+from kvjax.attention.eviction import Observation, Streaming
 from kvjax.budget import BudgetProfile
 from kvjax.engine.compiles import CompileCounter
 from kvjax.search import run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvjax import models
-from kvjax.attention.stage1 import Observation
+from kvjax.attention.eviction import Observation
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.search.evaluation import Evaluator

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import numpy as np
 
+from kvjax.attention.eviction import Streaming
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.stage1 import Streaming
 from kvjax.engine.request import (
     ContextLengthExceededError,
     Delta,

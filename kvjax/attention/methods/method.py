@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvjax.attention.stage1 import Stage1
-from kvjax.attention.stage2 import Stage2
+from kvjax.attention.eviction import Eviction
+from kvjax.attention.selection import Selection
 from kvjax.budget import BudgetProfile, LayerBudget
 from kvjax.cache import SlotLimits
 
@@ -44,56 +44,58 @@ class LayerCacheConfig:
 
     Attributes:
         capacity: entries of the view, whole pages.
-        stage1: chooses what the view keeps; None where nothing is chosen, and the view keeps the last entries.
+        eviction: chooses what the view keeps; None where nothing is chosen, and the view keeps the last entries.
         max_retained: most tokens that stage 1 keeps; the other entries are room for generated ones.
         head_max_retained: most tokens that each kv head keeps, where they are not the same.
-        stage2: chooses what a step reads; None where it reads the whole view.
+        selection: chooses what a step reads; None where it reads the whole view.
     """
 
     capacity: int
-    stage1: Stage1 | None = None
+    eviction: Eviction | None = None
     max_retained: int = 0
-    stage2: Stage2 | None = None
+    selection: Selection | None = None
     head_max_retained: tuple[int, ...] | None = None
 
     @property
     def window(self) -> int:
         """How many of the last queries the layer must know; 0 if none."""
-        return 0 if self.stage1 is None else self.stage1.window
+        return 0 if self.eviction is None else self.eviction.window
 
     @property
     def page_size(self) -> int:
         """Entries of a page of the view's summary; 0 without a summary."""
-        return 0 if self.stage2 is None else self.stage2.summary
+        return 0 if self.selection is None else self.selection.summary
 
     @property
     def chooses(self) -> bool:
         """Whether anything is chosen: what the view keeps, or what a step reads."""
-        return self.stage1 is not None or self.stage2 is not None
+        return self.eviction is not None or self.selection is not None
 
     def limits(self, begin: int = 0) -> SlotLimits:
         """Of a request that this is the plan of, and whose last turn begins at position `begin`."""
-        tokens, dense = (0, 0) if self.stage2 is None else (self.stage2.tokens, self.stage2.dense)
-        return SlotLimits(*(np.int32(number) for number in (self.max_retained, tokens, dense, begin)))
+        tokens, dense_threshold = (
+            (0, 0) if self.selection is None else (self.selection.tokens, self.selection.dense_threshold)
+        )
+        return SlotLimits(*(np.int32(number) for number in (self.max_retained, tokens, dense_threshold, begin)))
 
     def serves(self, other: "LayerCacheConfig") -> bool:
         """Whether steps compiled for this plan can follow another one: the same stages, none of its numbers larger."""
-        ours, theirs = self.stage2, other.stage2
+        ours, theirs = self.selection, other.selection
         if ours is not None and theirs is not None:
-            if theirs.tokens > ours.tokens or theirs.dense > ours.dense:
+            if theirs.tokens > ours.tokens or theirs.dense_threshold > ours.dense_threshold:
                 return False
-            theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense=ours.dense)
+            theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense_threshold=ours.dense_threshold)
         smaller = other.capacity <= self.capacity and other.max_retained <= self.max_retained
-        same = self.stage1 == other.stage1 and self.head_max_retained == other.head_max_retained
+        same = self.eviction == other.eviction and self.head_max_retained == other.head_max_retained
         return smaller and same and ours == theirs
 
     def retained(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""
-        return min(length, self.capacity if self.stage1 is None else self.max_retained)
+        return min(length, self.capacity if self.eviction is None else self.max_retained)
 
     def heads(self, kv_heads: int, query_heads: int) -> int:
         """Heads of the view: as many as query heads where each of them keeps tokens of its own."""
-        return query_heads if self.stage1 is not None and self.stage1.per_head else kv_heads
+        return query_heads if self.eviction is not None and self.eviction.per_head else kv_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +117,11 @@ class Method(abc.ABC):
             ValueError: it is too small, or leaves no room; the message says what to change.
         """
 
-    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+    def eviction(self, budget: LayerBudget) -> Eviction | None:
         """What chooses the tokens of a view that holds less than the context. None: this method keeps everything."""
         return None
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         """What chooses the entries that a step reads of a view larger than `stage2_tokens`. None: it reads all."""
         return None
 
@@ -129,27 +131,27 @@ class Method(abc.ABC):
         Raises:
             ValueError: the method lacks a stage that the budget calls for, or what it must keep leaves no `headroom`.
         """
-        stage1 = None if budget.observation_window is None else self.stage1(budget)
-        stage2 = None if budget.stage2_tokens is None else self.stage2(budget)
+        eviction = None if budget.observation_window is None else self.eviction(budget)
+        selection = None if budget.stage2_tokens is None else self.selection(budget)
         name = type(self).__name__
-        if stage1 is None and budget.observation_window is not None:
+        if eviction is None and budget.observation_window is not None:
             raise ValueError(
                 f"capacity={budget.capacity} calls for a choice of tokens, and {name} makes none: use another method"
             )
-        if stage2 is None and budget.stage2_tokens is not None:
+        if selection is None and budget.stage2_tokens is not None:
             raise ValueError(f"stage2_tokens={budget.stage2_tokens} has no effect with {name}: leave it out")
-        unit = 1 if stage2 is None else max(stage2.unit, stage2.summary)
+        unit = 1 if selection is None else max(selection.unit, selection.summary)
         if unit > 1 and budget.capacity >= WORTH_TILES * unit:
             unit *= TILE
         capacity = -(-budget.capacity // unit) * unit
-        if stage1 is None:
-            return LayerCacheConfig(capacity, stage2=stage2)
+        if eviction is None:
+            return LayerCacheConfig(capacity, selection=selection)
         max_retained = budget.capacity - headroom
-        if max_retained < stage1.fewest:
+        if max_retained < eviction.min_retained:
             raise ValueError(
                 f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; {max_retained} others are fewer "
-                f"than the {stage1.fewest} that {stage1} always keeps: raise the budget, or lower --headroom"
+                f"than the {eviction.min_retained} that {eviction} always keeps: raise the budget, or lower --headroom"
             )
-        if budget.head_tokens is not None and stage1.per_head:
+        if budget.head_tokens is not None and eviction.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")
-        return LayerCacheConfig(capacity, stage1, max_retained, stage2, budget.head_tokens)
+        return LayerCacheConfig(capacity, eviction, max_retained, selection, budget.head_tokens)

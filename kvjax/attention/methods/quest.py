@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kvjax.attention import stage2
+from kvjax.attention import selection
 from kvjax.attention.methods.method import Demand, Method
 from kvjax.budget import BudgetProfile, LayerBudget
 
@@ -28,6 +28,6 @@ class Quest(Method):
         layers = BudgetProfile.uniform(demand.windows, demand.context, sparse).layers
         return BudgetProfile(full.layers[: self.dense_layers] + layers[self.dense_layers :])
 
-    def stage2(self, budget: LayerBudget) -> stage2.Stage2 | None:
+    def selection(self, budget: LayerBudget) -> selection.Selection | None:
         tokens = budget.stage2_tokens or 0
-        return stage2.Quest(tokens, budget.page_size, dense=tokens)
+        return selection.Quest(tokens, budget.page_size, dense_threshold=tokens)

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from kvjax.attention.eviction import Eviction, Observation
 from kvjax.attention.methods.method import Demand, Method
-from kvjax.attention.stage1 import Observation, Stage1
-from kvjax.attention.stage2 import HybridPages, HybridTokens, Stage2
+from kvjax.attention.selection import HybridPages, HybridTokens, Selection
 from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, stage2_split
 
 PAGES = (4, 8, 16)  # entries of a page that is read as a whole
@@ -38,10 +38,10 @@ class RocketKVFaithful(Method):
             pooling_kernel=self.kernel,
         )
 
-    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+    def eviction(self, budget: LayerBudget) -> Eviction | None:
         return Observation(budget.observation_window or self.window, budget.pooling_kernel, budget.sinks)
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         return hybrid_tokens(budget)
 
 
@@ -59,9 +59,11 @@ class RocketKV(RocketKVFaithful):
             split = paged(split, demand.token_budget, demand.headroom + self.window, pages)
         return BudgetProfile.uniform(demand.windows, demand.context, split)
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         tokens, pages = budget.stage2_tokens or 0, math.ceil(budget.capacity / budget.page_size)
-        return HybridPages(tokens, budget.page_size, narrow=True, dense=tokens + math.ceil(pages / 2))
+        return HybridPages(
+            tokens, budget.page_size, half_precision_summary=True, dense_threshold=tokens + math.ceil(pages / 2)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class RocketKVStage1(RocketKVFaithful):
         )
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         return None
 
 
@@ -88,7 +90,7 @@ class RocketKVStage2(Method):
         budget = LayerBudget(demand.context, stage2_tokens=tokens, page_size=page, head_dims=dims)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         return hybrid_tokens(budget)
 
 
@@ -97,7 +99,7 @@ def hybrid_tokens(budget: LayerBudget) -> HybridTokens:
     tokens = budget.stage2_tokens or 0
     if budget.head_dims is None:
         raise ValueError("the published stage 2 estimates with few head dims: give head_dims in the budget")
-    return HybridTokens(tokens, budget.head_dims, budget.page_size, dense=2 * tokens)
+    return HybridTokens(tokens, budget.head_dims, budget.page_size, dense_threshold=2 * tokens)
 
 
 def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequence[int] = PAGES) -> LayerBudget:

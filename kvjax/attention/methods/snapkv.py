@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from kvjax.attention.eviction import Eviction, Observation
 from kvjax.attention.methods.method import Demand, Method
-from kvjax.attention.stage1 import Observation, Stage1
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -27,7 +27,7 @@ class SnapKV(Method):
             demand.token_budget + demand.headroom, observation_window=self.window, pooling_kernel=self.kernel
         )
 
-    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+    def eviction(self, budget: LayerBudget) -> Eviction | None:
         window = budget.observation_window or self.window
         return Observation(window, budget.pooling_kernel, budget.sinks, per_head=True)
 

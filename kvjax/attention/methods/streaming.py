@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from kvjax.attention.eviction import Eviction, Streaming
 from kvjax.attention.methods.method import Demand, Method
-from kvjax.attention.stage1 import Stage1, Streaming
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -17,5 +17,5 @@ class StreamingLLM(Method):
         budget = LayerBudget.selecting(demand.token_budget + demand.headroom, observation_window=1, pooling_kernel=1)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
-    def stage1(self, budget: LayerBudget) -> Stage1 | None:
+    def eviction(self, budget: LayerBudget) -> Eviction | None:
         return Streaming(sinks=budget.sinks or self.sinks)

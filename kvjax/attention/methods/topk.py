@@ -3,7 +3,7 @@
 import dataclasses
 
 from kvjax.attention.methods.method import Demand, Method
-from kvjax.attention.stage2 import ExactTopK, Stage2
+from kvjax.attention.selection import ExactTopK, Selection
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -23,6 +23,6 @@ class TopK(Method):
             budget = LayerBudget(demand.context, stage2_tokens=demand.token_budget)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
-    def stage2(self, budget: LayerBudget) -> Stage2 | None:
+    def selection(self, budget: LayerBudget) -> Selection | None:
         tokens = budget.stage2_tokens or 0
-        return ExactTopK(tokens, self.shared, dense=tokens)
+        return ExactTopK(tokens, self.shared, dense_threshold=tokens)

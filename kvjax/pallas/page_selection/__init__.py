@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.selection import Selection, choose
+from kvjax.attention.read_units import ReadUnits, choose
 from kvjax.pallas.dispatch import dispatch
 from kvjax.pallas.page_selection import gpu, tpu
 
@@ -16,8 +16,8 @@ def page_selection(
     count: int,
     most: Int[Array, "B"] | None = None,
     implementation: str | None = None,
-) -> Selection:
-    """At most `count` pages of each row, as `Stage2.best` for a method that always reads the newest page.
+) -> ReadUnits:
+    """At most `count` pages of each row, as `Selection.best` for a method that always reads the newest page.
 
     Of equal scores the earlier page is better; 0 and -0 are equal. A page without an entry is never chosen, nor is one
     that scores -inf. All implementations choose the same pages: the reference best first, kernels by their index.
@@ -41,7 +41,7 @@ def reference(
     page_size: int,
     count: int,
     most: Int[Array, "B"] | None = None,
-) -> Selection:
+) -> ReadUnits:
     """In jax.numpy, everywhere."""
     pages = jnp.arange(scores.shape[2])
     newest = (entries - 1) // page_size

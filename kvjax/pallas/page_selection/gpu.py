@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.pallas.hopper import TILED
 from kvjax.pallas.page_selection.ranks import BITS, NEVER, limits, ranks
 
@@ -32,7 +32,7 @@ def page_selection(
     page_size: int,
     count: int,
     most: Int[Array, "B"] | None = None,
-) -> Selection:
+) -> ReadUnits:
     """As `reference`, the pages of a row by their index.
 
     Raises:
@@ -68,7 +68,7 @@ def page_selection(
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )(ranked.reshape(slots, rows, squares, *SQUARE), limits(slots, count, most))
     units = units[:, :, :count]
-    return Selection(jnp.maximum(units, 0), units >= 0)
+    return ReadUnits(jnp.maximum(units, 0), units >= 0)
 
 
 def _kernel(ranked, wanted, out, **shared):

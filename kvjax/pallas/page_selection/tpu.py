@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.pallas.page_selection.ranks import BITS, NEVER, limits, ranks
 
 LANES, SUBLANES = 128, 8
@@ -26,7 +26,7 @@ def page_selection(
     page_size: int,
     count: int,
     most: Int[Array, "B"] | None = None,
-) -> Selection:
+) -> ReadUnits:
     """As `reference`, the pages of a row by their index.
 
     Raises:
@@ -60,7 +60,7 @@ def page_selection(
         ranked.reshape(groups, SUBLANES, chunks, LANES).swapaxes(1, 2),
     )
     units = units.reshape(-1, width)[: slots * rows, :count].reshape(slots, rows, count)
-    return Selection(jnp.maximum(units, 0), units >= 0)
+    return ReadUnits(jnp.maximum(units, 0), units >= 0)
 
 
 def _kernel(wanted, ranked, out, threshold, bound):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.selection import Selection, attend_selected
+from kvjax.attention.read_units import ReadUnits, attend_selected
 from kvjax.pallas.dispatch import dispatch
 from kvjax.pallas.selected_attention import gpu, tpu
 
@@ -13,7 +13,7 @@ def selected_attention(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     entries: Int[Array, "B"],
-    selection: Selection,
+    selection: ReadUnits,
     *,
     page_size: int,
     scale: float,
@@ -38,7 +38,7 @@ def reference(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     entries: Int[Array, "B"],
-    selection: Selection,
+    selection: ReadUnits,
     *,
     page_size: int,
     scale: float,

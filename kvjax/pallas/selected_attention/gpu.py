@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention.dense import MASKED
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.pallas import hopper
 
 
@@ -13,7 +13,7 @@ def selected_attention(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     entries: Int[Array, "B"],
-    selection: Selection,
+    selection: ReadUnits,
     *,
     page_size: int,
     scale: float,

@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention.dense import MASKED
-from kvjax.attention.selection import Selection
+from kvjax.attention.read_units import ReadUnits
 
 TILE = 512  # entries that are in VMEM at a time, twice
 
@@ -19,7 +19,7 @@ def selected_attention(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     entries: Int[Array, "B"],
-    selection: Selection,
+    selection: ReadUnits,
     *,
     page_size: int,
     scale: float,

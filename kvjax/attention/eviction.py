@@ -16,7 +16,7 @@ from kvjax.attention.streaming import streaming_scores
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage1(abc.ABC):
+class Eviction(abc.ABC):
     """A way to score the tokens of a prompt. Pure functions, safe to trace with the method as a static argument.
 
     Attributes:
@@ -32,7 +32,7 @@ class Stage1(abc.ABC):
             raise ValueError(f"window={self.window}: at least the last position is always kept")
 
     @property
-    def fewest(self) -> int:
+    def min_retained(self) -> int:
         """The fewest tokens that a view may keep of a prompt."""
         return self.window
 
@@ -72,14 +72,14 @@ class Stage1(abc.ABC):
             max_retained: most prompt tokens to keep, static: the capacity less the tokens to be generated.
             turn: tokens of the conversation's last turn, where `length` counts earlier turns too. The window does
                 not reach beyond it.
-            budget: see `retain`; at least `fewest`.
+            budget: see `retain`; at least `min_retained`.
 
         Raises:
-            ValueError: where `max_retained` lies outside `fewest` to `capacity`.
+            ValueError: where `max_retained` lies outside `min_retained` to `capacity`.
         """
-        if max_retained < self.fewest:
+        if max_retained < self.min_retained:
             raise ValueError(
-                f"max_retained={max_retained} is below the {self.fewest} tokens {self} always keeps: raise the capacity"
+                f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the capacity"
             )
         observed = jnp.minimum(self.window, length if turn is None else turn)
         scores = self.score(queries, k, length, observed, scale=scale)
@@ -87,7 +87,7 @@ class Stage1(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Observation(Stage1):
+class Observation(Eviction):
     """The attention that the last queries pay to a token, or to its neighbours: RocketKV's stage 1, and SnapKV.
 
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
@@ -109,7 +109,7 @@ class Observation(Stage1):
             raise ValueError(f"kernel={self.kernel}: a pooling kernel has a middle, so it is an odd number from 1 on")
 
     @property
-    def fewest(self) -> int:
+    def min_retained(self) -> int:
         return self.sinks + self.window
 
     def score(
@@ -127,7 +127,7 @@ class Observation(Stage1):
 
 
 @dataclasses.dataclass(frozen=True)
-class Streaming(Stage1):
+class Streaming(Eviction):
     """The first `sinks` tokens and the last ones (StreamingLLM, arXiv 2309.17453). Looks at no query.
 
     Keys keep the rotation of their position, where the paper renumbers them by their place in the cache.
@@ -141,7 +141,7 @@ class Streaming(Stage1):
         _check_sinks(self.sinks)
 
     @property
-    def fewest(self) -> int:
+    def min_retained(self) -> int:
         return self.sinks + self.window
 
     def score(
