@@ -75,7 +75,7 @@ def install(kept: CacheConfig) -> tuple[Make, int]:
     return make, cache.nbytes(workspace)
 
 
-def kept_bytes(kept: CacheConfig) -> int:
+def retained_bytes(kept: CacheConfig) -> int:
     """Of the K and V of one view of one slot, which a tpu7x gathers before it writes them."""
     return cache.nbytes((kept.views[0].k, kept.views[0].v)) // kept.layout.slots
 

@@ -65,7 +65,7 @@ class Mode:
 
 MODES = (
     Mode("aware", Conduct()),
-    Mode("agnostic", Conduct(agnostic=True), like="aware"),
+    Mode("agnostic", Conduct(query_agnostic=True), like="aware"),
     Mode("anew", Conduct(), turns=True),
     Mode("evicted", Conduct(evict=True), turns=True, like="anew"),
 )

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.attention.test_stage2 import run
 
 from kvjax.attention.eviction import Observation
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
 from tests.attention import rocketkv_oracle as oracle
 from tests.attention.test_observation import SCALE, check_retained, prompt, run_scores_and_retain
+from tests.attention.test_selection import run
 from tests.attention.views import HEADS, Views, check_step
 
 pytestmark = [

@@ -17,7 +17,7 @@ from benchmarks.device_point import Point
 from benchmarks.device_rig import Rig, noise
 from benchmarks.device_table import choosing, ratios, savings
 from benchmarks.device_torch import TorchSteps, shared, torch_seconds
-from kvjax.attention.read_units import Selection
+from kvjax.attention.read_units import ReadUnits
 from kvjax.engine import steps
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.plan.devices import find_device
@@ -217,8 +217,8 @@ def test_noise_has_no_order():
 
 
 def test_pages_are_compared_as_sets():
-    one = Selection(jnp.array([[[3, 1, 0]]]), jnp.array([[[True, True, False]]]))
-    other = Selection(jnp.array([[[1, 3, 2]]]), jnp.array([[[True, True, False]]]))
+    one = ReadUnits(jnp.array([[[3, 1, 0]]]), jnp.array([[[True, True, False]]]))
+    other = ReadUnits(jnp.array([[[1, 3, 2]]]), jnp.array([[[True, True, False]]]))
     assert mask(one, 4).tolist() == [[[0, 1, 0, 1]]]
     assert difference(mask(one, 4), mask(other, 4)) == 0
     assert difference(np.array([np.nan]), np.array([1.0])) is None
