@@ -23,19 +23,19 @@ from rich.table import Table
 
 from benchmarks.report import write_report
 from kvjax.engine import Engine, EngineConfig, SamplingParams
-from kvjax.search.bench import Bench
 from kvjax.search.config import SearchConfig
+from kvjax.search.context import SearchContext
 from kvjax.search.evolution import Mode
 from kvjax.search.outcome import FULL, Interval
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
 from kvjax.search.show import outcomes, table
-from kvjax.search.space import Scheme
+from kvjax.search.space import Candidate
 from kvjax.search.wording import gained
 from kvjax.store.digest import weights_digest
 
 HEURISTICS = ("uniform", "pyramid", "streaming")  # what the paper compares with
-COMPARED_CANDIDATES = 4  # judged one at a time through the engine
+COMPARED_CANDIDATES = 4  # evaluated one at a time through the engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Row:
 TASKS = {
     "needles": Row((48, 128, 256), {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2"), "length": 1024}),
     # few next lines come out whole, with any cache; 16 tokens are 1.5% of this one
-    "code": Row((16, 48, 128), {"tasks": ("mini/next_line",), "measure": "tokens", "query_aware": True, "length": 1024}),
+    "code": Row(
+        (16, 48, 128), {"tasks": ("mini/next_line",), "measure": "tokens", "query_aware": True, "length": 1024}
+    ),
     "chains": Row((24, 48, 96), {"tasks": ("mini/chain",), "measure": "tokens", "length": 256}),
 }
 
@@ -81,7 +83,7 @@ def settings(args: argparse.Namespace, task: str, budget: int, mode: Mode) -> Se
     )
 
 
-def found(config: SearchConfig, bench: Callable[[], Bench]) -> SearchResult:
+def found(config: SearchConfig, context: Callable[[], SearchContext]) -> SearchResult:
     """The result of a search, unless it was made before by the same config and with the same weights."""
     assert config.output is not None
     path = config.output.with_suffix(".search.json")
@@ -89,7 +91,7 @@ def found(config: SearchConfig, bench: Callable[[], Bench]) -> SearchResult:
         result = SearchResult.from_json(path.read_text())
         if result.config == config and result.model.weights == weights_digest(config.model):
             return result
-    return search(config, bench=bench())
+    return search(config, context=context())
 
 
 def points(gain: Interval) -> str:
@@ -130,7 +132,7 @@ def verdict(project: SearchResult, paper: SearchResult) -> dict[str, Any]:
 def verdicts(cells: dict[tuple[str, int], dict[str, Any]]) -> Table:
     """The terminal's table of paired differences: a row for each cell and way to search."""
     shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    heads = ("", "by", "test", "over best heuristic", "over greedy", "over full", "gap", "judged", "seconds")
+    heads = ("", "by", "test", "over best heuristic", "over greedy", "over full", "gap", "evaluated", "seconds")
     for head in heads:
         shown.add_column(head, justify="left" if head in ("", "by") else "right", no_wrap=True)
     for (task, budget), cell in cells.items():
@@ -151,20 +153,20 @@ def verdicts(cells: dict[tuple[str, int], dict[str, Any]]) -> Table:
 
 
 def speed(result: SearchResult) -> dict[str, float]:
-    """Candidates a second: a population in one call, and the same samples through the engine, one scheme at a time.
+    """Candidates a second: a population in one call, and the same samples through the engine, one candidate at a time.
 
-    The engine's figure flatters it: one engine answers for a uniform scheme all over again, though each candidate
+    The engine's figure flatters it: one engine answers for a uniform candidate all over again, though each candidate
     would need one of its own, which is compiled anew.
     """
     config = dataclasses.replace(result.config, runs=None, warm_start="uniform", compare=())
     its = Search(config)
     space, rng = its.space, np.random.default_rng(0)
-    schemes = np.array([space.decode(point) for point in rng.standard_normal((4 * config.batch, space.dims))])
-    its.bench.judge("search", schemes)  # compiles
+    candidates = np.array([space.decode(point) for point in rng.standard_normal((4 * config.batch, space.dims))])
+    its.context.evaluate("search", candidates)  # compiles
     began = time.perf_counter()
-    its.bench.judge("search", schemes)
-    together = len(schemes) / (time.perf_counter() - began)
-    cases = its.bench.sets.search
+    its.context.evaluate("search", candidates)
+    together = len(candidates) / (time.perf_counter() - began)
+    cases = its.context.sets.search
     with _engine(result, result.uniform) as engine:
         prompts = [[*case.prompt, *case.tail[: -case.reply]] for case in cases]
         params = [
@@ -190,24 +192,24 @@ def memory(result: SearchResult) -> dict[str, float]:
     Beside them what the profiles say. A view has room for generated tokens besides what it keeps of a prompt.
     """
     found: dict[str, float] = {}
-    for name, scheme in (("full_cache", None), ("uniform", result.uniform), ("found", result.chosen.scheme)):
-        with _engine(result, scheme) as engine:
+    for name, candidate in (("full_cache", None), ("uniform", result.uniform), ("found", result.chosen.candidate)):
+        with _engine(result, candidate) as engine:
             held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
             found[f"kv_bytes_of_a_sequence_{name}"] = held / engine.layout.slots
-        if scheme is not None:
+        if candidate is not None:
             model = result.model
-            said = result.profile_of(scheme).nbytes(model.kv_heads, model.head_dim, "float32")
+            said = result.profile_of(candidate).nbytes(model.kv_heads, model.head_dim, "float32")
             found[f"kv_bytes_as_the_profile_says_{name}"] = said
     return found
 
 
-def _engine(result: SearchResult, scheme: Scheme | None) -> Engine:
-    """An engine with a scheme's profile, or with the full cache."""
+def _engine(result: SearchResult, candidate: Candidate | None) -> Engine:
+    """An engine with a candidate's profile, or with the full cache."""
     config, profile = result.config, None
-    if scheme is not None:
+    if candidate is not None:
         assert config.output is not None
         profile = config.output.with_suffix(".served.json")
-        result.profile_of(scheme).save(profile, result.model)
+        result.profile_of(candidate).save(profile, result.model)
     most = config.length + config.headroom
     budgets = None if profile is None else str(profile)
     return Engine.from_pretrained(
@@ -239,9 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     modes: tuple[Mode, ...] = ("project", "paper")
     for task in args.tasks:
         budgets = args.token_budgets or TASKS[task].budgets
-        bench = functools.cache(functools.partial(Bench, settings(args, task, budgets[0], "project")))
+        context = functools.cache(functools.partial(SearchContext, settings(args, task, budgets[0], "project")))
         for budget in budgets:
-            results[task, budget] = {mode: found(settings(args, task, budget, mode), bench) for mode in modes}
+            results[task, budget] = {mode: found(settings(args, task, budget, mode), context) for mode in modes}
             for its in results[task, budget].values():
                 Console().print(outcomes(its))
     every = [its for cell in results.values() for its in cell.values()]

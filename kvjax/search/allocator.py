@@ -1,4 +1,4 @@
-"""A way to find a scheme: it asks for schemes to be judged, and is told how good they are, until it asks no more.
+"""A way to find a candidate: it asks for candidates to be evaluated, and is told how good they are, until it asks no more.
 
 CMA-ES and the heuristics it is compared with have this one signature. Their state is a tree of arrays, so any of them
 can be stopped between two generations, saved, and resumed to the bit.
@@ -22,7 +22,7 @@ class Problem:
     """What an allocator may know besides fitness.
 
     Attributes:
-        space: of the schemes.
+        space: of the candidates.
         entropy: of each layer's attention to the prompts, in nats.
     """
 
@@ -53,37 +53,37 @@ class Allocator(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        """The schemes to be judged next; none, when it has ended."""
+        """The candidates to be evaluated next; none, when it has ended."""
 
     def tell(
-        self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
+        self, problem: Problem, state: State, candidates: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
     ) -> State:
-        """The state after the schemes that it asked for were judged; the higher the fitness the better."""
-        del problem, schemes, fitness
+        """The state after the candidates that it asked for were evaluated; the higher the fitness the better."""
+        del problem, candidates, fitness
         return state
 
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
-        """Schemes that deserve a look in the end though they were perhaps never judged, such as a mean."""
+        """Candidates that deserve a look in the end though they were perhaps never evaluated, such as a mean."""
         del state
         return np.zeros((0, problem.space.units), np.int64)
 
     def group(self, problem: Problem, state: State) -> range | None:
-        """The coordinates that are searched now, where they are tokens the numbers of a scheme; None is all of them."""
+        """The coordinates that are searched now, where they are tokens the numbers of a candidate; None is all of them."""
         del problem, state
         return None
 
     def spread(self, state: State) -> float:
-        """How far the next schemes lie apart, where that means something (CMA-ES's sigma); else NaN."""
+        """How far the next candidates lie apart, where that means something (CMA-ES's sigma); else NaN."""
         del state
         return float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Allocator):
-    """A rule that needs no judging: one scheme, asked for once."""
+    """A rule that needs no evaluating: one candidate, asked for once."""
 
     @abc.abstractmethod
-    def scheme(self, problem: Problem) -> tuple[int, ...]:
+    def candidate(self, problem: Problem) -> tuple[int, ...]:
         """What the rule gives each layer."""
 
     def begin(self, problem: Problem, seed: int) -> State:
@@ -93,4 +93,4 @@ class Fixed(Allocator):
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
         if state["asked"]:
             return np.zeros((0, problem.space.units), np.int64), state
-        return np.array([self.scheme(problem)]), {"asked": np.ones((), np.int64)}
+        return np.array([self.candidate(problem)]), {"asked": np.ones((), np.int64)}

@@ -1,4 +1,4 @@
-"""Where an allocator stands, on disk by Orbax: its state and what was judged. Resumed, it ends in the same bits."""
+"""Where an allocator stands, on disk by Orbax: its state and what was evaluated. Resumed, it ends in the same bits."""
 
 import shutil
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from kvjax.search.allocator import State
 from kvjax.search.generation import Generation
 
-_FIELDS = ("schemes", "score", "log_probability", "fitness")
+_FIELDS = ("candidates", "score", "log_probability", "fitness")
 
 
 class Checkpoint:
@@ -30,7 +30,7 @@ class Checkpoint:
         arrays: dict[str, Any] = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))}
         for name in _FIELDS if history else ():
             arrays[name] = np.concatenate([getattr(generation, name) for generation in history])
-        arrays["sizes"] = np.array([len(generation.schemes) for generation in history], np.int64)
+        arrays["sizes"] = np.array([len(generation.candidates) for generation in history], np.int64)
         arrays["spread"] = np.array([generation.spread for generation in history], np.float64)
         arrays["seconds"] = np.array([generation.seconds for generation in history], np.float64)
         with self._manager() as manager:

@@ -28,11 +28,11 @@ class SearchConfig:
             both stages.
         token_budget: tokens that a layer keeps of a prompt on average (the paper's c); for 'rocketkv' those that a step
             reads.
-        allocator: what finds the scheme; evolution or random for 'rocketkv'.
+        allocator: what finds the candidate; evolution or random for 'rocketkv'.
         mode: of evolution: 'project' makes every candidate's cost exact, 'paper' punishes cost in the objective.
-        cache_score: of mode 'paper': what its CacheScore is the mean of, the whole 'scheme' or the 'group' of layers
+        cache_score: of mode 'paper': what its CacheScore is the mean of, the whole 'candidate' or the 'group' of layers
             that is being searched.
-        evaluations: schemes judged for each group of layers, by evolution and random search.
+        evaluations: candidates evaluated for each group of layers, by evolution and random search.
         group_layers: layers searched together, one group after another.
         measure: 'exact' replies, or the share of 'tokens' for tasks that few replies solve.
         query_aware: the question is in the prompt that is compressed; else it comes after.
@@ -44,9 +44,9 @@ class SearchConfig:
         headroom: entries that served views keep free for generated tokens.
         warm_start: what evolution begins with: 'greedy', whose evaluations then count as its own, 'uniform', or the
             file of a profile, whose proportions it takes; None is greedy, and uniform in mode 'paper'.
-        expand: other token budgets, to which the chosen scheme is scaled without another search, and tested there.
-        batch: schemes judged at a time.
-        actors: Ray actors that judge, each with a share of the schemes (extra `ray`); 0 judges in this process.
+        expand: other token budgets, to which the chosen candidate is scaled without another search, and tested there.
+        batch: candidates evaluated at a time.
+        actors: Ray actors that evaluate, each with a share of the candidates (extra `ray`); 0 evaluates in this process.
         runs: folder of checkpoints; None keeps none.
         output: the profile's file; None writes none.
     """
@@ -58,7 +58,7 @@ class SearchConfig:
     search: Literal["tokens", "heads", "rocketkv"] = "tokens"
     allocator: AllocatorName = "greedy"
     mode: Mode = "project"
-    cache_score: Literal["scheme", "group"] = "scheme"
+    cache_score: Literal["candidate", "group"] = "candidate"
     evaluations: int = 400
     group_layers: int = 8
     measure: Measure = "exact"
@@ -94,10 +94,10 @@ class SearchConfig:
         if self.mode == "paper" and self.allocator != "evolution":
             raise ValueError(f"mode=paper is evolution's, and allocator={self.allocator}: set allocator=evolution")
         if STREAMING in self.compare and (self.actors or self.search != "tokens"):
-            raise ValueError("compare: streaming is judged in this process, with a number a layer: leave it out")
+            raise ValueError("compare: streaming is evaluated in this process, with a number a layer: leave it out")
         if self.actors < 0 or (self.actors and self.search == "rocketkv"):
             raise ValueError(
-                f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is judged in this process"
+                f"actors={self.actors}: give 0 or more, and none where search=rocketkv, which is evaluated in this process"
             )
         floor = self.window + self.sinks
         if self.token_budget < floor:

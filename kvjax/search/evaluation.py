@@ -1,4 +1,4 @@
-"""Judges schemes on prompts that were read: a whole population in one compiled call, budgets as numbers.
+"""Judges candidates on prompts that were read: a whole population in one compiled call, budgets as numbers.
 
 The tail is read teacher-forced through the compressed cache, all its tokens at once. If each token of the reply is
 the likeliest after those before it, greedy decoding writes exactly that reply: no decoding loop is needed.
@@ -18,21 +18,21 @@ from jaxtyping import Array, Float, Int
 from kvjax.attention.dense import MASKED
 from kvjax.models import Decoder
 from kvjax.search.reading import LayerReading, Readings
-from kvjax.search.scores import Judged, Scores, check_schemes, in_batches, told, weigh
+from kvjax.search.scores import Evaluated, Scores, check_candidates, in_batches, told, weigh
 
-BLOCK = 8  # samples that are judged at a time: bounds the temporaries
+BLOCK = 8  # samples that are evaluated at a time: bounds the temporaries
 CANDIDATES = "candidates"  # the mesh axis over which a population is split
 
 
 class Evaluator:
-    """Judges schemes with one model. Compiles once, whatever the budgets, the samples and how many of them there are.
+    """Judges candidates with one model. Compiles once, whatever the budgets, the samples and how many of them there are.
 
     Args:
-        batch: schemes a call; fewer are padded, more take several. Made a multiple of the devices.
+        batch: candidates a call; fewer are padded, more take several. Made a multiple of the devices.
         devices: over which a population is split; all by default.
 
     Attributes:
-        evaluations: schemes judged so far, each time on a whole set.
+        evaluations: candidates evaluated so far, each time on a whole set.
     """
 
     def __init__(self, model: Decoder, *, batch: int = 16, devices: Sequence[Any] | None = None) -> None:
@@ -58,41 +58,41 @@ class Evaluator:
         return jax.device_put(parts, self._whole)
 
     def __call__(
-        self, schemes: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Readings], samples: int
+        self, candidates: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Readings], samples: int
     ) -> Scores:
-        """Scores of every scheme on the first `samples` samples of blocks.
+        """Scores of every candidate on the first `samples` samples of blocks.
 
         Args:
-            schemes: tokens that each layer keeps, of those that do not slide, or that each of its kv heads keeps.
+            candidates: tokens that each layer keeps, of those that do not slide, or that each of its kv heads keeps.
         """
-        check_schemes(schemes, len(self.layers))
-        self.evaluations += len(schemes)
+        check_candidates(candidates, len(self.layers))
+        self.evaluations += len(candidates)
 
-        def judge(some: Int[np.ndarray, "N L ..."]) -> list[Judged]:
+        def evaluate(some: Int[np.ndarray, "N L ..."]) -> list[Evaluated]:
             budgets = np.zeros((len(some), self._depth, self._heads), np.int32)
             budgets[:, self.layers] = some.reshape(*some.shape[:2], -1)
             placed = jax.device_put(budgets, self._split)
-            return [_judge(self._graph, self._params, block, placed) for block in blocks]
+            return [_evaluate(self._graph, self._params, block, placed) for block in blocks]
 
-        return in_batches(judge, schemes, self._batch, samples)
+        return in_batches(evaluate, candidates, self._batch, samples)
 
 
 @partial(jax.jit, static_argnums=0)
-def _judge(graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]) -> Judged:
+def _evaluate(graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]) -> Evaluated:
     """The fields of `Scores`: [P S] each."""
     decoder = nnx.merge(graph, params)
     over_samples = jax.vmap(partial(_replay, decoder), in_axes=(0, None))
     return jax.vmap(over_samples, in_axes=(None, 0))(readings, budgets)
 
 
-def _replay(decoder: Decoder, sample: Readings, scheme: Int[Array, "L K"]) -> Judged:
+def _replay(decoder: Decoder, sample: Readings, candidate: Int[Array, "L K"]) -> Evaluated:
     """One sample's tail through a cache of these budgets."""
     config, steps = decoder.config, sample.tail.shape[0] - 1
     positions = sample.start + jnp.arange(steps)
     x = decoder.embed(sample.tail[:-1])
     for index, (layer, kind) in enumerate(zip(decoder.layers, config.layers, strict=True)):
         held = sample.layers[index]
-        entries = scheme[index] if kind.window is None else jnp.full_like(scheme[index], held.order.shape[1])
+        entries = candidate[index] if kind.window is None else jnp.full_like(candidate[index], held.order.shape[1])
         attend = partial(_attend, held, positions, entries, scale=config.query_scale, window=kind.window)
         x = layer(x, positions, attend)
     heard = jnp.concatenate([sample.first[None], told(decoder.head(x), sample.tail[1:])])

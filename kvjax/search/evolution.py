@@ -1,6 +1,6 @@
 """EvolKV's allocator: CMA-ES over the layers' budgets, group after group (arXiv 2509.08315, section 3).
 
-`project` searches the logarithms of shares, and every candidate is brought to the exact total before it is judged.
+`project` searches the logarithms of shares, and every candidate is brought to the exact total before it is evaluated.
 `paper` searches k/c itself; the total is then a matter of the objective and of the completion at the end.
 """
 
@@ -26,9 +26,9 @@ class Evolution(Allocator):
     """CMA-ES as evosax has it, with ties told apart by order.
 
     Attributes:
-        evaluations: schemes judged for each group of layers.
+        evaluations: candidates evaluated for each group of layers.
         sigma: of the first generation; None is the paper's 0.3, of k/c, and 0.5 for logarithms that begin at uniform.
-        population: schemes a generation; None is the paper's 4 + floor(3 ln n).
+        population: candidates a generation; None is the paper's 4 + floor(3 ln n).
         start: where each layer's search begins, as a share of the mean, the floor not counted; None is 1.
     """
 
@@ -56,7 +56,7 @@ class Evolution(Allocator):
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
         group = self.group(problem, state)
-        if state["judged"] >= self.evaluations:
+        if state["evaluated"] >= self.evaluations:
             if int(state["group"]) + 1 == len(problem.space.groups):
                 return np.zeros((0, problem.space.units), np.int64), state
             state = self._enter(problem, state, int(state["group"]) + 1)
@@ -67,10 +67,10 @@ class Evolution(Allocator):
         points = np.tile(state["best"], (len(found), 1))
         points[:, group.start : group.stop] = found
         state = state | {"key": jax.random.key_data(key), "es": inner, "asked": np.asarray(found), "points": points}
-        return np.array([self._scheme(problem, point) for point in points]), state
+        return np.array([self._candidate(problem, point) for point in points]), state
 
     def tell(
-        self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
+        self, problem: Problem, state: State, candidates: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
     ) -> State:
         group = self.group(problem, state)
         es = _strategy(self._size(len(group)), len(group))
@@ -81,7 +81,7 @@ class Evolution(Allocator):
             # how far behind the best, for float32 would make ties of large numbers that differ by little
             behind = jnp.asarray(np.max(fitness) - fitness, jnp.float32)
             inner, _ = es.tell(key, state["asked"], behind, inner, self._params(es))
-        state = state | {"es": inner, "judged": state["judged"] + len(schemes)}
+        state = state | {"es": inner, "evaluated": state["evaluated"] + len(candidates)}
         winner = int(np.argmax(fitness))
         if fitness[winner] > state["fitness"]:
             state = state | {"best": state["points"][winner], "fitness": np.float64(fitness[winner])}
@@ -91,7 +91,7 @@ class Evolution(Allocator):
         """The mean, which a noisy objective has not chosen for its luck, and where the search began."""
         group, point = self.group(problem, state), np.array(state["best"])
         point[group.start : group.stop] = state["es"].mean
-        return np.array([self._scheme(problem, point), self._scheme(problem, self._first(problem))])
+        return np.array([self._candidate(problem, point), self._candidate(problem, self._first(problem))])
 
     def group(self, problem: Problem, state: State) -> range:
         return problem.space.groups[int(state["group"])]
@@ -118,13 +118,13 @@ class Evolution(Allocator):
         return state | {
             "key": jax.random.key_data(key),
             "group": np.int64(group),
-            "judged": np.int64(0),
+            "evaluated": np.int64(0),
             "es": inner,
             "asked": np.zeros((self._size(len(layers)), len(layers)), np.float32),
             "points": np.zeros((self._size(len(layers)), problem.space.dims), np.float32),
         }
 
-    def _scheme(self, problem: Problem, point: Float[np.ndarray, "L"]) -> tuple[int, ...]:
+    def _candidate(self, problem: Problem, point: Float[np.ndarray, "L"]) -> tuple[int, ...]:
         if self.mode == "project":
             return problem.space.decode(point)
         space = problem.tokens

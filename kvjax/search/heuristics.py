@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from kvjax.budget.split import pyramid_capacities
 from kvjax.search.allocator import Allocator, Fixed, Problem, State
-from kvjax.search.space import Scheme
+from kvjax.search.space import Candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Uniform(Fixed):
 
     name: ClassVar[str] = "uniform"
 
-    def scheme(self, problem: Problem) -> Scheme:
+    def candidate(self, problem: Problem) -> Candidate:
         return problem.space.uniform
 
 
@@ -28,7 +28,7 @@ class Pyramid(Fixed):
     name: ClassVar[str] = "pyramid"
     beta: int = 20
 
-    def scheme(self, problem: Problem) -> Scheme:
+    def candidate(self, problem: Problem) -> Candidate:
         space = problem.tokens
         each = pyramid_capacities(space.layers, space.mean, space.floor, space.ceiling, self.beta)
         return tuple(np.repeat(each, space.heads).tolist())
@@ -40,8 +40,8 @@ class InversePyramid(Pyramid):
 
     name: ClassVar[str] = "inverse-pyramid"
 
-    def scheme(self, problem: Problem) -> Scheme:
-        return super().scheme(problem)[::-1]
+    def candidate(self, problem: Problem) -> Candidate:
+        return super().candidate(problem)[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Entropy(Fixed):
 
     name: ClassVar[str] = "entropy"
 
-    def scheme(self, problem: Problem) -> Scheme:
+    def candidate(self, problem: Problem) -> Candidate:
         space = problem.tokens
         return space.project(np.repeat(np.exp(problem.entropy - problem.entropy.max()), space.heads))
 
@@ -60,7 +60,7 @@ class RandomSearch(Allocator):
     """Shares drawn from a log-normal distribution around uniform ones.
 
     Attributes:
-        evaluations: schemes judged.
+        evaluations: candidates evaluated.
         sigma: of the logarithms.
     """
 
@@ -70,15 +70,15 @@ class RandomSearch(Allocator):
     population: int = 10
 
     def begin(self, problem: Problem, seed: int) -> State:
-        return {"seed": np.int64(seed), "judged": np.int64(0)}
+        return {"seed": np.int64(seed), "evaluated": np.int64(0)}
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        judged, space = int(state["judged"]), problem.space
-        count = min(self.population, self.evaluations - judged)
-        rng = np.random.default_rng([int(state["seed"]), judged])
+        evaluated, space = int(state["evaluated"]), problem.space
+        count = min(self.population, self.evaluations - evaluated)
+        rng = np.random.default_rng([int(state["seed"]), evaluated])
         points = self.sigma * rng.standard_normal((max(count, 0), space.dims))
-        schemes = np.array([space.decode(point) for point in points], np.int64).reshape(-1, space.units)
-        return schemes, state | {"judged": np.int64(judged + len(schemes))}
+        candidates = np.array([space.decode(point) for point in points], np.int64).reshape(-1, space.units)
+        return candidates, state | {"evaluated": np.int64(evaluated + len(candidates))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +105,17 @@ class Greedy(Allocator):
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
         space, grid = problem.tokens, self.grid(problem)
         if state["round"] == 0:
-            schemes = np.full((space.units * len(grid), space.units), space.ceiling)
+            candidates = np.full((space.units * len(grid), space.units), space.ceiling)
             for layer in range(space.units):
-                schemes[layer * len(grid) : (layer + 1) * len(grid), layer] = grid
+                candidates[layer * len(grid) : (layer + 1) * len(grid), layer] = grid
         elif state["round"] == 1:
-            schemes = self.proposals(problem, state)
+            candidates = self.proposals(problem, state)
         else:
-            schemes = np.zeros((0, space.units), np.int64)
-        return schemes, state | {"round": state["round"] + 1}
+            candidates = np.zeros((0, space.units), np.int64)
+        return candidates, state | {"round": state["round"] + 1}
 
     def tell(
-        self, problem: Problem, state: State, schemes: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
+        self, problem: Problem, state: State, candidates: Int[np.ndarray, "P L"], fitness: Float[np.ndarray, "P"]
     ) -> State:
         if state["round"] != 1:
             return state
@@ -127,7 +127,7 @@ class Greedy(Allocator):
         curves = np.asarray(state["curves"])[:, : len(self.grid(problem))]
         return np.array([self._knapsack(problem, curves)])
 
-    def _knapsack(self, problem: Problem, curves: Float[np.ndarray, "L N"]) -> Scheme:
+    def _knapsack(self, problem: Problem, curves: Float[np.ndarray, "L N"]) -> Candidate:
         """The sizes of the largest summed utility, which is linear between the measured points."""
         space, grid = problem.tokens, self.grid(problem)
         step = self.step or max(1, (space.mean - space.floor) // 8)
@@ -152,7 +152,7 @@ class Greedy(Allocator):
 
 @dataclasses.dataclass(frozen=True)
 class FineGreedy(Greedy):
-    """Greedy that measures as many sizes as the others judge schemes: what it gains by an equal cost."""
+    """Greedy that measures as many sizes as the others evaluate candidates: what it gains by an equal cost."""
 
     name: ClassVar[str] = "fine-greedy"
 

@@ -1,4 +1,4 @@
-"""What a scheme is worth: one number for each, higher is better, from what it achieves and what it costs."""
+"""What a candidate is worth: one number for each, higher is better, from what it achieves and what it costs."""
 
 import dataclasses
 from typing import Literal
@@ -22,7 +22,7 @@ class Objective:
             cost is fixed, and of equal scores the more probable answers.
         mean: the target of CacheScore, tokens a layer.
         weight: of CacheScore; 0.3 in the paper.
-        of_group: CacheScore is of the layers that are searched together; else of the whole scheme. The paper can be
+        of_group: CacheScore is of the layers that are searched together; else of the whole candidate. The paper can be
             read either way.
     """
 
@@ -37,17 +37,17 @@ class Objective:
         return scores.exact if self.measure == "exact" else scores.tokens
 
     def __call__(
-        self, schemes: Int[np.ndarray, "P L"], scores: Scores, group: range | None = None
+        self, candidates: Int[np.ndarray, "P L"], scores: Scores, group: range | None = None
     ) -> Float[np.ndarray, "P"]:
         """Fitness.
 
         Args:
-            group: the numbers of a scheme that are searched now; None, all of them.
+            group: the numbers of a candidate that are searched now; None, all of them.
         """
         score = self.score(scores).mean(axis=1, dtype=np.float64)
         if self.paper:
-            counted = schemes[:, group.start : group.stop] if group and self.of_group else schemes
-            saved = np.array([cache_score(tuple(scheme.tolist()), self.mean) for scheme in counted])
+            counted = candidates[:, group.start : group.stop] if group and self.of_group else candidates
+            saved = np.array([cache_score(tuple(candidate.tolist()), self.mean) for candidate in counted])
             return score * (1 + self.weight * saved)
         # less than the least difference of two shares of right replies, so that it decides between equals only
         answers = 1 / (1 - scores.log_probability.mean(axis=1, dtype=np.float64))  # exp would make 0 of -100 and -200

@@ -1,4 +1,4 @@
-"""One scheme on the three sets of samples: how good it is, how sure that is, and what it took to find."""
+"""One candidate on the three sets of samples: how good it is, how sure that is, and what it took to find."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from kvjax.eval.metrics import mean_interval
 from kvjax.search.samples import SetName
-from kvjax.search.space import Scheme
+from kvjax.search.space import Candidate
 
 FULL = "full cache"
 SETS: tuple[SetName, ...] = ("search", "selection", "test")
@@ -32,18 +32,18 @@ class SetScore:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One scheme on the three sets.
+    """One candidate on the three sets.
 
     Attributes:
         name: of what found it.
-        scheme: None for the full cache.
+        candidate: None for the full cache.
         gain: test score less that of uniform budgets on the same samples, with the 95% interval of the difference.
         evaluations, seconds: spent to find it.
         each: score of each test sample, so that any two outcomes of a search can be paired.
     """
 
     name: str
-    scheme: Scheme | None
+    candidate: Candidate | None
     search: SetScore
     selection: SetScore
     test: SetScore
@@ -56,7 +56,7 @@ class Outcome:
     def of(
         cls,
         name: str,
-        scheme: Scheme | None,
+        candidate: Candidate | None,
         scores: dict[SetName, Float[np.ndarray, "2 _S"]],
         uniform: Float[np.ndarray, "S"],
         evaluations: int = 0,
@@ -70,7 +70,7 @@ class Outcome:
         search, selection, test = (SetScore.of(scores[name]) for name in SETS)
         each = scores["test"][0]
         gain = paired(each, uniform)
-        return cls(name, scheme, search, selection, test, gain, evaluations, seconds, tuple(each.tolist()))
+        return cls(name, candidate, search, selection, test, gain, evaluations, seconds, tuple(each.tolist()))
 
     @property
     def calibration_gap(self) -> float:

@@ -21,7 +21,7 @@ APART = 0.055  # of an axis' height: what two lines of text need
 
 
 def budgets(result: SearchResult) -> Picture:
-    """Tokens that each layer keeps: the chosen scheme as bars, uniform and pyramid as lines.
+    """Tokens that each layer keeps: the chosen candidate as bars, uniform and pyramid as lines.
 
     The dark foot of a bar is what every layer keeps anyway, the window and the sinks. Layers that slide are absent.
     """
@@ -34,9 +34,9 @@ def budgets(result: SearchResult) -> Picture:
     axes.bar(places, np.minimum(chosen, floor), 0.72, color=BASE, label="window and sinks")
     for name, dashes in (("uniform", "--"), ("pyramid", ":")):
         for outcome in result.outcomes:
-            if outcome.name == name and outcome.scheme is not None:
+            if outcome.name == name and outcome.candidate is not None:
                 marker = MARKERS[name]
-                retained = result.tokens_of(outcome.scheme)
+                retained = result.tokens_of(outcome.candidate)
                 axes.plot(places, retained, marker=marker, linestyle=dashes, color=INK, markersize=4, label=name)
     _thin(axes, places, layers)
     axes.set(xlabel="layer", ylabel="tokens kept of a prompt", xlim=(-0.7, len(layers) - 0.3))
@@ -47,7 +47,7 @@ def budgets(result: SearchResult) -> Picture:
 
 
 def convergence(result: SearchResult) -> Picture:
-    """Every scheme that was judged as a dot, the best so far, and the others that cost the same as lines.
+    """Every candidate that was evaluated as a dot, the best so far, and the others that cost the same as lines.
 
     A hollow dot cost more than the budget allows, and is not among the best. All scores are of the search set, which
     flatters what was searched on it.
@@ -55,9 +55,9 @@ def convergence(result: SearchResult) -> Picture:
     picture = Picture(8.5, 4.2)
     axes = picture.subplots()
     scores = np.concatenate([generation.score for generation in result.history] or [np.zeros(0)])
-    fair = np.concatenate([result.affordable(each.schemes) for each in result.history] or [np.zeros(0, bool)])
+    fair = np.concatenate([result.affordable(each.candidates) for each in result.history] or [np.zeros(0, bool)])
     number = 1 + np.arange(len(scores))
-    axes.plot(number[fair], 100 * scores[fair], "o", color=BODY, markersize=4, alpha=0.75, label="a scheme")
+    axes.plot(number[fair], 100 * scores[fair], "o", color=BODY, markersize=4, alpha=0.75, label="a candidate")
     if not fair.all():
         axes.plot(
             number[~fair],
@@ -83,7 +83,7 @@ def convergence(result: SearchResult) -> Picture:
         line = "-" if FULL in by_score[score] else DASHES[index % len(DASHES)]
         axes.axhline(score, color="grey", linewidth=1.1, linestyle=line, zorder=0)
     _names_at_right(axes, {score: ", ".join(names) for score, names in by_score.items()})
-    axes.set(xlabel="schemes judged", ylabel=f"{measured(result)},\nsearch set (%)")
+    axes.set(xlabel="candidates evaluated", ylabel=f"{measured(result)},\nsearch set (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{result.config.allocator}: {setting(result)}", loc="left")
     legend_below(picture)
@@ -91,21 +91,22 @@ def convergence(result: SearchResult) -> Picture:
 
 
 def generations(result: SearchResult) -> Picture:
-    """The mean scheme of each generation, layer by layer; beneath it the spread, where the allocator has one."""
+    """The mean candidate of each generation, layer by layer; beneath it the spread, where the allocator has one."""
     layers = [index for index, window in enumerate(result.windows) if window is None]
     spreads = np.array([generation.spread for generation in result.history])
     spreading = bool(np.isfinite(spreads).any())
     picture = Picture(8.5, 2.2 + 0.2 * min(len(layers), 24) + 1.2 * spreading)
     rows = picture.subplots(1 + spreading, 1, squeeze=False, sharex=True, height_ratios=(4, 1)[: 1 + spreading])[:, 0]
     axes, count = rows[0], len(result.history)
-    axes.set_title(f"{result.config.allocator}: mean scheme of each generation", loc="left")
+    axes.set_title(f"{result.config.allocator}: mean candidate of each generation", loc="left")
     axes.set_ylabel("layer")
     rows[-1].set_xlabel("generation")
     if not count:
-        axes.text(0.5, 0.5, "nothing was judged", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "nothing was evaluated", ha="center", va="center", transform=axes.transAxes)
         return picture
     retained = [
-        np.array([result.tokens_of(tuple(scheme)) for scheme in each.schemes.tolist()]) for each in result.history
+        np.array([result.tokens_of(tuple(candidate)) for candidate in each.candidates.tolist()])
+        for each in result.history
     ]
     means = np.array([each.mean(axis=0) for each in retained]).T
     # greedy measures layers while all others keep everything: such generations do not set the scale
@@ -126,8 +127,8 @@ def generations(result: SearchResult) -> Picture:
     return picture
 
 
-def _exact_mean(scheme: np.ndarray) -> str:
-    total, layers = int(scheme.sum()), len(scheme)
+def _exact_mean(candidate: np.ndarray) -> str:
+    total, layers = int(candidate.sum()), len(candidate)
     mean = f"{total // layers:,}" if total % layers == 0 else f"{total / layers:,.3f}"
     return f"{total:,} tokens in {layers} layers: mean {mean}"
 

@@ -17,7 +17,7 @@ KIB = 1024
 def pareto(results: Sequence[SearchResult]) -> Picture:
     """Accuracy on the test set against what is kept, for searches of one model at several token budgets.
 
-    The front joins what nothing cheaper equals. Schemes of one cost stand a little apart, so that their 95% intervals
+    The front joins what nothing cheaper equals. Candidates of one cost stand a little apart, so that their 95% intervals
     can be told; the full cache is a line with its interval as a band.
 
     Raises:
@@ -30,10 +30,10 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     axes.set_xscale("log", base=2)
     points: list[tuple[float, float]] = []
     lead, others = statistics.mode(result.chosen.name for result in results), 0
-    for name in dict.fromkeys(o.name for r in results for o in r.outcomes if o.scheme is not None):
-        its = [(r, o) for r in results for o in r.outcomes if o.name == name and o.scheme is not None]
+    for name in dict.fromkeys(o.name for r in results for o in r.outcomes if o.candidate is not None):
+        its = [(r, o) for r in results for o in r.outcomes if o.name == name and o.candidate is not None]
         found = [o for _, o in its]
-        means = np.array([r.cost_of(o.scheme or ()) for r, o in its])
+        means = np.array([r.cost_of(o.candidate or ()) for r, o in its])
         points += [(float(mean), 100 * o.test.mean) for mean, o in zip(means, found, strict=True)]
         own = name == lead
         others += not own
@@ -55,7 +55,7 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     front = _front(points)
     front.append((2 * max(mean for mean, _ in points), front[-1][1]))  # more budget is no worse, to the picture's edge
     axes.step(*zip(*front, strict=True), where="post", color=BODY, linewidth=2, label="Pareto front", zorder=2)
-    for outcome in [o for o in first.outcomes if o.scheme is None][:1]:
+    for outcome in [o for o in first.outcomes if o.candidate is None][:1]:
         test = outcome.test
         axes.axhline(100 * test.mean, color=INK, linestyle="--", linewidth=1.2, label=FULL)
         axes.axhspan(100 * test.low, 100 * test.high, color=PALE, alpha=0.6, zorder=0, linewidth=0)
@@ -86,7 +86,7 @@ def table(results: Sequence[SearchResult]) -> Picture:
     axes = picture.subplots()
     for row, result in enumerate(results):
         cells = {outcome.name: outcome for outcome in result.outcomes}
-        means = [outcome.test.mean for outcome in result.outcomes if outcome.scheme is not None]
+        means = [outcome.test.mean for outcome in result.outcomes if outcome.candidate is not None]
         low, high = min(means, default=0.0), max(means, default=1.0)
         for column, name in enumerate(names):
             if (outcome := cells.get(name)) is not None:
@@ -105,7 +105,7 @@ def table(results: Sequence[SearchResult]) -> Picture:
 
 
 def _draw_cell(axes: Axes, column: int, row: int, outcome: Outcome, share: float) -> None:
-    compared = outcome.scheme is not None
+    compared = outcome.candidate is not None
     grey = 1 - 0.3 * share if compared else 1.0
     axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=(grey,) * 3, linewidth=0))
     mean, interval = cell(outcome.test)

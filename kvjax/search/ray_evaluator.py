@@ -1,12 +1,12 @@
-"""Judges schemes in other processes, on this machine or many: Ray actors that each hold the model.
+"""Judges candidates in other processes, on this machine or many: Ray actors that each hold the model.
 
     caller                                     actors, each with an `Evaluator` of its own
     place ---- readings, once ---> object store ---- pulled at first use, then kept ---> devices
-    call  ---- an even share of the schemes, in order ---------------------------------> judged
+    call  ---- an even share of the candidates, in order ---------------------------------> evaluated
           <--- scores, joined in that order --------------------------------------------
 
 Prompts are read by the caller alone and shipped as arrays: that takes the time of a copy where reading them takes that
-of a prefill, and all actors judge on the same bits.
+of a prefill, and all actors evaluate on the same bits.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from kvjax import models
 from kvjax.search.evaluation import Evaluator
 from kvjax.search.reading import Readings
-from kvjax.search.scores import Scores, check_schemes
+from kvjax.search.scores import Scores, check_candidates
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,22 +48,22 @@ class RayEvaluator:
     """`Evaluator` with a population split over Ray actors. Needs the extra `ray`.
 
     Scores are those of `Evaluator` with the same batch to the bit, on devices of the same kind: the same compiled
-    function judges, and a scheme's numbers do not depend on those beside it. With another batch they round otherwise.
+    function evaluates, and a candidate's numbers do not depend on those beside it. With another batch they round otherwise.
 
-    An actor that dies is replaced, and its share judged again; not so if that one dies too. Connects to the cluster
+    An actor that dies is replaced, and its share evaluated again; not so if that one dies too. Connects to the cluster
     that RAY_ADDRESS names, or starts a local one, unless this process is connected already. Not for several threads.
 
     Args:
         folder: of the model, under this path on every machine.
         actors: how many.
-        batch: schemes that an actor judges at a time; fewer are padded, so best a population's share of an actor.
+        batch: candidates that an actor evaluates at a time; fewer are padded, so best a population's share of an actor.
         dtype: of the model.
         options: of every actor, as Ray has them: `{"num_gpus": 1}`. A CPU core each by default.
         patience: seconds within which actors must have loaded the model.
 
     Attributes:
         layers: those of the model with a budget.
-        evaluations: schemes judged so far, each time on a whole set.
+        evaluations: candidates evaluated so far, each time on a whole set.
 
     Raises:
         ImportError: Ray is not installed.
@@ -86,7 +86,7 @@ class RayEvaluator:
         try:
             self._ray = importlib.import_module("ray")
         except ImportError as error:
-            raise ImportError("no Ray: install kvjax with its extra `ray`, or judge with Evaluator") from error
+            raise ImportError("no Ray: install kvjax with its extra `ray`, or evaluate with Evaluator") from error
         self._options = {"num_cpus": 1} | dict(options or {})
         self._arguments = os.path.abspath(folder), np.dtype(dtype).name, batch
         self._patience = patience
@@ -115,25 +115,25 @@ class RayEvaluator:
         return [shipped]
 
     def __call__(
-        self, schemes: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Shipped], samples: int
+        self, candidates: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Shipped], samples: int
     ) -> Scores:
-        """Scores of every scheme on the first `samples` samples of blocks, as `Evaluator` gives them.
+        """Scores of every candidate on the first `samples` samples of blocks, as `Evaluator` gives them.
 
         Raises:
             RuntimeError: an actor died, and so did the one that took its place.
         """
-        check_schemes(schemes, len(self.layers))
+        check_candidates(candidates, len(self.layers))
         if not self._actors:
             raise RuntimeError("this evaluator was closed: make another")
-        self.evaluations += len(schemes)
+        self.evaluations += len(candidates)
         needed = [(block.key, block.reference) for block in blocks]  # in a list Ray passes references on as such
         rest = needed, list(self._alive), samples
-        shares = [share for share in np.array_split(schemes, len(self._actors)) if len(share)]
-        pending = [actor.judge.remote(share, *rest) for actor, share in zip(self._actors, shares, strict=False)]
+        shares = [share for share in np.array_split(candidates, len(self._actors)) if len(share)]
+        pending = [actor.evaluate.remote(share, *rest) for actor, share in zip(self._actors, shares, strict=False)]
         found: list[Scores] = []
-        for number, (share, judged) in enumerate(zip(shares, pending, strict=True)):
+        for number, (share, evaluated) in enumerate(zip(shares, pending, strict=True)):
             try:
-                found.append(self._ray.get(judged))
+                found.append(self._ray.get(evaluated))
             except self._dead:
                 found.append(self._again(number, share, rest))
         return Scores(
@@ -173,16 +173,16 @@ class RayEvaluator:
             ) from error
 
     def _again(self, number: int, share: np.ndarray, rest: tuple[Any, ...]) -> Scores:
-        """A share of schemes judged by a new actor in the place of one that died."""
+        """A share of candidates evaluated by a new actor in the place of one that died."""
         self._ray.kill(self._actors[number])  # it may be out of reach only
         self._actors[number] = self._start()
         self._loaded([self._actors[number]])
         try:
-            return self._ray.get(self._actors[number].judge.remote(share, *rest))
+            return self._ray.get(self._actors[number].evaluate.remote(share, *rest))
         except self._dead as error:
             raise RuntimeError(
-                f"an actor died while it judged {len(share)} schemes, and so did the one that took its place. Most "
-                f"often that is memory: judge fewer at a time than batch={self._arguments[2]}, start fewer actors on "
+                f"an actor died while it evaluated {len(share)} candidates, and so did the one that took its place. Most "
+                f"often that is memory: evaluate fewer at a time than batch={self._arguments[2]}, start fewer actors on "
                 "a machine, or give them more (options); `ray logs` has their last words"
             ) from error
 
@@ -197,11 +197,11 @@ class _Worker:
     def layers(self) -> list[int]:
         return self._evaluator.layers
 
-    def judge(self, schemes: np.ndarray, needed: list[tuple[int, Any]], alive: list[int], samples: int) -> Scores:
-        """Scores of schemes; what is not alive any more is dropped."""
+    def evaluate(self, candidates: np.ndarray, needed: list[tuple[int, Any]], alive: list[int], samples: int) -> Scores:
+        """Scores of candidates; what is not alive any more is dropped."""
         self._placed = {key: blocks for key, blocks in self._placed.items() if key in alive}
         for key, reference in needed:
             if key not in self._placed:
                 self._placed[key] = self._evaluator.place(importlib.import_module("ray").get(reference))
         blocks = [block for key, _ in needed for block in self._placed[key]]
-        return self._evaluator(schemes, blocks, samples)
+        return self._evaluator(candidates, blocks, samples)

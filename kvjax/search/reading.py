@@ -1,7 +1,7 @@
 """Prompts read once: the KV of each layer in the order in which it would be kept, so that a budget is a number.
 
 Whatever the budgets, the prompt is prefilled densely and its tokens are ranked by stage 1. Kept in order of rank, the
-first `k` entries of a layer are its view of `k` tokens: a scheme is data, and one compiled function judges them all.
+first `k` entries of a layer are its view of `k` tokens: a candidate is data, and one compiled function evaluates them all.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class LayerReading:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Readings:
-    """All that judging a scheme needs of a set of samples. Leaves are arrays.
+    """All that evaluating a candidate needs of a set of samples. Leaves are arrays.
 
     Attributes:
         layers: one a layer of the model.

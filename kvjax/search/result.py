@@ -1,4 +1,4 @@
-"""What a search has found: a scheme, how it does on samples it has never seen, and everything it was compared with."""
+"""What a search has found: a candidate, how it does on samples it has never seen, and everything it was compared with."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.search.config import SearchConfig, from_fields
 from kvjax.search.generation import Generation
 from kvjax.search.outcome import SETS, Outcome, SetScore
-from kvjax.search.space import Scheme
+from kvjax.search.space import Candidate
 from kvjax.search.stages import Stages
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class SearchResult:
     made_by: str = "kvjax.search.run.search"
 
     @property
-    def uniform(self) -> Scheme:
+    def uniform(self) -> Candidate:
         """What even budgets of the same cost are."""
-        return self.outcome("uniform").scheme or ()
+        return self.outcome("uniform").candidate or ()
 
     def outcome(self, name: str) -> Outcome:
         """What the allocator of that name has found.
@@ -68,7 +68,7 @@ class SearchResult:
     @property
     def sweep(self) -> tuple["SearchResult", ...]:
         """This search and what it expands to, as a result for each token budget, the smallest first."""
-        full = tuple(outcome for outcome in self.outcomes if outcome.scheme is None)
+        full = tuple(outcome for outcome in self.outcomes if outcome.candidate is None)
         others = [
             dataclasses.replace(
                 self,
@@ -84,36 +84,36 @@ class SearchResult:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Tokens that each layer keeps of a prompt: the chosen scheme, of several heads their mean."""
-        return self.tokens_of(self.chosen.scheme or self.uniform)
+        """Tokens that each layer keeps of a prompt: the chosen candidate, of several heads their mean."""
+        return self.tokens_of(self.chosen.candidate or self.uniform)
 
-    def tokens_of(self, scheme: Scheme) -> tuple[int, ...]:
-        """Tokens that each layer keeps by a scheme of this search."""
+    def tokens_of(self, candidate: Candidate) -> tuple[int, ...]:
+        """Tokens that each layer keeps by a candidate of this search."""
         layers = sum(window is None for window in self.windows)
-        rows = np.array(scheme).reshape(layers, -1)
+        rows = np.array(candidate).reshape(layers, -1)
         retained = rows[:, 0] if self.config.search == "rocketkv" else np.rint(rows.mean(axis=1))
         return tuple(int(each) for each in retained)
 
-    def cost_of(self, scheme: Scheme) -> float:
+    def cost_of(self, candidate: Candidate) -> float:
         """Tokens a layer on average: kept of a prompt or, where RocketKV's numbers are searched, what a step reads."""
-        return float(self.config.token_budget if self.config.search == "rocketkv" else np.mean(scheme))
+        return float(self.config.token_budget if self.config.search == "rocketkv" else np.mean(candidate))
 
-    def affordable(self, schemes: Int[np.ndarray, "P N"]) -> Bool[np.ndarray, "P"]:
-        """Which schemes cost no more than the budget; the numbers of RocketKV always do."""
+    def affordable(self, candidates: Int[np.ndarray, "P N"]) -> Bool[np.ndarray, "P"]:
+        """Which candidates cost no more than the budget; the numbers of RocketKV always do."""
         if self.config.search == "rocketkv":
-            return np.ones(len(schemes), bool)
-        return schemes.sum(axis=1) <= self.config.token_budget * schemes.shape[1]
+            return np.ones(len(candidates), bool)
+        return candidates.sum(axis=1) <= self.config.token_budget * candidates.shape[1]
 
     @property
     def profile(self) -> BudgetProfile:
         """What `serve --budgets` takes."""
-        return self.profile_of(self.chosen.scheme or self.uniform)
+        return self.profile_of(self.chosen.candidate or self.uniform)
 
-    def profile_of(self, scheme: Scheme) -> BudgetProfile:
-        """A scheme as budgets: what is kept of a prompt, and room for what is generated."""
+    def profile_of(self, candidate: Candidate) -> BudgetProfile:
+        """A candidate as budgets: what is kept of a prompt, and room for what is generated."""
         config, layers = self.config, sum(window is None for window in self.windows)
         budgets = []
-        for row in np.array(scheme).reshape(layers, -1).tolist():
+        for row in np.array(candidate).reshape(layers, -1).tolist():
             kernel, selection = config.kernel, {}
             if config.search == "rocketkv":
                 stages = Stages(config.window, config.sinks, headroom=config.headroom)
@@ -151,13 +151,13 @@ class SearchResult:
     def resume(self, evaluations: int, **given: Any) -> "SearchResult":
         """The search goes on to so many `evaluations`, and ends as one that had been given as many at once.
 
-        What was judged is not judged again, prompts are read anew; a result read from JSON will do.
+        What was evaluated is not evaluated again, prompts are read anew; a result read from JSON will do.
 
         Args:
             given: model, encode, sets, bench and progress, as `kvjax.search.search` takes them.
 
         Raises:
-            ValueError: it has judged more than that, or `given` is not what it was made with.
+            ValueError: it has evaluated more than that, or `given` is not what it was made with.
         """
         from kvjax.search.run import search
 
@@ -209,7 +209,7 @@ class SearchResult:
         return plots.convergence(self)
 
     def plot_generations(self) -> "Figure":
-        """The mean scheme of each generation as a heat map over layers."""
+        """The mean candidate of each generation as a heat map over layers."""
         from kvjax.search import plots
 
         return plots.generations(self)
@@ -229,12 +229,12 @@ class SearchResult:
 def _outcome(fields: dict[str, Any]) -> Outcome:
     sets = {name: SetScore(**fields[name]) for name in SETS}
     tuples = {name: tuple(fields[name]) for name in ("gain", "each")}
-    scheme = None if fields["scheme"] is None else tuple(fields["scheme"])
-    return Outcome(**{**fields, **sets, **tuples, "scheme": scheme})
+    candidate = None if fields["candidate"] is None else tuple(fields["candidate"])
+    return Outcome(**{**fields, **sets, **tuples, "candidate": candidate})
 
 
 def _generation(fields: dict[str, Any]) -> Generation:
-    arrays = {name: np.array(fields[name]) for name in ("schemes", "score", "log_probability", "fitness")}
+    arrays = {name: np.array(fields[name]) for name in ("candidates", "score", "log_probability", "fitness")}
     spread = float("nan") if fields["spread"] is None else fields["spread"]
     return Generation(**arrays, spread=spread, seconds=fields["seconds"])
 

@@ -16,33 +16,33 @@ from tqdm.auto import tqdm
 from kvjax.budget import BudgetProfile, ModelFingerprint
 from kvjax.models import Decoder
 from kvjax.search.allocator import Allocator
-from kvjax.search.bench import Bench
 from kvjax.search.checkpoint import Checkpoint
 from kvjax.search.config import STREAMING, SearchConfig
+from kvjax.search.context import SearchContext
 from kvjax.search.evolution import Evolution
 from kvjax.search.generation import AllocatorRun, Generation
 from kvjax.search.heuristics import ANCHORS, FineGreedy, Fixed, Greedy, RandomSearch
 from kvjax.search.outcome import FULL, SETS, Outcome
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.samples import SampleSets, SetName
-from kvjax.search.space import Scheme, Space
+from kvjax.search.space import Candidate, Space
 from kvjax.store.digest import weights_digest
 
-FINALISTS = 8  # schemes of an allocator that are compared on the selection set
+FINALISTS = 8  # candidates of an allocator that are compared on the selection set
 SAVE_EVERY = 5.0  # seconds between two checkpoints
 PACKAGES = ("jax", "jaxlib", "evosax", "flax", "numpy")
 
-Judged = dict[SetName, Float[np.ndarray, "2 _S"]]  # score and log-probability of each sample
+Evaluated = dict[SetName, Float[np.ndarray, "2 _S"]]  # score and log-probability of each sample
 
 
 class Search:
-    """One search. Iterating judges the next generation of the config's allocator, from where it was left.
+    """One search. Iterating evaluates the next generation of the config's allocator, from where it was left.
 
     Args:
-        model, encode, sets: as `Bench`.
-        bench: of another search on the same samples, instead of those.
+        model, encode, sets: as `SearchContext`.
+        context: of another search on the same samples, instead of those.
         fresh: forget what an earlier run has saved.
-        history: what an earlier search has judged, to go on from; it differs in nothing but `evaluations`.
+        history: what an earlier search has evaluated, to go on from; it differs in nothing but `evaluations`.
         made_by: the command that searches, as it will stand in the profile.
 
     Raises:
@@ -57,16 +57,16 @@ class Search:
         model: Decoder | None = None,
         encode: Callable[[str], list[int]] | None = None,
         sets: SampleSets | None = None,
-        bench: Bench | None = None,
+        context: SearchContext | None = None,
         fresh: bool = False,
         history: Sequence[Generation] = (),
         made_by: str = SearchResult.made_by,
     ) -> None:
         self.config, self._made_by = config, made_by
-        self._owner = bench is None
-        self.bench = Bench(config, model, encode, sets) if bench is None else bench.again(config)
-        self.space = self.bench.problem.space
-        self._spaces = {mean: dataclasses.replace(self.bench.problem.tokens, mean=mean) for mean in config.expand}
+        self._owner = context is None
+        self.context = SearchContext(config, model, encode, sets) if context is None else context.again(config)
+        self.space = self.context.problem.space
+        self._spaces = {mean: dataclasses.replace(self.context.problem.tokens, mean=mean) for mean in config.expand}
         self._weights = weights_digest(config.model) if (config.model / "config.json").exists() else None
         self.runs: dict[str, AllocatorRun] = {}
         if fresh and config.runs is not None:
@@ -86,7 +86,7 @@ class Search:
 
     def __exit__(self, *_: object) -> None:
         if self._owner:
-            self.bench.close()
+            self.context.close()
 
     def allocator(self, name: str) -> Allocator:
         """The allocator of that name, with the config's settings."""
@@ -101,7 +101,7 @@ class Search:
             return FineGreedy(sizes=max((most - 1) // self.space.units, Greedy.sizes))
         if name == "random":
             return RandomSearch(most)
-        start, spent = self._start(), sum(len(generation.schemes) for generation in self._warm_up)
+        start, spent = self._start(), sum(len(generation.candidates) for generation in self._warm_up)
         return Evolution(config.mode, max(config.evaluations - spent // len(self.space.groups), 1), start=start)
 
     def result(self, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
@@ -116,18 +116,18 @@ class Search:
                 self._finished(name)
         progress("choosing on the selection set, testing")
         outcomes = self._outcomes()
-        # of equals what was cheaper to find; streaming is no scheme of these budgets but another way to spend them
+        # of equals what was cheaper to find; streaming is no candidate of these budgets but another way to spend them
         chosen = max(
-            (each for each in outcomes if each.scheme is not None and each.name != STREAMING),
+            (each for each in outcomes if each.candidate is not None and each.name != STREAMING),
             key=lambda each: (each.selection.mean, each.selection.log_probability, -each.evaluations),
         )
         progress("testing other budgets")
         return SearchResult(
             config=self.config,
-            model=ModelFingerprint.of(self.bench.model.config, self._weights),
-            windows=self.bench.windows,
-            longest=self.bench.longest,
-            context=self.bench.model.config.max_position,
+            model=ModelFingerprint.of(self.context.model.config, self._weights),
+            windows=self.context.windows,
+            longest=self.context.longest,
+            context=self.context.model.config.max_position,
             chosen=chosen,
             outcomes=outcomes,
             expanded=self._expanded(chosen),
@@ -137,8 +137,10 @@ class Search:
         )
 
     def _begin(self, name: str) -> AllocatorRun:
-        judge = functools.partial(self.bench.judge, "search")
-        run = AllocatorRun(self.allocator(name), self.bench.problem, self.bench.objective, judge, self.config.seed)
+        evaluate = functools.partial(self.context.evaluate, "search")
+        run = AllocatorRun(
+            self.allocator(name), self.context.problem, self.context.objective, evaluate, self.config.seed
+        )
         self.runs[name] = run
         return run
 
@@ -149,7 +151,7 @@ class Search:
         return self._finished("greedy").history if warmed else []
 
     def _spent(self, name: str) -> list[Generation]:
-        """All that was judged to find what an allocator found; nothing for rules."""
+        """All that was evaluated to find what an allocator found; nothing for rules."""
         own = self.runs[name].history if name in self.runs else []
         return [*self._warm_up, *own] if name == "evolution" else own
 
@@ -188,45 +190,45 @@ class Search:
         fields = {name: value for name, value in plain(self.config).items() if name not in left_out}
         return fields | {"weights": self._weights, "versions": _versions()}
 
-    def _best(self, run: AllocatorRun) -> Scheme:
-        """Of a run's best schemes the one that does best on samples it was not chosen for."""
+    def _best(self, run: AllocatorRun) -> Candidate:
+        """Of a run's best candidates the one that does best on samples it was not chosen for."""
         finalists = run.finalists(FINALISTS)
         if len(finalists) > 1:
-            objective = dataclasses.replace(self.bench.objective, paper=False)
-            fitness = objective(finalists, self.bench.judge("selection", finalists))
+            objective = dataclasses.replace(self.context.objective, paper=False)
+            fitness = objective(finalists, self.context.evaluate("selection", finalists))
             finalists = finalists[int(np.argmax(fitness)) :]
         return tuple(int(retained) for retained in finalists[0])
 
     def _outcomes(self) -> tuple[Outcome, ...]:
         """Of the full cache, the anchors, and everything that was run."""
-        schemes: dict[str, Scheme | None] = {FULL: None}
-        schemes |= {rule.name: rule.scheme(self.bench.problem) for rule in self._anchors}
-        schemes |= {name: self._best(run) for name, run in self.runs.items()}
-        judged = dict(zip(schemes, self._judged(list(schemes.values())), strict=True))
-        uniform = judged["uniform"]["test"][0]
+        candidates: dict[str, Candidate | None] = {FULL: None}
+        candidates |= {rule.name: rule.candidate(self.context.problem) for rule in self._anchors}
+        candidates |= {name: self._best(run) for name, run in self.runs.items()}
+        evaluated = dict(zip(candidates, self._evaluated(list(candidates.values())), strict=True))
+        uniform = evaluated["uniform"]["test"][0]
         found: list[Outcome] = []
-        for name, scheme in schemes.items():
+        for name, candidate in candidates.items():
             history = self._spent(name)
-            spent = sum(len(generation.schemes) for generation in history)
+            spent = sum(len(generation.candidates) for generation in history)
             seconds = math.fsum(generation.seconds for generation in history)
-            found.append(Outcome.of(name, scheme, judged[name], uniform, spent, seconds))
+            found.append(Outcome.of(name, candidate, evaluated[name], uniform, spent, seconds))
         if STREAMING in self.config.compare:
-            streaming: Judged = {name: self.bench.streaming(name) for name in SETS}
+            streaming: Evaluated = {name: self.context.streaming(name) for name in SETS}
             found.insert(1, Outcome.of(STREAMING, self.space.uniform, streaming, uniform))
         return tuple(found)
 
-    def _judged(self, schemes: Sequence[Scheme | None]) -> list[Judged]:
-        """Each scheme on the three sets; all of them at once, for a batch takes as long however few are in it."""
-        scores = {name: self.bench.scores(name, schemes) for name in SETS}
-        return [{name: scores[name][place] for name in SETS} for place in range(len(schemes))]
+    def _evaluated(self, candidates: Sequence[Candidate | None]) -> list[Evaluated]:
+        """Each candidate on the three sets; all of them at once, for a batch takes as long however few are in it."""
+        scores = {name: self.context.scores(name, candidates) for name in SETS}
+        return [{name: scores[name][place] for name in SETS} for place in range(len(candidates))]
 
     def _expanded(self, chosen: Outcome) -> dict[int, tuple[Outcome, ...]]:
         """Uniform budgets and the chosen proportions at the other token budgets."""
-        pairs = {mean: (its.uniform, its.completed(np.array(chosen.scheme))) for mean, its in self._spaces.items()}
-        judged = iter(self._judged([scheme for pair in pairs.values() for scheme in pair]) if pairs else ())
+        pairs = {mean: (its.uniform, its.completed(np.array(chosen.candidate))) for mean, its in self._spaces.items()}
+        evaluated = iter(self._evaluated([candidate for pair in pairs.values() for candidate in pair]) if pairs else ())
         found: dict[int, tuple[Outcome, ...]] = {}
         for mean, pair in pairs.items():
-            both = next(judged), next(judged)
+            both = next(evaluated), next(evaluated)
             names = dict.fromkeys(("uniform", chosen.name))  # one, where nothing was better
             rows = zip(names, pair, both, strict=False)
             found[mean] = tuple(Outcome.of(name, retained, its, both[0]["test"][0]) for name, retained, its in rows)
@@ -245,9 +247,9 @@ class Search:
         if begin == "greedy":
             retained = np.array(self._finished("greedy").finalists(1)[0])
         else:
-            layers = BudgetProfile.load(begin, ModelFingerprint.of(self.bench.model.config, self._weights)).layers
-            retained = np.array([layers[layer].capacity for layer in self.bench.layers]) - self.config.headroom
-        beyond = np.maximum(retained - self.bench.problem.tokens.floor, 0)
+            layers = BudgetProfile.load(begin, ModelFingerprint.of(self.context.model.config, self._weights)).layers
+            retained = np.array([layers[layer].capacity for layer in self.context.layers]) - self.config.headroom
+        beyond = np.maximum(retained - self.context.problem.tokens.floor, 0)
         return tuple(float(share) for share in beyond / max(beyond.mean(), 1e-9))
 
 
@@ -257,7 +259,7 @@ def search(
     model: Decoder | None = None,
     encode: Callable[[str], list[int]] | None = None,
     sets: SampleSets | None = None,
-    bench: Bench | None = None,
+    context: SearchContext | None = None,
     fresh: bool = False,
     history: Sequence[Generation] = (),
     progress: bool = True,
@@ -268,18 +270,18 @@ def search(
     Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there.
 
     Args:
-        model, encode, sets, bench, fresh, history, made_by: as `Search`.
+        model, encode, sets, context, fresh, history, made_by: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=None, unit="scheme", disable=not progress))
+        bar = stack.enter_context(tqdm(total=None, unit="candidate", disable=not progress))
         bar.set_description("reading prompts")
         its = Search(
             config,
             model=model,
             encode=encode,
             sets=sets,
-            bench=bench,
+            context=context,
             fresh=fresh,
             history=history,
             made_by=made_by,

@@ -1,4 +1,4 @@
-"""The samples that budgets are judged on: three sets that share nothing, each for one purpose."""
+"""The samples that budgets are evaluated on: three sets that share nothing, each for one purpose."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Case:
         prompt: what is read densely, and then compressed.
         tail: what follows and is read through the compressed cache: a question that the cache did not know, if it
             was hidden, and the right reply.
-        reply: how many of the last tokens of `tail` are the reply, by which a scheme is judged.
+        reply: how many of the last tokens of `tail` are the reply, by which a candidate is evaluated.
     """
 
     prompt: tuple[int, ...]

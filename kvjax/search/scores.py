@@ -1,4 +1,4 @@
-"""What schemes achieve on samples, and the arithmetic from logits to that, shared by all that judge."""
+"""What candidates achieve on samples, and the arithmetic from logits to that, shared by all that evaluate."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Judged = tuple[Array, Array, Array]  # the fields of `Scores`
+Evaluated = tuple[Array, Array, Array]  # the fields of `Scores`
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What schemes achieve on samples: rows are schemes, columns samples.
+    """What candidates achieve on samples: rows are candidates, columns samples.
 
     Attributes:
         exact: 1 where greedy decoding writes exactly the reply.
@@ -33,7 +33,7 @@ def told(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array
     return jnp.stack([said, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)], axis=-1)
 
 
-def weigh(heard: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Judged:
+def weigh(heard: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Evaluated:
     """The fields of `Scores` from what was told of a tail's tokens, of which those of weight 1 count."""
     said, right = heard[..., 0], heard[..., 1]
     total = jnp.sum(weight, axis=-1)
@@ -41,28 +41,28 @@ def weigh(heard: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Judg
     return exact, jnp.sum(right * weight, axis=-1) / total, jnp.sum(said * weight, axis=-1) / total
 
 
-def check_schemes(schemes: Int[np.ndarray, "..."], layers: int) -> None:
+def check_candidates(candidates: Int[np.ndarray, "..."], layers: int) -> None:
     """Raises ValueError unless there is a number, or one for each kv head, for every layer with a budget."""
-    if schemes.ndim not in (2, 3) or schemes.shape[1] != layers:
-        raise ValueError(f"schemes of shape {schemes.shape}: one row each, for {layers} layers")
+    if candidates.ndim not in (2, 3) or candidates.shape[1] != layers:
+        raise ValueError(f"candidates of shape {candidates.shape}: one row each, for {layers} layers")
 
 
 def in_batches(
-    judge: Callable[[Int[np.ndarray, "N ..."]], Sequence[Judged]],
-    schemes: Int[np.ndarray, "P ..."],
+    evaluate: Callable[[Int[np.ndarray, "N ..."]], Sequence[Evaluated]],
+    candidates: Int[np.ndarray, "P ..."],
     batch: int,
     samples: int,
 ) -> Scores:
-    """Scores of any number of schemes by a function that was compiled for `batch`.
+    """Scores of any number of candidates by a function that was compiled for `batch`.
 
     Args:
-        judge: of so many schemes, a part for each block of samples; the last call's schemes are filled up with copies.
+        evaluate: of so many candidates, a part for each block of samples; the last call's candidates are filled up with copies.
         samples: how many of all blocks' samples are none that fill up a block.
     """
     found: list[list[np.ndarray]] = []
-    for begin in range(0, len(schemes), batch):
-        some = schemes[begin : begin + batch]
-        parts = judge(np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)]))
+    for begin in range(0, len(candidates), batch):
+        some = candidates[begin : begin + batch]
+        parts = evaluate(np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)]))
         joined = [np.concatenate([np.asarray(x) for x in field], axis=1) for field in zip(*parts, strict=True)]
         found.append([x[: len(some), :samples] for x in joined])
     return Scores(*(np.concatenate(field) for field in zip(*found, strict=True)))

@@ -15,8 +15,8 @@ from kvjax.search.wording import cell, gained, label, measured, setting
 HEIGHT = 96  # pixels of the longest bar
 BROADEST = 20  # layers that have room for their numbers
 CELL = "padding:2px 8px;text-align:right;white-space:nowrap"
-HEAD = ("", "search", "select", "test", "", "over uniform", "gap", "judged")
-LEGEND = "gap: by how much the search set flatters; judged: schemes"
+HEAD = ("", "search", "select", "test", "", "over uniform", "gap", "evaluated")
+LEGEND = "gap: by how much the search set flatters; evaluated: candidates"
 
 
 def html(result: SearchResult) -> str:
@@ -101,7 +101,7 @@ def outcomes(result: SearchResult) -> Table:
         shown.add_column(head, justify="right" if head else "left", no_wrap=True)
     for outcome in result.outcomes:
         chosen = outcome.name == result.chosen.name
-        shown.add_row(*_texts(outcome), style="bold" if chosen else "dim" if outcome.scheme is None else "")
+        shown.add_row(*_texts(outcome), style="bold" if chosen else "dim" if outcome.candidate is None else "")
     return shown
 
 
@@ -120,12 +120,12 @@ def table(results: Sequence[SearchResult]) -> Table:
         shown.add_column(name.replace("-", "-\n"), justify="right", no_wrap=True)
     for result in results:
         found = {outcome.name: outcome for outcome in result.outcomes}
-        best = max((o.test.mean for o in result.outcomes if o.scheme is not None), default=None)
+        best = max((o.test.mean for o in result.outcomes if o.candidate is not None), default=None)
         row = [Text(label(result))]
         for name in names:
             outcome, text = found.get(name), Text()
             if outcome is not None:
-                first = outcome.scheme is not None and outcome.test.mean == best
+                first = outcome.candidate is not None and outcome.test.mean == best
                 text.append(_points(outcome.test), style="bold green" if first else "")
                 text.append(f"\n{_whole(outcome.test)}", style="dim")
             row.append(text)
@@ -136,7 +136,7 @@ def table(results: Sequence[SearchResult]) -> Table:
 def _texts(outcome: Outcome) -> tuple[str, ...]:
     """A row under `HEAD`; the ends of intervals are whole points, which is all that they are sure to.
 
-    What is gained is said of schemes alone: the full cache costs more than uniform budgets do.
+    What is gained is said of candidates alone: the full cache costs more than uniform budgets do.
     """
     points, low, high = (100 * value + 0.0 for value in outcome.gain)
     return (
@@ -145,9 +145,11 @@ def _texts(outcome: Outcome) -> tuple[str, ...]:
         _points(outcome.selection),
         _points(outcome.test),
         _whole(outcome.test),
-        "" if outcome.name == "uniform" or outcome.scheme is None else f"{points:+.1f} ({round(low)} to {round(high)})",
+        ""
+        if outcome.name == "uniform" or outcome.candidate is None
+        else f"{points:+.1f} ({round(low)} to {round(high)})",
         f"{100 * outcome.calibration_gap + 0.0:+.1f}",
-        "" if outcome.scheme is None else f"{outcome.evaluations:,}",
+        "" if outcome.candidate is None else f"{outcome.evaluations:,}",
     )
 
 
@@ -160,7 +162,7 @@ def _row(outcome: Outcome, *, bold: bool) -> str:
 
 def _full(result: SearchResult) -> str:
     for outcome in result.outcomes:
-        if outcome.scheme is None:
+        if outcome.candidate is None:
             return f"; the full cache has {_points(outcome.test)}"
     return ""
 

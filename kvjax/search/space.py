@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 
 from kvjax.budget.split import largest_remainder
 
-Scheme = tuple[int, ...]  # KV entries kept of a prompt, one number a layer that does not slide
+Candidate = tuple[int, ...]  # KV entries kept of a prompt, one number a layer that does not slide
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Schemes of equal cost: one number a layer, `layers * mean` in all (EvolKV, arXiv 2509.08315, section 3).
+    """Candidates of equal cost: one number a layer, `layers * mean` in all (EvolKV, arXiv 2509.08315, section 3).
 
     Attributes:
         layers: that have a budget: all but those with a sliding window.
@@ -48,7 +48,7 @@ class Space:
 
     @property
     def units(self) -> int:
-        """Numbers of a scheme."""
+        """Numbers of a candidate."""
         return self.layers * self.heads
 
     @property
@@ -58,7 +58,7 @@ class Space:
 
     @property
     def total(self) -> int:
-        """Tokens over all numbers of a scheme."""
+        """Tokens over all numbers of a candidate."""
         return self.units * self.mean
 
     @property
@@ -67,19 +67,23 @@ class Space:
         return grouped(self.units, self.group_layers * self.heads)
 
     @property
-    def uniform(self) -> Scheme:
+    def uniform(self) -> Candidate:
         return (self.mean,) * self.units
 
-    def decode(self, point: Float[np.ndarray, "L"]) -> Scheme:
-        """The scheme at a point, which holds logarithms of shares."""
+    def decode(self, point: Float[np.ndarray, "L"]) -> Candidate:
+        """The candidate at a point, which holds logarithms of shares."""
         return self.project(np.exp(np.clip(point.astype(np.float64), -20, 20)))
 
-    def settled(self, scheme: Int[np.ndarray, "L"]) -> Scheme:
-        """A scheme as it will be used: of exactly the total."""
-        return tuple(int(retained) for retained in scheme) if scheme.sum() == self.total else self.completed(scheme)
+    def settled(self, candidate: Int[np.ndarray, "L"]) -> Candidate:
+        """A candidate as it will be used: of exactly the total."""
+        return (
+            tuple(int(retained) for retained in candidate)
+            if candidate.sum() == self.total
+            else self.completed(candidate)
+        )
 
-    def project(self, weights: Float[np.ndarray, "L"]) -> Scheme:
-        """The scheme that shares what lies beyond the floors in proportion to weights: exactly the total.
+    def project(self, weights: Float[np.ndarray, "L"]) -> Candidate:
+        """The candidate that shares what lies beyond the floors in proportion to weights: exactly the total.
 
         Water-filling: what a layer cannot take above its ceiling goes to the others, in the same proportions. Then
         largest remainder makes whole numbers. Where all weights are 0 they count as equal.
@@ -107,26 +111,26 @@ class Space:
             open_layers = [layer for layer in open_layers if layer not in filled]
         return tuple(self.floor + share for share in largest_remainder(shares))
 
-    def completed(self, scheme: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Scheme:
+    def completed(self, candidate: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Candidate:
         """Any numbers scaled to the exact total: what a search without a hard constraint has found, or at another c.
 
-        The paper rounds up, and overshoots; here the sum is exact. "Search once, expand": a scheme found at one mean
+        The paper rounds up, and overshoots; here the sum is exact. "Search once, expand": a candidate found at one mean
         keeps the proportions of what lies beyond the floors.
         """
-        return self.project(np.maximum(np.asarray(scheme, np.float64) - self.floor, 0.0))
+        return self.project(np.maximum(np.asarray(candidate, np.float64) - self.floor, 0.0))
 
-    def check(self, schemes: Int[np.ndarray, "P L"]) -> None:
-        """Raises where a scheme leaves the space.
+    def check(self, candidates: Int[np.ndarray, "P L"]) -> None:
+        """Raises where a candidate leaves the space.
 
         Raises:
             ValueError: another number of layers, a number out of bounds, or another sum.
         """
-        if schemes.ndim != 2 or schemes.shape[1] != self.units:
-            raise ValueError(f"schemes of shape {schemes.shape} for {self.units} numbers: one row each")
-        if schemes.min() < self.floor or schemes.max() > self.ceiling:
-            raise ValueError(f"a scheme leaves [{self.floor}, {self.ceiling}]: {schemes}")
-        if (sums := schemes.sum(axis=1) - self.total).any():
-            raise ValueError(f"schemes differ from the total of {self.total} tokens by {sums}")
+        if candidates.ndim != 2 or candidates.shape[1] != self.units:
+            raise ValueError(f"candidates of shape {candidates.shape} for {self.units} numbers: one row each")
+        if candidates.min() < self.floor or candidates.max() > self.ceiling:
+            raise ValueError(f"a candidate leaves [{self.floor}, {self.ceiling}]: {candidates}")
+        if (sums := candidates.sum(axis=1) - self.total).any():
+            raise ValueError(f"candidates differ from the total of {self.total} tokens by {sums}")
 
 
 def grouped(count: int, most: int) -> tuple[range, ...]:
@@ -134,12 +138,12 @@ def grouped(count: int, most: int) -> tuple[range, ...]:
     return tuple(range(first, min(first + most, count)) for first in range(0, count, most))
 
 
-def cache_score(scheme: Scheme, mean: int | float) -> float:
+def cache_score(candidate: Candidate, mean: int | float) -> float:
     """The paper's CacheScore: 1 at its target mean c, falling five times as fast above it as below.
 
     `max(0, 1 - (k - c)/c)` for a mean k above c, else `1 - 0.2 (1 - k/c)`.
     """
-    retained = math.fsum(scheme) / len(scheme)
+    retained = math.fsum(candidate) / len(candidate)
     if retained > mean:
         return max(0.0, 1 - (retained - mean) / mean)
     return 1 - 0.2 * (1 - retained / mean)

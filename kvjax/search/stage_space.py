@@ -7,7 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.space import Scheme, Space, grouped
+from kvjax.search.space import Candidate, Space, grouped
 from kvjax.search.stages import Stages, split
 
 COORDINATES = 3  # of a group: logarithm of its share, the exponent's logit, the kernel's number less the middle
@@ -15,7 +15,7 @@ COORDINATES = 3  # of a group: logarithm of its share, the exponent's logit, the
 
 @dataclasses.dataclass(frozen=True)
 class StageSpace:
-    """Schemes whose decode steps read as much: three numbers a layer, alike within a group of layers.
+    """Candidates whose decode steps read as much: three numbers a layer, alike within a group of layers.
 
     RocketKV gives every layer the same traffic, takes the exponent `0.2 + 0.06 log2(c)` of its compression c for stage
     1 (arXiv 2502.14051), and pools over 63 tokens; here all three are searched.
@@ -24,7 +24,7 @@ class StageSpace:
         layers: of the model.
         mean: KV pairs' worth of traffic a layer, kv head and step on average: the token budget.
         context: most tokens of a sequence.
-        stages: what schemes share; the numbers of its kernels are what they name.
+        stages: what candidates share; the numbers of its kernels are what they name.
         unit_layers: layers that share their numbers; they are prefilled together.
         group_layers: layers whose numbers are searched together.
     """
@@ -74,14 +74,14 @@ class StageSpace:
         return grouped(self.dims, COORDINATES * self.group_layers // self.unit_layers)
 
     @property
-    def uniform(self) -> Scheme:
+    def uniform(self) -> Candidate:
         """RocketKV's own numbers in every layer."""
         exponent = min(0.2 + 0.06 * math.log2(max(self.context / self.mean, 1.0)), 0.8)
         retained, read = split(self.context, self.mean, exponent, self.stages)
         return (retained, read, len(self.stages.kernels) - 1) * self.layers
 
-    def decode(self, point: Float[np.ndarray, "N"]) -> Scheme:
-        """The scheme at a point; all zeros are equal shares, an even split, and a middling kernel."""
+    def decode(self, point: Float[np.ndarray, "N"]) -> Candidate:
+        """The candidate at a point; all zeros are equal shares, an even split, and a middling kernel."""
         shares, logits, kernels = point.astype(np.float64).reshape(self._count, COORDINATES).T
         traffic = self._traffic.project(np.exp(np.clip(shares, -20, 20)))
         exponents = 1 / (1 + np.exp(-np.clip(logits, -20, 20)))
@@ -93,5 +93,5 @@ class StageSpace:
         ]
         return tuple(value for layer in range(self.layers) for value in rows[layer // self.unit_layers])
 
-    def settled(self, scheme: Int[np.ndarray, "L"]) -> Scheme:
-        return tuple(int(value) for value in scheme)
+    def settled(self, candidate: Int[np.ndarray, "L"]) -> Candidate:
+        return tuple(int(value) for value in candidate)

@@ -1,7 +1,7 @@
 """Judges RocketKV's own numbers: what each layer keeps, reads a step, and pools over, as the engine's steps use them.
 
 What a step reads depends on its query, so tails are read token by token, through the views and with the functions of
-the engine. Every (scheme, sample) is a slot; what a scheme says is data of its slot, and one compile serves all.
+the engine. Every (candidate, sample) is a slot; what a candidate says is data of its slot, and one compile serves all.
 """
 
 import dataclasses
@@ -25,22 +25,22 @@ from kvjax.attention.retention import gather, retain
 from kvjax.attention.selection import HybridPages
 from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.models import Decoder
-from kvjax.search.arena import Arena
+from kvjax.search.evaluators import Evaluators
 from kvjax.search.samples import Case, Padded
-from kvjax.search.scores import Judged, Scores, in_batches, told, weigh
-from kvjax.search.space import Scheme
+from kvjax.search.scores import Evaluated, Scores, in_batches, told, weigh
+from kvjax.search.space import Candidate
 
-BLOCK = 4  # samples that are judged at a time: each takes a slot for every scheme
+BLOCK = 4  # samples that are evaluated at a time: each takes a slot for every candidate
 BOUNDS = "bfloat16"  # of the pages' summary, as the engine keeps it beside a float32 cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What all schemes share; static.
+    """What all candidates share; static.
 
     Attributes:
         window, sinks: of stage 1.
-        kernels: the widths of max-pooling that a scheme chooses from by number.
+        kernels: the widths of max-pooling that a candidate chooses from by number.
         page_size: entries of a page.
         headroom: entries of a served view that stay free for generated tokens.
     """
@@ -52,7 +52,7 @@ class Stages:
     headroom: int = 128
 
     def plan(self, longest: int, tail: int) -> LayerCacheConfig:
-        """The plan under which any scheme's numbers can be followed."""
+        """The plan under which any candidate's numbers can be followed."""
         capacity = -(-(longest + tail) // self.page_size) * self.page_size
         pages = HybridPages(capacity, self.page_size, half_precision_summary=True, dense_threshold=2 * capacity)
         return LayerCacheConfig(capacity, Observation(self.window, 1, self.sinks), longest, pages)
@@ -81,12 +81,12 @@ class StageReadings:
     first: Any  # [S, 2] float32
 
 
-class StageArena(Arena):
-    """For schemes of three numbers a layer, one after another: tokens kept, tokens read, number of the kernel.
+class StageEvaluators(Evaluators):
+    """For candidates of three numbers a layer, one after another: tokens kept, tokens read, number of the kernel.
 
     Args:
         longest, tail: tokens to which prompts and tails are padded.
-        batch: schemes a call.
+        batch: candidates a call.
 
     Raises:
         ValueError: a layer of the model slides: its ring has no pages.
@@ -100,7 +100,7 @@ class StageArena(Arena):
         self._plan, self._layers = stages.plan(longest, tail), model.config.num_layers
 
     @property
-    def full(self) -> Scheme:
+    def full(self) -> Candidate:
         return (self._longest, self._plan.capacity, 0) * self._layers
 
     def read(self, cases: Sequence[Case]) -> list[StageReadings]:
@@ -119,13 +119,13 @@ class StageArena(Arena):
             blocks.append(StageReadings(k, v, scores, start, tails, weight, first))
         return blocks
 
-    def judge(self, schemes: Int[np.ndarray, "P N"], read: list[StageReadings], samples: int) -> Scores:
+    def evaluate(self, candidates: Int[np.ndarray, "P N"], read: list[StageReadings], samples: int) -> Scores:
         static = self._graph, self._stages, self._plan
 
-        def judge(some: Int[np.ndarray, "N L 3"]) -> list[Judged]:
-            return [_judge(*static, self._params, block, some) for block in read]
+        def evaluate(some: Int[np.ndarray, "N L 3"]) -> list[Evaluated]:
+            return [_evaluate(*static, self._params, block, some) for block in read]
 
-        return in_batches(judge, schemes.reshape(-1, self._layers, 3).astype(np.int32), self._batch, samples)
+        return in_batches(evaluate, candidates.reshape(-1, self._layers, 3).astype(np.int32), self._batch, samples)
 
     def entropy(self, read: list[StageReadings]) -> Float[np.ndarray, "L"]:
         """Zeros: nothing that searches these numbers asks for it."""
@@ -163,19 +163,19 @@ def _prefill(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _judge(
+def _evaluate(
     graph: nnx.GraphDef[Decoder],
     stages: Stages,
     plan: LayerCacheConfig,
     params: Any,
     block: StageReadings,
-    schemes: Int[Array, "P L 3"],
-) -> Judged:
+    candidates: Int[Array, "P L 3"],
+) -> Evaluated:
     """The fields of `Scores`: [P S] each."""
     decoder = nnx.merge(graph, params)
-    count, samples = len(schemes), len(block.start)
+    count, samples = len(candidates), len(block.start)
     slots = count * samples
-    held = tuple(_view(stages, plan, block, layer, schemes[:, layer]) for layer in range(schemes.shape[1]))
+    held = tuple(_view(stages, plan, block, layer, candidates[:, layer]) for layer in range(candidates.shape[1]))
     tail, start = jnp.tile(block.tail, (count, 1)), jnp.tile(block.start, count)
     active, scale = jnp.ones(slots, bool), decoder.config.query_scale
 
@@ -197,7 +197,7 @@ def _judge(
 
 
 def _view(stages: Stages, plan: LayerCacheConfig, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:
-    """One layer's view for every scheme and sample: slot `p * S + s`."""
+    """One layer's view for every candidate and sample: slot `p * S + s`."""
 
     def one(row: Int[Array, "3"], k: Array, v: Array, scores: Array, length: Array) -> View:
         recent = jnp.int32(stages.window)

@@ -16,8 +16,8 @@ def test_the_table_pairs_both_modes_with_what_costs_the_same(tmp_path, capsys):
     row, measured = json.loads(output.read_text())["rows"]
     outcomes = {each["name"]: each for each in row["project"]["outcomes"]}
     assert {"uniform", "pyramid", "inverse-pyramid", "entropy", "streaming", "full cache"} < set(outcomes)
-    judged = {outcomes[name]["evaluations"] for name in ("evolution", "random", "fine-greedy")}
-    assert max(judged) - min(judged) < 20  # a generation of ten, and a size of each layer
+    evaluated = {outcomes[name]["evaluations"] for name in ("evolution", "random", "fine-greedy")}
+    assert max(evaluated) - min(evaluated) < 20  # a generation of ten, and a size of each layer
     for mode in ("project", "paper"):
         cell = row["verdict"][mode]
         assert cell["over_uniform"][0] == pytest.approx(cell["test"]["mean"] - outcomes["uniform"]["test"]["mean"])

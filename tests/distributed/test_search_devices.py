@@ -1,4 +1,4 @@
-"""A population of schemes is judged on all devices at once, and scored as on one."""
+"""A population of candidates is evaluated on all devices at once, and scored as on one."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.search.copying import MODEL, WINDOW, case, sets
 SAMPLES = 11  # the last block of samples is filled up
 
 
-def schemes(count: int) -> np.ndarray:
+def candidates(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(WINDOW, 96, (count, 2))
 
 
@@ -28,11 +28,11 @@ def test_a_population_lies_on_all_devices_and_scores_as_on_one(devices):
     many, one = Evaluator(model, batch=10, devices=devices), Evaluator(model, batch=16, devices=devices[:1])
     blocks = many.place(readings)
     for count in (1, 16, 21):  # fewer than devices, as many as a batch holds, more
-        found, expected = many(schemes(count), blocks, SAMPLES), one(schemes(count), one.place(readings), SAMPLES)
+        found, expected = many(candidates(count), blocks, SAMPLES), one(candidates(count), one.place(readings), SAMPLES)
         np.testing.assert_array_equal(found.exact, expected.exact)
         np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5, atol=1e-6)
     budgets = jax.device_put(np.full((16, 2, 2), 40, np.int32), many._split)
-    exact, *_ = evaluation._judge(many._graph, many._params, blocks[0], budgets)
+    exact, *_ = evaluation._evaluate(many._graph, many._params, blocks[0], budgets)
     assert exact.sharding.device_set == set(devices)
     assert {shard.data.shape for shard in exact.addressable_shards} == {(2, evaluation.BLOCK)}
 
@@ -44,8 +44,8 @@ def test_a_search_over_devices_compiles_once_and_finds_the_best(devices):
     )  # fmt: skip
     model = MODEL.build()
     first = search(config, model=model, sets=sets(16), progress=False)
-    assert first.outcome("evolution").scheme is not None
-    assert (first.outcome("evolution").scheme or ())[0] <= WINDOW + 2
+    assert first.outcome("evolution").candidate is not None
+    assert (first.outcome("evolution").candidate or ())[0] <= WINDOW + 2
     counter = CompileCounter()
     counter.start()
     try:

@@ -16,7 +16,7 @@ from kvjax.search.objective import Objective
 from kvjax.search.outcome import FULL, SETS, Outcome
 from kvjax.search.result import SearchResult
 from kvjax.search.scores import Scores
-from kvjax.search.space import Scheme, Space
+from kvjax.search.space import Candidate, Space
 
 CEILING = 480
 
@@ -32,13 +32,13 @@ class Needs:
         middle = np.exp(-(((np.arange(layers) - 0.4 * layers) / (0.2 * layers)) ** 2))
         return cls((8 + 150 * middle) * np.random.default_rng(seed).lognormal(0, 0.6, (samples, layers)))
 
-    def __call__(self, schemes: np.ndarray) -> Scores:
-        met = np.minimum(1.0, schemes[:, None] / self.tokens).mean(axis=-1).astype(np.float32)
+    def __call__(self, candidates: np.ndarray) -> Scores:
+        met = np.minimum(1.0, candidates[:, None] / self.tokens).mean(axis=-1).astype(np.float32)
         return Scores((met > 0.9).astype(np.float32), met, np.log(met))
 
-    def score(self, scheme: np.ndarray) -> np.ndarray:
+    def score(self, candidate: np.ndarray) -> np.ndarray:
         """Score and log-probability of each sample."""
-        scores = self(scheme[None])
+        scores = self(candidate[None])
         return np.concatenate([scores.exact, scores.log_probability]).astype(np.float64)
 
 
@@ -80,7 +80,7 @@ def search_result(
     for _ in run:
         pass
     found = _outcome(name, _tuple(run.finalists(1)[0]), layers, token_budget, sets, run.evaluations)
-    anchors = [_outcome(rule.name, _scheme(rule, problem), layers, token_budget, sets) for rule in ANCHORS]
+    anchors = [_outcome(rule.name, _candidate(rule, problem), layers, token_budget, sets) for rule in ANCHORS]
     chosen = max(found, anchors[0], key=lambda outcome: outcome.selection.mean)
     return dataclasses.replace(
         empty,
@@ -89,7 +89,7 @@ def search_result(
         expanded={
             2 * token_budget: tuple(
                 _outcome(
-                    each.name, tuple(2 * retained for retained in each.scheme or ()), layers, 2 * token_budget, sets
+                    each.name, tuple(2 * retained for retained in each.candidate or ()), layers, 2 * token_budget, sets
                 )
                 for each in dict.fromkeys((anchors[0], chosen))
             )
@@ -98,18 +98,18 @@ def search_result(
     )
 
 
-def _scheme(rule: Fixed, problem: Problem) -> Scheme:
-    return _tuple(np.array(rule.scheme(problem)))
+def _candidate(rule: Fixed, problem: Problem) -> Candidate:
+    return _tuple(np.array(rule.candidate(problem)))
 
 
-def _tuple(scheme: np.ndarray) -> Scheme:
-    return tuple(int(retained) for retained in scheme)
+def _tuple(candidate: np.ndarray) -> Candidate:
+    return tuple(int(retained) for retained in candidate)
 
 
 def _outcome(
-    name: str, scheme: Scheme | None, layers: int, mean: int, sets: list[Needs], evaluations: int = 1
+    name: str, candidate: Candidate | None, layers: int, mean: int, sets: list[Needs], evaluations: int = 1
 ) -> Outcome:
-    retained = np.array(scheme or (CEILING,) * layers)
+    retained = np.array(candidate or (CEILING,) * layers)
     scores = dict(zip(SETS, (needs.score(retained) for needs in sets), strict=True))
     uniform = sets[2].score(np.full(layers, mean))[0]
-    return Outcome.of(name, scheme, scores, uniform, evaluations, 0.05 * evaluations)
+    return Outcome.of(name, candidate, scores, uniform, evaluations, 0.05 * evaluations)

@@ -96,7 +96,7 @@ def test_a_search_killed_twice_ends_in_the_bits_of_one_that_was_not(config, tmp_
     for fields in (generation for each in (one, other) for generation in each["history"]):
         del fields["seconds"]
     assert one["history"] == other["history"]
-    assert one["chosen"]["scheme"] == other["chosen"]["scheme"]
+    assert one["chosen"]["candidate"] == other["chosen"]["candidate"]
 
 
 @pytest.mark.parametrize(

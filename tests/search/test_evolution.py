@@ -20,13 +20,13 @@ def problem(layers: int = 8, mean: int = 100, floor: int = 10, ceiling: int = 40
     return Problem(Space(layers, mean, floor, ceiling), np.zeros(layers))
 
 
-def flat(schemes: np.ndarray) -> np.ndarray:
-    return np.full(len(schemes), 0.5)
+def flat(candidates: np.ndarray) -> np.ndarray:
+    return np.full(len(candidates), 0.5)
 
 
 def towards(target: np.ndarray) -> Fitness:
     """1 at the target, and less by the mean distance to it as a share of the mean budget."""
-    return lambda schemes: 1 - np.abs(schemes - target).mean(axis=1) / target.mean()
+    return lambda candidates: 1 - np.abs(candidates - target).mean(axis=1) / target.mean()
 
 
 def run(
@@ -36,14 +36,14 @@ def run(
     seed: int = 0,
     between: Callable[[State], State] = lambda state: state,
 ) -> tuple[State, list[np.ndarray], list[State]]:
-    """Asks and tells until it ends: the last state, each generation's schemes, and the states after them."""
+    """Asks and tells until it ends: the last state, each generation's candidates, and the states after them."""
     state, asked, states = evolution.begin(problem, seed), [], []
     while True:
-        schemes, state = evolution.ask(problem, between(state))
-        if not len(schemes):
+        candidates, state = evolution.ask(problem, between(state))
+        if not len(candidates):
             return state, asked, states
-        state = evolution.tell(problem, between(state), schemes, fitness(schemes))
-        asked.append(schemes)
+        state = evolution.tell(problem, between(state), candidates, fitness(candidates))
+        asked.append(candidates)
         states.append(state)
 
 
@@ -85,11 +85,13 @@ def test_a_flat_objective_does_not_collapse_the_search():
     assert {float(state["es"].std) for state in states} == {0.5}
     np.testing.assert_array_equal(state["es"].mean, first["es"].mean)
     np.testing.assert_allclose(state["es"].C, np.eye(8), atol=1e-5)
-    assert len({tuple(scheme) for schemes in asked for scheme in schemes}) == 600  # it goes on looking around
+    assert (
+        len({tuple(candidate) for candidates in asked for candidate in candidates}) == 600
+    )  # it goes on looking around
 
 
 def test_two_levels_of_fitness_do_not_collapse_the_search():
-    """What is left of accuracy near its best: of ten schemes a few are worse, by chance."""
+    """What is left of accuracy near its best: of ten candidates a few are worse, by chance."""
 
     def levels(population: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(population)) == np.argmax(population[:, 0]), 1.0, 0.0)
@@ -110,7 +112,7 @@ def test_a_quantised_objective_still_converges(seed):
     eight = problem()
     target = np.array([40, 240, 160, 120, 80, 60, 60, 40])
     smooth = towards(target)
-    state, asked, _ = run(Evolution(evaluations=400), eight, lambda schemes: np.round(smooth(schemes), 1), seed)
+    state, asked, _ = run(Evolution(evaluations=400), eight, lambda candidates: np.round(smooth(candidates), 1), seed)
     best, uniform = smooth(np.concatenate(asked)).max(), smooth(np.array([eight.space.uniform]))[0]
     assert uniform == pytest.approx(0.45)
     assert best > 0.8
@@ -125,23 +127,23 @@ def test_small_differences_between_large_fitnesses_count():
     eight = problem()
     smooth = towards(np.array([40, 240, 160, 120, 80, 60, 60, 40]))
     exact = run(Evolution(evaluations=200), eight, smooth)
-    tiny = run(Evolution(evaluations=200), eight, lambda schemes: 0.75 + 1e-9 * smooth(schemes))
+    tiny = run(Evolution(evaluations=200), eight, lambda candidates: 0.75 + 1e-9 * smooth(candidates))
     np.testing.assert_array_equal(np.concatenate(tiny[1]), np.concatenate(exact[1]))
 
 
 def test_every_candidate_costs_the_total():
     twenty = problem(20)
     state, asked, states = run(Evolution(evaluations=60), twenty, towards(np.linspace(30, 170, 20)))
-    for schemes, then in zip(asked, states, strict=True):
-        twenty.space.check(schemes)
+    for candidates, then in zip(asked, states, strict=True):
+        twenty.space.check(candidates)
         twenty.space.check(Evolution().proposals(twenty, then))
     assert Evolution().spread(state) > 0
 
 
 def groups_of(asked: list[np.ndarray], states: list[State]) -> dict[int, list[tuple[np.ndarray, State]]]:
     found: dict[int, list[tuple[np.ndarray, State]]] = {}
-    for schemes, state in zip(asked, states, strict=True):
-        found.setdefault(int(state["group"]), []).append((schemes, state))
+    for candidates, state in zip(asked, states, strict=True):
+        found.setdefault(int(state["group"]), []).append((candidates, state))
     return found
 
 
@@ -154,13 +156,13 @@ def test_groups_of_eight_come_in_order_and_finished_ones_stay_at_their_best():
     assert list(groups) == [0, 1, 2]
     start, before = np.zeros(20, np.float32), -np.inf
     for number, layers in enumerate(twenty.space.groups):
-        judged = np.concatenate([schemes for schemes, _ in groups[number]])
+        evaluated = np.concatenate([candidates for candidates, _ in groups[number]])
         points = np.concatenate([state["points"] for _, state in groups[number]])
-        assert {len(schemes) for schemes, _ in groups[number]} == {4 + int(3 * np.log(len(layers)))}
-        assert 60 <= len(judged) < 60 + len(groups[number][0][0])
+        assert {len(candidates) for candidates, _ in groups[number]} == {4 + int(3 * np.log(len(layers)))}
+        assert 60 <= len(evaluated) < 60 + len(groups[number][0][0])
         others = np.setdiff1d(np.arange(20), layers)
         np.testing.assert_array_equal(points[:, others], np.tile(start[others], (len(points), 1)))
-        fitness = aim(judged)
+        fitness = aim(evaluated)
         if fitness.max() > before:  # the best of all so far is never forgotten
             start, before = points[fitness.argmax()], fitness.max()
         last = groups[number][-1][1]
@@ -188,7 +190,7 @@ def test_a_last_group_of_one_layer():
     target = np.array([90] * 8 + [180])
     state, asked, states = run(Evolution(evaluations=40), nine, towards(target), 1)
     alone = groups_of(asked, states)[1]
-    assert {len(schemes) for schemes, _ in alone} == {4}
+    assert {len(candidates) for candidates, _ in alone} == {4}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state["es"].mean, state["es"].C, state["es"].std)))
     nine.space.check(np.concatenate(asked))
 
@@ -213,14 +215,14 @@ def test_resuming_at_every_generation_changes_no_bit(mode):
 def test_the_paper_searches_within_bounds_and_at_any_cost():
     space = problem(20, mean=100, floor=80, ceiling=120).space
     narrow = Problem(space, np.zeros(20))
-    _, asked, states = run(Evolution(mode="paper", evaluations=60), narrow, lambda schemes: schemes.mean(axis=1))
-    schemes = np.concatenate(asked)
-    assert schemes.min() == 80
-    assert schemes.max() == 120
-    assert np.ptp(schemes.sum(axis=1)) > 0
+    _, asked, states = run(Evolution(mode="paper", evaluations=60), narrow, lambda candidates: candidates.mean(axis=1))
+    candidates = np.concatenate(asked)
+    assert candidates.min() == 80
+    assert candidates.max() == 120
+    assert np.ptp(candidates.sum(axis=1)) > 0
     assert [float(group[0][1]["es"].mean.shape[0]) for group in groups_of(asked, states).values()] == [8, 8, 4]
-    # the layers of a finished group are what its best scheme gave them, to the token
-    best = schemes[schemes.mean(axis=1).argmax()]
+    # the layers of a finished group are what its best candidate gave them, to the token
+    best = candidates[candidates.mean(axis=1).argmax()]
     for number, layers in enumerate(space.groups[:-1]):
         later = np.concatenate([group for group, state in zip(asked, states, strict=True) if state["group"] > number])
         assert (later[:, layers.start : layers.stop] == best[layers.start : layers.stop]).all()
@@ -232,9 +234,9 @@ def test_the_paper_searches_within_bounds_and_at_any_cost():
 def test_a_start_is_where_the_first_generation_lies():
     eight = problem(ceiling=1000)
     start = (0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0)
-    schemes, _ = Evolution(start=start, sigma=1e-4).ask(eight, Evolution(start=start, sigma=1e-4).begin(eight, 0))
+    candidates, _ = Evolution(start=start, sigma=1e-4).ask(eight, Evolution(start=start, sigma=1e-4).begin(eight, 0))
     wanted = eight.space.project(np.array([0.02, *start[1:]]))  # zero has no logarithm
-    assert np.abs(schemes - np.array(wanted)).max() <= 1
+    assert np.abs(candidates - np.array(wanted)).max() <= 1
 
 
 @pytest.mark.parametrize("fields", [{"evaluations": 0}, {"sigma": -0.1}, {"population": 3}])

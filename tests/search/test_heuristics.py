@@ -33,55 +33,55 @@ def asked(allocator: Allocator, problem: Problem, fitness: object = None, state:
     state = allocator.begin(problem, 3) if state is None else state
     found = []
     while True:
-        schemes, state = allocator.ask(problem, state)
-        if not len(schemes):
+        candidates, state = allocator.ask(problem, state)
+        if not len(candidates):
             return np.concatenate(found)
-        worth = schemes.min(axis=1).astype(np.float64) if fitness is None else fitness(schemes)
-        state = allocator.tell(problem, state, schemes, worth)
-        found.append(schemes)
+        worth = candidates.min(axis=1).astype(np.float64) if fitness is None else fitness(candidates)
+        state = allocator.tell(problem, state, candidates, worth)
+        found.append(candidates)
 
 
 @pytest.mark.parametrize("rule", ANCHORS, ids=lambda rule: rule.name)
 @hypothesis.given(problem=problems())
 def test_a_rule_asks_once_for_one_scheme_of_the_space(rule, problem):
-    schemes = asked(rule, problem)
-    assert len(schemes) == 1
-    problem.space.check(schemes)
+    candidates = asked(rule, problem)
+    assert len(candidates) == 1
+    problem.space.check(candidates)
 
 
 @hypothesis.given(problem=problems())
 def test_random_search_stays_in_the_space(problem):
-    schemes = asked(RandomSearch(evaluations=25), problem)
-    assert len(schemes) == 25
-    problem.space.check(schemes)
+    candidates = asked(RandomSearch(evaluations=25), problem)
+    assert len(candidates) == 25
+    problem.space.check(candidates)
 
 
 @hypothesis.given(problem=problems(), seed=st.integers(0, 1000))
 def test_greedy_ends_in_the_space(problem, seed):
     rng = np.random.default_rng(seed)
-    schemes = asked(Greedy(), problem, lambda schemes: rng.random(len(schemes)))
-    problem.space.check(schemes[-1:])
-    assert schemes.min() >= problem.space.floor
-    assert schemes.max() <= problem.space.ceiling
+    candidates = asked(Greedy(), problem, lambda candidates: rng.random(len(candidates)))
+    problem.space.check(candidates[-1:])
+    assert candidates.min() >= problem.space.floor
+    assert candidates.max() <= problem.space.ceiling
 
 
 def test_uniform_is_uniform():
-    assert Uniform().scheme(flat()) == (100,) * 8
+    assert Uniform().candidate(flat()) == (100,) * 8
 
 
 def test_the_pyramid_is_that_of_budgets():
     falling = pyramid_capacities(8, 100, 12, 600, 20)
-    assert Pyramid().scheme(flat()) == tuple(falling)
+    assert Pyramid().candidate(flat()) == tuple(falling)
     assert falling[0] > falling[-1]
-    assert InversePyramid().scheme(flat()) == tuple(reversed(falling))
-    assert Pyramid(beta=1).scheme(flat()) == (100,) * 8
+    assert InversePyramid().candidate(flat()) == tuple(reversed(falling))
+    assert Pyramid(beta=1).candidate(flat()) == (100,) * 8
 
 
 def test_entropy_shares_what_is_beyond_the_floors_by_the_number_of_tokens_looked_at():
-    assert Entropy().scheme(flat()) == (100,) * 8
+    assert Entropy().candidate(flat()) == (100,) * 8
     looked_at = np.log([10.0, 20.0, 30.0, 40.0])
-    assert Entropy().scheme(Problem(Space(4, 62, 12, 600), looked_at)) == (32, 52, 72, 92)
-    assert Entropy().scheme(Problem(Space(4, 62, 12, 600), looked_at + 1000)) == (32, 52, 72, 92)
+    assert Entropy().candidate(Problem(Space(4, 62, 12, 600), looked_at)) == (32, 52, 72, 92)
+    assert Entropy().candidate(Problem(Space(4, 62, 12, 600), looked_at + 1000)) == (32, 52, 72, 92)
 
 
 def test_random_search_draws_other_schemes_with_another_seed_and_goes_on_to_the_bit():
@@ -97,18 +97,18 @@ def test_random_search_draws_other_schemes_with_another_seed_and_goes_on_to_the_
 
 def needs(gains: np.ndarray, needed: np.ndarray):
     """Utility that adds up over layers: each gains by every token until it has what it needs."""
-    return lambda schemes: (gains * np.minimum(schemes, needed)).sum(axis=1)
+    return lambda candidates: (gains * np.minimum(candidates, needed)).sum(axis=1)
 
 
 def test_greedy_measures_each_layer_at_each_size_alone_and_then_judges_what_it_chose():
     problem, greedy = flat(), Greedy()
     grid = greedy.grid(problem)
     assert (len(grid), grid[0], grid[-1]) == (6, 12, 600)
-    schemes = asked(greedy, problem)
-    assert len(schemes) == 48 + 1
+    candidates = asked(greedy, problem)
+    assert len(candidates) == 48 + 1
     for row, (layer, size) in enumerate(itertools.product(range(8), grid)):
-        assert schemes[row, layer] == size
-        assert (np.delete(schemes[row], layer) == 600).all()
+        assert candidates[row, layer] == size
+        assert (np.delete(candidates[row], layer) == 600).all()
     # sizes that round to the same number are measured once
     assert len(asked(greedy, flat(ceiling=102))) == 8 * len(set(greedy.grid(flat(ceiling=102)))) + 1
     assert len(asked(Greedy(sizes=4), problem)) == 32 + 1
@@ -130,14 +130,14 @@ def test_greedy_finds_the_optimum_where_utility_adds_up(seed):
 
 
 def test_greedy_finds_the_optimum_of_all_schemes_on_its_grid():
-    """Against every scheme of a small space, with curves that are concave but not linear."""
+    """Against every candidate of a small space, with curves that are concave but not linear."""
     problem = flat(4, mean=30, floor=10, ceiling=80)
     greedy, worths = Greedy(sizes=8, step=5), np.array([1.0, 2.0, 4.0, 8.0])
     grid = greedy.grid(problem)
     curves = worths[:, None] * np.log(grid)
 
-    def interpolated(schemes: np.ndarray) -> np.ndarray:
-        return sum(np.interp(schemes[:, layer], grid, curves[layer]) for layer in range(4))
+    def interpolated(candidates: np.ndarray) -> np.ndarray:
+        return sum(np.interp(candidates[:, layer], grid, curves[layer]) for layer in range(4))
 
     found = asked(greedy, problem, interpolated)[-1]
     every = np.array([s for s in itertools.product(range(10, 81, 5), repeat=4) if sum(s) == 120])
@@ -149,14 +149,14 @@ def test_what_greedy_chose_is_a_finalist_though_its_measurements_cost_and_score_
     problem, gains = flat(), np.arange(1.0, 9)
     utility = needs(gains, np.full(8, 600))
 
-    def judge(schemes: np.ndarray) -> Scores:
-        score = (utility(schemes) / 60_000).astype(np.float32)[:, None]
+    def evaluate(candidates: np.ndarray) -> Scores:
+        score = (utility(candidates) / 60_000).astype(np.float32)[:, None]
         return Scores(score, score, np.zeros_like(score))
 
-    run = AllocatorRun(Greedy(), problem, Objective(), judge, 0)
+    run = AllocatorRun(Greedy(), problem, Objective(), evaluate, 0)
     generations = list(run)
     assert run.evaluations == 49
-    chosen = generations[-1].schemes[0]
+    chosen = generations[-1].candidates[0]
     finalists = run.finalists(4)
     problem.space.check(finalists)
     assert chosen.tolist() in finalists.tolist()

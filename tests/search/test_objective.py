@@ -1,4 +1,4 @@
-"""What a scheme is worth: in the paper's terms, and in ours, where answers' probability decides between equals."""
+"""What a candidate is worth: in the paper's terms, and in ours, where answers' probability decides between equals."""
 
 import numpy as np
 import pytest

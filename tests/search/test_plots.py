@@ -43,7 +43,7 @@ def test_a_bar_is_what_its_layer_keeps(sliding):
     result = search_result(sliding=sliding)
     [axes] = plots.budgets(result).axes
     heights, feet = ([bar.get_height() for bar in bars] for bars in axes.containers)
-    assert tuple(heights) == result.chosen.scheme
+    assert tuple(heights) == result.chosen.candidate
     assert set(feet) == {result.config.window + result.config.sinks}
     assert tuple(labelled(axes, "uniform").get_ydata()) == (64,) * 8
     assert sum(labelled(axes, "pyramid").get_ydata()) == 512
@@ -53,15 +53,15 @@ def test_a_bar_is_what_its_layer_keeps(sliding):
 
 def test_a_mean_that_is_no_whole_number_is_not_rounded_to_one():
     result = search_result()
-    retained = (*(result.chosen.scheme or ())[:-1], 30)
-    picture = plots.budgets(dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, scheme=retained)))
+    retained = (*(result.chosen.candidate or ())[:-1], 30)
+    picture = plots.budgets(dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, candidate=retained)))
     assert picture.axes[0].get_title("left") == f"{sum(retained)} tokens in 8 layers: mean {sum(retained) / 8:.3f}"
 
 
 def test_every_scheme_that_was_judged_is_a_dot_under_the_best_so_far():
     result = search_result()
     [axes] = plots.convergence(result).axes
-    dots = labelled(axes, "a scheme")
+    dots = labelled(axes, "a candidate")
     scores = np.concatenate([generation.score for generation in result.history])
     np.testing.assert_allclose(dots.get_ydata(), 100 * scores)
     best = np.asarray(labelled(axes, "best so far").get_ydata())
@@ -76,7 +76,7 @@ def test_every_scheme_that_was_judged_is_a_dot_under_the_best_so_far():
 def test_what_costs_more_than_the_budget_is_hollow_and_never_the_best():
     result = search_result(allocator=Greedy())
     [axes] = plots.convergence(result).axes
-    [own] = labelled(axes, "a scheme").get_ydata()
+    [own] = labelled(axes, "a candidate").get_ydata()
     assert len(labelled(axes, "costs more").get_ydata()) == 48
     assert max(labelled(axes, "costs more").get_ydata()) > own
     assert set(labelled(axes, "best so far").get_ydata()) == {own}
@@ -95,7 +95,7 @@ def test_a_column_is_the_mean_scheme_of_its_generation():
     heat, spread = plots.generations(result).axes[:2]
     [image] = heat.images
     for column, generation in zip(np.asarray(image.get_array()).T, result.history, strict=True):
-        np.testing.assert_allclose(column, generation.schemes.mean(axis=0))
+        np.testing.assert_allclose(column, generation.candidates.mean(axis=0))
         assert column.sum() == pytest.approx(512)
     np.testing.assert_allclose(spread.lines[0].get_ydata(), [generation.spread for generation in result.history])
     assert plots.generations(search_result(allocator=Greedy())).axes[0].images[0].get_clim()[1] < 200  # not 480
@@ -103,7 +103,7 @@ def test_a_column_is_the_mean_scheme_of_its_generation():
 
 def test_a_search_that_judged_nothing_is_drawn_as_such():
     empty = dataclasses.replace(search_result(), history=())
-    assert texts(plots.generations(empty).axes[0]) == ["nothing was judged"]
+    assert texts(plots.generations(empty).axes[0]) == ["nothing was evaluated"]
     assert not [line for line in plots.convergence(empty).axes[0].lines if line.get_label() == "best so far"]
 
 
@@ -115,7 +115,7 @@ def test_nothing_lies_above_the_front_and_bytes_are_those_of_the_profile():
     assert (np.diff(score[:-1]) > 0).all()
     for result in results:
         at = score[:-1][cost[:-1] <= result.config.token_budget].max()
-        assert at >= max(100 * each.test.mean for each in result.outcomes if each.scheme is not None)
+        assert at >= max(100 * each.test.mean for each in result.outcomes if each.candidate is not None)
     full = labelled(axes, FULL).get_ydata()[0]
     assert full == 100 * next(each for each in results[0].outcomes if each.name == FULL).test.mean
     [top] = axes.child_axes
@@ -133,7 +133,7 @@ def test_one_search_has_a_front_over_all_its_budgets():
     axes = result.plot_pareto().axes[0]
     assert axes.get_xticks().tolist() == [64, 128]
     score = labelled(axes, "Pareto front").get_ydata()
-    assert score[0] == max(100 * each.test.mean for each in result.outcomes if each.scheme is not None)
+    assert score[0] == max(100 * each.test.mean for each in result.outcomes if each.candidate is not None)
     doubled = [100 * each.test.mean for each in result.expanded[128]]
     assert max(doubled) > score[0]
     assert max(doubled) in score
@@ -164,7 +164,8 @@ def test_the_table_has_every_score_and_marks_the_best_that_is_compressed():
             assert f"{100 * outcome.test.mean:.1f}" in written
     bold = [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"]
     assert bold == [
-        f"{100 * max(each.test.mean for each in result.outcomes if each.scheme is not None):.1f}" for result in results
+        f"{100 * max(each.test.mean for each in result.outcomes if each.candidate is not None):.1f}"
+        for result in results
     ]
 
 

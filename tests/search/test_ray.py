@@ -1,4 +1,4 @@
-"""Schemes judged in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray takes seconds to start."""
+"""Candidates evaluated in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray takes seconds to start."""
 
 import dataclasses
 import gc
@@ -91,7 +91,7 @@ def far(folder: Path, cluster: None) -> Iterator[RayEvaluator]:
         yield evaluator
 
 
-def schemes(count: int, seed: int = 0) -> np.ndarray:
+def candidates(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(8, LENGTH, (count, 2))
 
 
@@ -114,8 +114,8 @@ def test_scores_are_those_of_the_local_evaluator_to_the_bit(far, local, readings
     assert far.layers == local.layers == [0, 1]
     for read in readings:
         before = far.evaluations
-        expected = local(schemes(count), local.place(read), SAMPLES)
-        same(far(schemes(count), far.place(read), SAMPLES), expected)
+        expected = local(candidates(count), local.place(read), SAMPLES)
+        same(far(candidates(count), far.place(read), SAMPLES), expected)
         assert far.evaluations == before + count
         assert 0 < expected.exact.mean() < 1 or count < 5  # they are no constants
 
@@ -127,8 +127,8 @@ def test_random_weights_round_alike(cluster, far, readings, tmp_path):
     model = models.load(tmp_path)
     read, local = Reader(model, Observation(4, 3, 2), LENGTH).read(cases(0)), Evaluator(model, batch=3)
     with RayEvaluator(tmp_path, actors=2, batch=3, options={"num_cpus": 0}) as other:
-        found = other(schemes(7), other.place(read), SAMPLES)
-    same(found, local(schemes(7), local.place(read), SAMPLES))
+        found = other(candidates(7), other.place(read), SAMPLES)
+    same(found, local(candidates(7), local.place(read), SAMPLES))
     assert len(np.unique(found.log_probability)) == 7 * SAMPLES
 
 
@@ -142,24 +142,24 @@ def test_a_set_may_be_placed_in_parts(folder, far, local):
     reader, drawn = Reader(models.load(folder), Observation(4, 1, 2), LENGTH), cases(0)
     parts = [reader.read(drawn[:BLOCK], LENGTH, 2), reader.read(drawn[BLOCK:], LENGTH, 2)]
     here, there = ([block for part in parts for block in each.place(part)] for each in (local, far))
-    same(far(schemes(4), there, SAMPLES), local(schemes(4), here, SAMPLES))
+    same(far(candidates(4), there, SAMPLES), local(candidates(4), here, SAMPLES))
     entropy = np.concatenate([block.entropy for block in there])
     np.testing.assert_array_equal(entropy, np.concatenate([block.entropy for block in here])[:SAMPLES])
 
 
 def test_an_actor_killed_between_two_calls_is_replaced(far, local, readings):
-    placed, expected = far.place(readings[0]), local(schemes(6), local.place(readings[0]), SAMPLES)
-    same(far(schemes(6), placed, SAMPLES), expected)
+    placed, expected = far.place(readings[0]), local(candidates(6), local.place(readings[0]), SAMPLES)
+    same(far(candidates(6), placed, SAMPLES), expected)
     before = pids(far)
     os.kill(before[1], signal.SIGKILL)
-    same(far(schemes(6), placed, SAMPLES), expected)
+    same(far(candidates(6), placed, SAMPLES), expected)
     after = pids(far)
     assert after[0] == before[0]
     assert after[1] != before[1]
 
 
 def test_an_actor_killed_while_it_judges_is_replaced(far, local, readings, monkeypatch):
-    placed, expected = far.place(readings[1]), local(schemes(40), local.place(readings[1]), SAMPLES)
+    placed, expected = far.place(readings[1]), local(candidates(40), local.place(readings[1]), SAMPLES)
     before = pids(far)
     get, killed = far._ray.get, []
 
@@ -171,7 +171,7 @@ def test_an_actor_killed_while_it_judges_is_replaced(far, local, readings, monke
 
     os.kill(before[0], signal.SIGSTOP)  # so that it is surely at work when it is killed
     monkeypatch.setattr(far._ray, "get", kill_first)
-    same(far(schemes(40), placed, SAMPLES), expected)
+    same(far(candidates(40), placed, SAMPLES), expected)
     monkeypatch.undo()
     assert killed
     assert pids(far)[0] != before[0]
@@ -188,9 +188,9 @@ def test_the_second_death_of_a_share_is_an_error_that_says_what_to_do(far, local
     os.kill(pids(far)[0], signal.SIGKILL)
     monkeypatch.setattr(far, "_loaded", loaded_and_dead)
     with pytest.raises(RuntimeError, match=r"so did the one that took its place.*fewer at a time than batch=3"):
-        far(schemes(6), placed, SAMPLES)
+        far(candidates(6), placed, SAMPLES)
     monkeypatch.undo()
-    same(far(schemes(6), placed, SAMPLES), local(schemes(6), local.place(readings[0]), SAMPLES))  # and it goes on
+    same(far(candidates(6), placed, SAMPLES), local(candidates(6), local.place(readings[0]), SAMPLES))  # and it goes on
 
 
 def test_actors_drop_what_the_caller_has_dropped(far, readings):
@@ -200,12 +200,12 @@ def test_actors_drop_what_the_caller_has_dropped(far, readings):
         return ray.get([actor.__ray_call__.remote(lambda worker: sorted(worker._placed)) for actor in far._actors])
 
     first, second = far.place(readings[0]), far.place(readings[1])
-    far(schemes(2), first, SAMPLES)
-    far(schemes(2), second, SAMPLES)
+    far(candidates(2), first, SAMPLES)
+    far(candidates(2), second, SAMPLES)
     assert all({first[0].key, second[0].key} <= set(keys) for keys in held())
     gone = first[0].key
     del first
-    far(schemes(2), second, SAMPLES)
+    far(candidates(2), second, SAMPLES)
     assert not any(gone in keys for keys in held())
 
 
@@ -216,7 +216,7 @@ def test_a_search_with_actors_finds_what_one_without_finds(cluster, folder):
     )
     alone = search(config, sets=sets, progress=False)
     shared = search(dataclasses.replace(config, actors=2), sets=sets, progress=False)
-    assert shared.chosen.scheme == alone.chosen.scheme
+    assert shared.chosen.candidate == alone.chosen.candidate
     assert [outcome.test for outcome in shared.outcomes] == [outcome.test for outcome in alone.outcomes]
 
 
@@ -248,7 +248,7 @@ def test_a_closed_evaluator_says_so(cluster, folder, readings):
     placed = evaluator.place(readings[0])
     evaluator.close()
     with pytest.raises(RuntimeError, match="was closed"):
-        evaluator(schemes(1), placed, SAMPLES)
+        evaluator(candidates(1), placed, SAMPLES)
 
 
 @pytest.mark.parametrize("fields", [{"actors": 0}, {"batch": 0}])
@@ -259,5 +259,5 @@ def test_settings_out_of_bounds_are_refused(fields):
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match="extra `ray`, or judge with Evaluator"):
+    with pytest.raises(ImportError, match="extra `ray`, or evaluate with Evaluator"):
         RayEvaluator("anywhere")

@@ -33,7 +33,7 @@ CONFIG = SearchConfig(
     window=WINDOW,
     sinks=0,
 )
-EVERY = np.array([(first, 80 - first) for first in range(WINDOW, 77)])  # all schemes of that cost
+EVERY = np.array([(first, 80 - first) for first in range(WINDOW, 77)])  # all candidates of that cost
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +52,18 @@ def found(model) -> SearchResult:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("warm_start", ["greedy", "uniform"])
 def test_the_known_best_budgets_are_found(model, seed, warm_start):
-    """Every scheme of that cost is judged to know the best: the first layer gets the floor, the second all else."""
+    """Every candidate of that cost is evaluated to know the best: the first layer gets the floor, the second all else."""
     config = dataclasses.replace(CONFIG, seed=seed, warm_start=warm_start)
     began = time.process_time()
     with Search(config, model=model, sets=sets(24)) as its:
         result = its.result()
         assert time.process_time() - began < 30  # of CPU, whatever else this machine does
-        every = its.bench.judge("test", EVERY).exact.mean(axis=1)
+        every = its.context.evaluate("test", EVERY).exact.mean(axis=1)
     assert np.argmax(every) == 0
     found = result.outcome("evolution")
-    assert found.scheme is not None
-    assert sum(found.scheme) == 80
-    assert found.scheme[0] <= WINDOW + 2
+    assert found.candidate is not None
+    assert sum(found.candidate) == 80
+    assert found.candidate[0] <= WINDOW + 2
     assert found.test.mean >= every[2] > result.outcome("uniform").test.mean
 
 
@@ -84,7 +84,7 @@ def test_what_is_reported(found):
     assert by_name["greedy"].evaluations == 2 * 6 + 1
     assert CONFIG.evaluations // 2 < by_name["fine-greedy"].evaluations <= CONFIG.evaluations  # sizes that round alike
     assert {by_name[rule].evaluations for rule in rules} == {0}
-    assert by_name["streaming"].scheme == by_name["uniform"].scheme
+    assert by_name["streaming"].candidate == by_name["uniform"].candidate
     assert found.made_by == found.provenance["made_by"] == "kvjax.search.run.search"
 
 
@@ -112,10 +112,10 @@ def test_what_was_read_is_put_in_the_order_of_streaming(model, retained):
 
 
 def test_what_is_best_on_the_selection_set_is_chosen_and_of_equals_the_cheaper(found):
-    schemes = [each for each in found.outcomes if each.scheme is not None and each.name != "streaming"]
-    best = max((each.selection.mean, each.selection.log_probability) for each in schemes)
+    candidates = [each for each in found.outcomes if each.candidate is not None and each.name != "streaming"]
+    best = max((each.selection.mean, each.selection.log_probability) for each in candidates)
     assert (found.chosen.selection.mean, found.chosen.selection.log_probability) == best
-    equals = [each.evaluations for each in schemes if each.scheme == found.chosen.scheme]
+    equals = [each.evaluations for each in candidates if each.candidate == found.chosen.candidate]
     assert found.chosen.evaluations == min(equals)
 
 
@@ -132,24 +132,24 @@ def test_two_outcomes_are_paired_by_sample(found):
 
 
 def test_one_search_is_tested_at_other_budgets_too(model, found):
-    """The proportions hold, each scheme costs its total, and it is scored by what it keeps."""
+    """The proportions hold, each candidate costs its total, and it is scored by what it keeps."""
     budgets = [result.config.token_budget for result in found.sweep]
     assert budgets == [20, 40, 48]
     its = Search(CONFIG, model=model, sets=sets())
     for result in found.sweep:
         mean = result.config.token_budget
-        assert sum(result.chosen.scheme or ()) == 2 * mean
-        assert (result.chosen.scheme or ())[0] <= WINDOW + 3
+        assert sum(result.chosen.candidate or ()) == 2 * mean
+        assert (result.chosen.candidate or ())[0] <= WINDOW + 3
         assert result.uniform == (mean, mean)
         assert result.chosen.test.mean >= result.outcome("uniform").test.mean
-        [[scores, _]] = its.bench.scores("test", [result.chosen.scheme])
+        [[scores, _]] = its.context.scores("test", [result.chosen.candidate])
         assert scores.mean() == result.chosen.test.mean
     assert [result.chosen.test.mean for result in found.sweep] == sorted(r.chosen.test.mean for r in found.sweep)
 
 
 def test_anchors_cost_the_same(found):
     for outcome in found.outcomes:
-        assert outcome.scheme is None or sum(outcome.scheme) == 80
+        assert outcome.candidate is None or sum(outcome.candidate) == 80
 
 
 def test_never_worse_than_uniform_on_the_selection_set(model):
@@ -171,10 +171,10 @@ def test_the_result_survives_as_json(found, tmp_path):
     assert BudgetProfile.load(tmp_path / "profile-20.json", found.model) == half.profile
     capacities = [[budget.capacity for budget in each.profile.layers] for each in (half, found)]
     assert capacities == [
-        [retained + CONFIG.headroom for retained in each.chosen.scheme or ()] for each in (half, found)
+        [retained + CONFIG.headroom for retained in each.chosen.candidate or ()] for each in (half, found)
     ]
     provenance = json.loads((tmp_path / "profile.json").read_text())["provenance"]
-    assert provenance["tokens_retained_of_a_prompt"] == list(found.chosen.scheme)
+    assert provenance["tokens_retained_of_a_prompt"] == list(found.chosen.candidate)
     assert provenance["mean"] == CONFIG.token_budget
 
 
@@ -183,12 +183,12 @@ def test_one_compile_for_a_whole_search(model):
     its = Search(dataclasses.replace(CONFIG, evaluations=30), model=model, sets=sets(24))
     list(itertools.islice(its, 1))
     for name in ("selection", "test"):
-        its.bench.scores(name, [its.space.uniform])
+        its.context.scores(name, [its.space.uniform])
     counter = CompileCounter()
     counter.start()
     try:
-        its.bench.judge("search", np.array([[4, 76], [10, 70], [40, 40]]))
-        its.bench.judge("test", np.full((23, 2), 40))
+        its.context.evaluate("search", np.array([[4, 76], [10, 70], [40, 40]]))
+        its.context.evaluate("test", np.full((23, 2), 40))
         assert counter.count == 0
     finally:
         counter.stop()
@@ -207,10 +207,10 @@ def test_a_search_killed_at_any_generation_ends_as_one_that_was_not(model, tmp_p
     assert len(left) == len(whole.run.history) == {"evolution": 10, "random": 6, "greedy": 2}[allocator]
     for number, folder in enumerate(left, 1):
         resumed = Search(dataclasses.replace(config, runs=folder), model=model, sets=sets(16))
-        judged = len(list(resumed))
-        assert judged == len(left) - number  # nothing twice
+        evaluated = len(list(resumed))
+        assert evaluated == len(left) - number  # nothing twice
         for ours, theirs in zip(resumed.run.history, whole.run.history, strict=True):
-            np.testing.assert_array_equal(ours.schemes, theirs.schemes)
+            np.testing.assert_array_equal(ours.candidates, theirs.candidates)
             np.testing.assert_array_equal(ours.fitness, theirs.fitness)
         for ours, theirs in zip(jax.tree.leaves(resumed.run.state), jax.tree.leaves(whole.run.state), strict=True):
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
@@ -226,7 +226,7 @@ def test_a_result_goes_on_as_if_it_had_been_given_more_at_once(model):
     timeless = [[dataclasses.replace(each, seconds=0.0) for each in result.outcomes] for result in (whole, resumed)]
     assert timeless[0] == timeless[1]
     for ours, theirs in zip(resumed.history, whole.history, strict=True):
-        np.testing.assert_array_equal(ours.schemes, theirs.schemes)
+        np.testing.assert_array_equal(ours.candidates, theirs.candidates)
         np.testing.assert_array_equal(ours.fitness, theirs.fitness)
     with pytest.raises(ValueError, match="no fewer evaluations"):
         resumed.resume(30, **given)
@@ -249,32 +249,32 @@ def test_a_warm_start_begins_where_a_profile_ended(model, found, tmp_path):
     config = dataclasses.replace(CONFIG, warm_start=str(tmp_path / "profile.json"))
     its = Search(config, model=model, sets=sets(8))
     [first, *_] = its
-    assert first.schemes[:, 0].mean() < 10
+    assert first.candidates[:, 0].mean() < 10
 
 
 def test_every_scheme_is_scored_as_it_is_alone(model):
     its = Search(CONFIG, model=model, sets=sets(16))
-    schemes = np.array([[4, 76], [40, 40], [76, 4], [20, 60]])
-    together = its.bench.judge("search", schemes)
-    for row, scheme in enumerate(schemes):
+    candidates = np.array([[4, 76], [40, 40], [76, 4], [20, 60]])
+    together = its.context.evaluate("search", candidates)
+    for row, candidate in enumerate(candidates):
         alone = Evaluator(model, batch=1)
-        blocks = alone.place(its.bench.arena._reader.read(its.bench.sets.search, 96, 2))
-        np.testing.assert_array_equal(alone(scheme[None], blocks, 16).exact[0], together.exact[row])
+        blocks = alone.place(its.context.evaluator._reader.read(its.context.sets.search, 96, 2))
+        np.testing.assert_array_equal(alone(candidate[None], blocks, 16).exact[0], together.exact[row])
 
 
 def test_budgets_of_each_head(model):
     """Four numbers where there were two; what serves them keeps the most of a layer's heads."""
     config = dataclasses.replace(CONFIG, search="heads", warm_start="uniform", expand=(20,))
     result = search(config, model=model, sets=sets(24), progress=False)
-    assert result.chosen.scheme is not None
-    assert len(result.chosen.scheme) == 4
-    assert sum(result.chosen.scheme) == 160
-    assert max(result.chosen.scheme[:2]) <= WINDOW + 6
-    for budget, row in zip(result.profile.layers, np.reshape(result.chosen.scheme, (2, 2)).tolist(), strict=True):
+    assert result.chosen.candidate is not None
+    assert len(result.chosen.candidate) == 4
+    assert sum(result.chosen.candidate) == 160
+    assert max(result.chosen.candidate[:2]) <= WINDOW + 6
+    for budget, row in zip(result.profile.layers, np.reshape(result.chosen.candidate, (2, 2)).tolist(), strict=True):
         if budget.head_tokens is not None:
             assert budget.head_tokens == tuple(row)
         assert budget.capacity == min(max(row) + config.headroom, MODEL.max_position)
-    assert sum(result.expanded[20][-1].scheme or ()) == 80
+    assert sum(result.expanded[20][-1].candidate or ()) == 80
 
 
 def test_the_numbers_of_rocketkv(model):
@@ -295,12 +295,12 @@ def test_the_numbers_of_rocketkv(model):
 def test_searches_on_the_same_samples_share_what_was_read(model):
     """Another budget and mode, the same prompts: the results are those of searches that read them anew."""
     config = dataclasses.replace(CONFIG, evaluations=20)
-    bench = Search(config, model=model, sets=sets(16)).bench
+    context = Search(config, model=model, sets=sets(16)).context
     other = dataclasses.replace(config, token_budget=30, mode="paper")
-    shared = search(other, bench=bench, progress=False)
+    shared = search(other, context=context, progress=False)
     alone = search(other, model=model, sets=sets(16), progress=False)
     assert [dataclasses.replace(each, seconds=0.0) for each in shared.outcomes] == [
         dataclasses.replace(each, seconds=0.0) for each in alone.outcomes
     ]
     with pytest.raises(ValueError, match="does not read what"):
-        search(dataclasses.replace(config, kernel=5), bench=bench, progress=False)
+        search(dataclasses.replace(config, kernel=5), context=context, progress=False)

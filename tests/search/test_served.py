@@ -22,7 +22,7 @@ WINDOWS, CONTEXT = [100, None, None], 640
 SCHEMES = [(12, 12), (20, 90), ((560, 33), (12, 60))]  # the last says what each of two kv heads keeps
 
 
-def profile(scheme) -> BudgetProfile:
+def profile(candidate) -> BudgetProfile:
     budgets = [
         LayerBudget.selecting(
             max(np.atleast_1d(retained).tolist()) + ROOM,
@@ -31,7 +31,7 @@ def profile(scheme) -> BudgetProfile:
             sinks=SINKS,
             head_tokens=retained if isinstance(retained, tuple) else None,
         )
-        for retained in scheme
+        for retained in candidate
     ]
     return BudgetProfile((LayerBudget(100), *budgets))
 
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SCHEMES, ids=str)
 def served(request, model, tmp_path_factory):
-    """The scheme, and the engine that serves it."""
+    """The candidate, and the engine that serves it."""
     path, decoder = model
     file = tmp_path_factory.mktemp("profile") / "profile.json"
     profile(request.param).save(file, ModelFingerprint.of(decoder.config))
@@ -63,7 +63,7 @@ def served(request, model, tmp_path_factory):
 @pytest.mark.parametrize("asked", [0, 5], ids=["question in the prompt", "question behind it"])
 def test_the_engine_generates_what_the_evaluation_calls_right(model, served, asked):
     _, decoder = model
-    scheme, engine = served
+    candidate, engine = served
     rng = np.random.default_rng(3)
     cases = []
     for length in (40, 200, 557):
@@ -74,22 +74,22 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, served, ask
         cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
     evaluator = Evaluator(decoder, batch=4, devices=jax.devices()[:1])
     blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(cases, 560))
-    scores = evaluator(np.array([scheme]), blocks, len(cases))
+    scores = evaluator(np.array([candidate]), blocks, len(cases))
     np.testing.assert_array_equal(scores.exact, 1)
     wrong = [dataclasses.replace(case, tail=(*case.tail[:-1], case.tail[-1] ^ 1)) for case in cases]
     blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(wrong, 560))
-    np.testing.assert_array_equal(evaluator(np.array([scheme]), blocks, len(cases)).exact, 0)
+    np.testing.assert_array_equal(evaluator(np.array([candidate]), blocks, len(cases)).exact, 0)
 
 
 def test_memory_falls_as_the_profile_says(model, served):
     """Bytes of K and V on the device, counted from the arrays that are there."""
     _, decoder = model
-    scheme, engine = served
+    candidate, engine = served
     held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
-    entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in scheme)
+    entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in candidate)
     config = decoder.config
     assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
-    if scheme == (12, 12):
+    if candidate == (12, 12):
         full = 2 * (100 + 2 * CONTEXT) * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
         assert math.ceil(full / held) == 9  # 1,380 entries, and 172
 

@@ -37,6 +37,8 @@ def test_a_profile_is_what_its_command_makes_for_the_weights_that_ship(found, fi
         mean = its.config.token_budget
         expanded = file if mean == config.token_budget else file.with_stem(f"{file.stem}-{mean}")
         assert BudgetProfile.load(expanded, fingerprint) == its.profile
-        assert sum(its.chosen.scheme or ()) == mean * len(its.tokens)
-    best = max(each.selection.mean for each in result.outcomes if each.scheme is not None and each.name != "streaming")
+        assert sum(its.chosen.candidate or ()) == mean * len(its.tokens)
+    best = max(
+        each.selection.mean for each in result.outcomes if each.candidate is not None and each.name != "streaming"
+    )
     assert result.chosen.selection.mean == best

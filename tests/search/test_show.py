@@ -55,7 +55,7 @@ def test_the_view_runs_nothing_that_a_name_brings():
 def test_bars_are_as_tall_as_layers_keep_tokens(layers, sliding):
     result = search_result(layers=layers, sliding=sliding)
     drawing = ElementTree.fromstring(svg(result))
-    retained = result.chosen.scheme or ()
+    retained = result.chosen.candidate or ()
     heights = [float(group[1].attrib["height"]) for group in drawing.iter(f"{XMLNS}g")]
     assert heights == [pytest.approx(96 * tokens / max(retained), abs=0.06) for tokens in retained]
     titles = [title.text for title in drawing.iter(f"{XMLNS}title")]

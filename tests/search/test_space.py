@@ -1,4 +1,4 @@
-"""Schemes of one exact cost: whatever the weights, and the paper's score of what a scheme costs."""
+"""Candidates of one exact cost: whatever the weights, and the paper's score of what a candidate costs."""
 
 from fractions import Fraction
 
@@ -28,27 +28,27 @@ def weighted(draw: st.DrawFn, weight: st.SearchStrategy[float]) -> tuple[Space, 
 @hypothesis.given(weighted(FINITE))
 def test_every_projection_costs_the_total_and_stays_in_bounds(case):
     space, weights = case
-    scheme = space.project(weights)
-    assert sum(scheme) == space.total == space.layers * space.mean
-    assert min(scheme) >= space.floor
-    assert max(scheme) <= space.ceiling
-    space.check(np.array([scheme]))
+    candidate = space.project(weights)
+    assert sum(candidate) == space.total == space.layers * space.mean
+    assert min(candidate) >= space.floor
+    assert max(candidate) <= space.ceiling
+    space.check(np.array([candidate]))
 
 
 @hypothesis.given(weighted(FINITE))
 def test_a_larger_weight_never_gets_fewer(case):
     space, weights = case
-    scheme = np.array(space.project(weights))
+    candidate = np.array(space.project(weights))
     for layer, weight in enumerate(weights):
-        assert (scheme[weights > weight] >= scheme[layer]).all()
+        assert (candidate[weights > weight] >= candidate[layer]).all()
 
 
 @hypothesis.given(weighted(FINITE))
 def test_equal_weights_differ_by_one_token_at_most(case):
     space, weights = case
-    scheme = np.array(space.project(weights))
+    candidate = np.array(space.project(weights))
     for weight in set(weights.tolist()):
-        assert np.ptp(scheme[weights == weight]) <= 1
+        assert np.ptp(candidate[weights == weight]) <= 1
 
 
 @hypothesis.given(weighted(FINITE), st.integers(-300, 300))
@@ -61,11 +61,11 @@ def test_only_proportions_count(case, power):
 @hypothesis.given(weighted(st.floats(0.01, 100)))
 def test_shares_are_proportional_where_nothing_is_full(case):
     space, weights = case
-    scheme = space.project(weights)
-    hypothesis.assume(max(scheme) < space.ceiling)
+    candidate = space.project(weights)
+    hypothesis.assume(max(candidate) < space.ceiling)
     left = space.total - space.layers * space.floor
     whole = sum(Fraction(float(weight)) for weight in weights)
-    for retained, weight in zip(scheme, weights, strict=True):
+    for retained, weight in zip(candidate, weights, strict=True):
         assert abs(retained - space.floor - left * Fraction(float(weight)) / whole) < 1
 
 
@@ -107,8 +107,8 @@ def test_one_float_is_not_worth_a_token():
 @hypothesis.given(weighted(FINITE))
 def test_a_scheme_of_the_space_is_complete(case):
     space, weights = case
-    scheme = space.project(weights)
-    assert space.completed(np.array(scheme, np.float64)) == space.completed(np.array(scheme)) == scheme
+    candidate = space.project(weights)
+    assert space.completed(np.array(candidate, np.float64)) == space.completed(np.array(candidate)) == candidate
 
 
 @hypothesis.given(weighted(FINITE))
@@ -131,7 +131,7 @@ def test_what_lies_below_the_floor_is_raised_to_it():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "mean", "score"),
+    ("candidate", "mean", "score"),
     [
         ((100, 100), 100, 1.0),
         ((150, 50), 100, 1.0),  # the mean counts, not how it is shared
@@ -145,8 +145,8 @@ def test_what_lies_below_the_floor_is_raised_to_it():
         ((128, 256, 512, 1024), 512, 1 - 0.2 * (1 - 480 / 512)),
     ],
 )
-def test_the_papers_cache_score(scheme, mean, score):
-    assert cache_score(scheme, mean) == pytest.approx(score, abs=1e-12)
+def test_the_papers_cache_score(candidate, mean, score):
+    assert cache_score(candidate, mean) == pytest.approx(score, abs=1e-12)
 
 
 def test_groups_are_contiguous_and_in_order():
@@ -171,13 +171,13 @@ def test_a_space_without_a_scheme_is_refused(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("schemes", "message"),
+    ("candidates", "message"),
     [
         ([[10, 10]], "shape"),
         ([[10, 10, 10], [31, 0, -1]], r"leaves \[0, 30\]"),
         ([[10, 10, 11]], r"differ from the total of 30 tokens by \[1\]"),
     ],
 )
-def test_check_names_what_is_wrong(schemes, message):
+def test_check_names_what_is_wrong(candidates, message):
     with pytest.raises(ValueError, match=message):
-        Space(3, 10, 0, 30).check(np.array(schemes))
+        Space(3, 10, 0, 30).check(np.array(candidates))

@@ -10,7 +10,7 @@ from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.models import LayerConfig, RopeConfig
 from kvjax.search.samples import Case
-from kvjax.search.stages import StageArena, Stages, split
+from kvjax.search.stages import StageEvaluators, Stages, split
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
 
@@ -36,8 +36,8 @@ def model(tmp_path_factory):
     return path, models.load(path)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp_path):
+@pytest.mark.parametrize("candidate", SCHEMES, ids=str)
+def test_the_engine_generates_what_the_evaluation_calls_right(model, candidate, tmp_path):
     path, decoder = model
     layers = tuple(
         LayerBudget.selecting(
@@ -48,7 +48,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
             page_size=STAGES.page_size,
             sinks=STAGES.sinks,
         )
-        for retained, read, kernel in scheme
+        for retained, read, kernel in candidate
     )
     BudgetProfile(layers).save(tmp_path / "profile.json", ModelFingerprint.of(decoder.config))
     config = EngineConfig(
@@ -63,10 +63,10 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, scheme, tmp
             [completion] = generate(engine, [(prompt, params)])
             tail = (*prompt[length - asked :], *completion.tokens)
             cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
-    arena = StageArena(decoder, STAGES, 600, 16, batch=2)
-    other = tuple((retained, 8, kernel) for retained, _, kernel in scheme)
-    schemes = np.array([scheme, other]).reshape(2, -1)
-    scores = arena.judge(schemes, arena.read(cases), len(cases))
+    evaluator = StageEvaluators(decoder, STAGES, 600, 16, batch=2)
+    other = tuple((retained, 8, kernel) for retained, _, kernel in candidate)
+    candidates = np.array([candidate, other]).reshape(2, -1)
+    scores = evaluator.evaluate(candidates, evaluator.read(cases), len(cases))
     np.testing.assert_array_equal(scores.exact[0], 1)
     assert scores.exact[1].min() == 0  # reading fewer tokens is told apart
 

@@ -1,4 +1,4 @@
-"""Where schemes meet samples: cases are read once, then any number of schemes is judged on them."""
+"""Where candidates meet samples: cases are read once, then any number of candidates is evaluated on them."""
 
 import abc
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from kvjax.search.evaluation import BLOCK
 from kvjax.search.reading import Reader, Readings
 from kvjax.search.samples import Case
 from kvjax.search.scores import Scores
-from kvjax.search.space import Scheme
+from kvjax.search.space import Candidate
 
 
-class Arena(abc.ABC):
-    """Judges schemes of one kind. What `read` returns is for its `judge` only."""
+class Evaluators(abc.ABC):
+    """Judges candidates of one kind. What `read` returns is for its `evaluate` only."""
 
     @property
     @abc.abstractmethod
-    def full(self) -> Scheme:
-        """The scheme that leaves nothing out."""
+    def full(self) -> Candidate:
+        """The candidate that leaves nothing out."""
 
     @abc.abstractmethod
     def read(self, cases: Sequence[Case]) -> Any:
-        """Cases as this arena judges them."""
+        """Cases as this arena evaluates them."""
 
     @abc.abstractmethod
-    def judge(self, schemes: Int[np.ndarray, "P N"], read: Any, samples: int) -> Scores:
-        """Scores of schemes on the first `samples` samples of what was read."""
+    def evaluate(self, candidates: Int[np.ndarray, "P N"], read: Any, samples: int) -> Scores:
+        """Scores of candidates on the first `samples` samples of what was read."""
 
     @abc.abstractmethod
     def entropy(self, read: Any) -> Float[np.ndarray, "L"]:
@@ -37,17 +37,17 @@ class Arena(abc.ABC):
 
 @runtime_checkable
 class Population(Protocol):
-    """What `TokenArena` needs of an evaluator: the local one, or one that has others judge."""
+    """What `TokenEvaluators` needs of an evaluator: the local one, or one that has others evaluate."""
 
     layers: list[int]
 
     def place(self, readings: Readings) -> list[Any]: ...
 
-    def __call__(self, schemes: np.ndarray, blocks: list[Any], samples: int) -> Scores: ...
+    def __call__(self, candidates: np.ndarray, blocks: list[Any], samples: int) -> Scores: ...
 
 
-class TokenArena(Arena):
-    """For schemes of tokens kept, one number a layer or one a kv head.
+class TokenEvaluators(Evaluators):
+    """For candidates of tokens kept, one number a layer or one a kv head.
 
     Args:
         longest, tail: tokens to which prompts and tails are padded.
@@ -59,7 +59,7 @@ class TokenArena(Arena):
         self._longest, self._tail, self._heads = longest, tail, heads
 
     @property
-    def full(self) -> Scheme:
+    def full(self) -> Candidate:
         return (self._longest,) * (len(self._evaluator.layers) * self._heads)
 
     def read(self, cases: Sequence[Case]) -> list[Any]:
@@ -69,8 +69,8 @@ class TokenArena(Arena):
         )
         return [block for readings in read for block in self._evaluator.place(readings)]
 
-    def judge(self, schemes: Int[np.ndarray, "P N"], read: list[Any], samples: int) -> Scores:
-        split = schemes if self._heads == 1 else schemes.reshape(len(schemes), -1, self._heads)
+    def evaluate(self, candidates: Int[np.ndarray, "P N"], read: list[Any], samples: int) -> Scores:
+        split = candidates if self._heads == 1 else candidates.reshape(len(candidates), -1, self._heads)
         return self._evaluator(split, read, samples)
 
     def entropy(self, read: list[Any]) -> Float[np.ndarray, "L"]:

@@ -1,4 +1,4 @@
-"""Where schemes are judged: one model, three sets of samples, each read when it is first needed."""
+"""Where candidates are evaluated: one model, three sets of samples, each read when it is first needed."""
 
 import copy
 import dataclasses
@@ -14,17 +14,17 @@ from kvjax.attention.eviction import Observation
 from kvjax.eval.tasks import find_task
 from kvjax.models import Decoder
 from kvjax.search.allocator import Problem
-from kvjax.search.arena import Arena, TokenArena
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator
+from kvjax.search.evaluators import Evaluators, TokenEvaluators
 from kvjax.search.objective import Objective
 from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader, streaming_order
 from kvjax.search.samples import SampleSets, SetName, draw_sets
 from kvjax.search.scores import Scores
-from kvjax.search.space import Scheme, Space
+from kvjax.search.space import Candidate, Space
 from kvjax.search.stage_space import StageSpace
-from kvjax.search.stages import StageArena, Stages
+from kvjax.search.stages import StageEvaluators, Stages
 
 # what changes neither the samples nor how they are read
 _MAY_DIFFER = (
@@ -33,8 +33,8 @@ _MAY_DIFFER = (
 )  # fmt: skip
 
 
-class Bench:
-    """Judges schemes on the samples of a config.
+class SearchContext:
+    """Judges candidates on the samples of a config.
 
     Args:
         model, encode, sets: the config's model, its tokenizer and samples of its tasks, where they are there already.
@@ -67,7 +67,7 @@ class Bench:
         self._ray: RayEvaluator | None = None
         if config.search == "rocketkv":
             stages = Stages(config.window, config.sinks, headroom=config.headroom)
-            self.arena: Arena = StageArena(self.model, stages, longest, tail, batch=config.batch)
+            self.evaluator: Evaluators = StageEvaluators(self.model, stages, longest, tail, batch=config.batch)
             space: Space | StageSpace = StageSpace(
                 len(self.layers),
                 config.token_budget,
@@ -80,19 +80,19 @@ class Bench:
             reader = Reader(self.model, Observation(config.window, config.kernel, config.sinks), longest)
             self._ray = _actors(config, model) if config.actors else None
             evaluator = self._ray or Evaluator(self.model, batch=config.batch)
-            self.arena = TokenArena(reader, evaluator, longest, tail, heads)
+            self.evaluator = TokenEvaluators(reader, evaluator, longest, tail, heads)
             floor = config.window + config.sinks
             space = Space(len(self.layers), config.token_budget, floor, longest, config.group_layers, heads)
-        self.problem = Problem(space, self.arena.entropy(self._blocks("search"))[self.layers])
+        self.problem = Problem(space, self.evaluator.entropy(self._blocks("search"))[self.layers])
 
-    def judge(self, name: SetName, schemes: Int[np.ndarray, "P N"]) -> Scores:
-        """Of every scheme on every sample of a set."""
-        return self.arena.judge(schemes, self._blocks(name), len(getattr(self.sets, name)))
+    def evaluate(self, name: SetName, candidates: Int[np.ndarray, "P N"]) -> Scores:
+        """Of every candidate on every sample of a set."""
+        return self.evaluator.evaluate(candidates, self._blocks(name), len(getattr(self.sets, name)))
 
-    def scores(self, name: SetName, schemes: Sequence[Scheme | None]) -> Float[np.ndarray, "P 2 S"]:
-        """Score and log-probability of each sample by schemes; None is the full cache."""
-        rows = [self.arena.full if scheme is None else scheme for scheme in schemes]
-        return self._scores(self.judge(name, np.array(rows, np.int64)))
+    def scores(self, name: SetName, candidates: Sequence[Candidate | None]) -> Float[np.ndarray, "P 2 S"]:
+        """Score and log-probability of each sample by candidates; None is the full cache."""
+        rows = [self.evaluator.full if candidate is None else candidate for candidate in candidates]
+        return self._scores(self.evaluate(name, np.array(rows, np.int64)))
 
     def streaming(self, name: SetName) -> Float[np.ndarray, "2 S"]:
         """The same where all layers keep as many as by uniform budgets, but the first tokens and the last."""
@@ -101,7 +101,7 @@ class Bench:
         one = Evaluator(self.model, batch=1)  # compiles a batch of its own, but only where this is asked for
         return self._scores(one(uniform, blocks, len(getattr(self.sets, name))))[0]
 
-    def again(self, config: SearchConfig) -> "Bench":
+    def again(self, config: SearchConfig) -> "SearchContext":
         """This bench for another search on the same samples, whose prompts need not be read anew.
 
         Raises:
@@ -127,7 +127,7 @@ class Bench:
     def _blocks(self, name: SetName) -> Any:
         """The readings of one set, made when they are first needed."""
         if name not in self._read:
-            self._read[name] = self.arena.read(getattr(self.sets, name))
+            self._read[name] = self.evaluator.read(getattr(self.sets, name))
         return self._read[name]
 
 
