@@ -26,12 +26,12 @@ from kvjax.engine import Engine, EngineConfig, SamplingParams
 from kvjax.search.config import SearchConfig
 from kvjax.search.context import SearchContext
 from kvjax.search.evolution import Mode
+from kvjax.search.formatting import gained
 from kvjax.search.outcome import FULL, Interval
+from kvjax.search.render import outcomes, table
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
-from kvjax.search.show import outcomes, table
 from kvjax.search.space import Candidate
-from kvjax.search.wording import gained
 from kvjax.store.digest import weights_digest
 
 HEURISTICS = ("uniform", "pyramid", "streaming")  # what the paper compares with

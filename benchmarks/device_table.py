@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.device_copies import DEVICE_COPY
 from benchmarks.device_model import FULL
 from kvjax.plan.devices import Device
-from kvjax.plan.show import show_rate
+from kvjax.plan.render import show_rate
 from kvjax.store.sizes import show_size
 
 Row = dict[str, Any]

@@ -83,7 +83,7 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     for line in error_lines(summary):
         log.print(line)
     if given.show_retained is not None and not interrupted:
-        from kvjax.eval.retained_show import show_retained
+        from kvjax.eval.retained_render import show_retained
 
         show_retained(target, start, plan, given, log if given.json else out)
     if (interrupted or summary.failed or summary.missing) and given.output:

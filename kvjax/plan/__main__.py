@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: an accelerator that is here stays free
     from kvjax.plan.arguments import build_parser, read_question
     from kvjax.plan.estimate import estimate
-    from kvjax.plan.show import as_json, render
+    from kvjax.plan.render import as_json, render
     from kvjax.plan.topology import why_not
 
     argv = sys.argv[1:] if argv is None else argv
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reason is None:
             answer = _compiled(answer, argv)
         if options.picture is not None:
-            from kvjax.plan.picture import draw
+            from kvjax.plan.figure import draw
 
             draw(name, answer, options.picture)
     except (ImportError, OSError, ValueError) as error:

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         config = _read(args.config, args.set)
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
+    from kvjax.search.render import outcomes, table
     from kvjax.search.run import search
-    from kvjax.search.show import outcomes, table
 
     given = sys.argv[1:] if argv is None else argv
     command = f"python -m kvjax.search {shlex.join(word for word in given if word != '--fresh')}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.search.figure import BASE, BODY, INK, MARKERS, Axes, MaxNLocator, Picture, legend_below
+from kvjax.search.formatting import measured, setting
 from kvjax.search.outcome import FULL
-from kvjax.search.picture import BASE, BODY, INK, MARKERS, Axes, MaxNLocator, Picture, legend_below
 from kvjax.search.plots_compare import pareto, table
 from kvjax.search.result import SearchResult
-from kvjax.search.wording import measured, setting
 
 __all__ = ["budgets", "convergence", "generations", "pareto", "table"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.search.figure import BODY, INK, MARKERS, PALE, QUIET, Axes, Picture, Rectangle, legend_below
+from kvjax.search.formatting import cell, label, measured
 from kvjax.search.outcome import FULL, Outcome
-from kvjax.search.picture import BODY, INK, MARKERS, PALE, QUIET, Axes, Picture, Rectangle, legend_below
 from kvjax.search.result import SearchResult
-from kvjax.search.wording import cell, label, measured
 
 KIB = 1024
 

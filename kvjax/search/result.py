@@ -221,7 +221,7 @@ class SearchResult:
         return plots.pareto(self.sweep)
 
     def _repr_html_(self) -> str:
-        from kvjax.search.show import html
+        from kvjax.search.render import html
 
         return html(self)
 

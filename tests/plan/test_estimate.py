@@ -16,8 +16,8 @@ from kvjax.engine.runner import Runner
 from kvjax.plan import Device, Question, estimate
 from kvjax.plan.devices import Chip
 from kvjax.plan.loading import Tier, prefix
+from kvjax.plan.render import as_json
 from kvjax.plan.roofline import decode_step, prefill_seconds
-from kvjax.plan.show import as_json
 from tests.engine.tiny import CONFIG, CONTEXT
 
 CHIP = Chip("cpu", 64 << 20, 1e9, 1e12, 1e9)  # a CPU lays an engine out as the tests' own machine does

@@ -11,9 +11,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from kvjax.search import plots
+from kvjax.search.figure import BASE, BODY, MARKERS
 from kvjax.search.heuristics import Greedy
 from kvjax.search.outcome import FULL
-from kvjax.search.picture import BASE, BODY, MARKERS
 from kvjax.search.result import SearchResult
 from tests.search.result import search_result
 

@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kvjax.search.formatting import cell, gained, label, measured, setting
 from kvjax.search.outcome import Outcome, SetScore
 from kvjax.search.result import SearchResult
-from kvjax.search.wording import cell, gained, label, measured, setting
 
 HEIGHT = 96  # pixels of the longest bar
 BROADEST = 20  # layers that have room for their numbers

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kvjax.plan.estimate import Estimate
-from kvjax.plan.show import columns, label, show_rate, show_seconds, title
+from kvjax.plan.render import columns, label, show_rate, show_seconds, title
 
 INK, LIMIT = "#263238", "#d7301f"
 # told apart by luminance too

@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
+from kvjax.search.render import gain, gap, html, outcomes, svg, table
 from kvjax.search.result import SearchResult
-from kvjax.search.show import gain, gap, html, outcomes, svg, table
 from tests.search.result import search_result
 
 XMLNS = "{http://www.w3.org/2000/svg}"
