@@ -15,7 +15,7 @@ class Conversation:
 
     Attributes:
         prompt: token ids [T] int32.
-        endings, limit: as of the request.
+        stop_token_ids, limit: as of the request.
         tokens: what it has generated, at least one; `logprobs` if they were asked for.
         retained: what the views kept of the prompt, as in `Delta`.
     """
@@ -23,7 +23,7 @@ class Conversation:
     prompt: np.ndarray
     params: SamplingParams
     cache_salt: str
-    endings: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
     limit: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -44,7 +44,7 @@ class Conversation:
             request.prompt,
             request.params,
             request.cache_salt,
-            request.endings,
+            request.stop_token_ids,
             request.limit,
             tuple(request.tokens),
             tuple(request.logprobs),
@@ -62,8 +62,8 @@ class Conversation:
 
         A request without a seed asks for any draw, so for this one too.
         """
-        ours = (self.cache_salt, self.params, self.endings, self.limit)
-        theirs = (request.cache_salt, request.params, request.endings, request.limit)
+        ours = (self.cache_salt, self.params, self.stop_token_ids, self.limit)
+        theirs = (request.cache_salt, request.params, request.stop_token_ids, request.limit)
         return ours == theirs and np.array_equal(self.prompt, request.prompt)
 
     def tell(self, request: ActiveRequest) -> None:
@@ -86,7 +86,7 @@ class Conversation:
             "prompt": self.prompt.tolist(),
             "params": {name: _plain(value) for name, value in given.items()},
             "cache_salt": self.cache_salt,
-            "endings": list(self.endings),
+            "stop_token_ids": list(self.stop_token_ids),
             "limit": self.limit,
             "tokens": list(self.tokens),
             "logprobs": [_listed(each) for each in self.logprobs],
@@ -109,7 +109,7 @@ class Conversation:
             np.asarray(read["prompt"], np.int32),
             SamplingParams(**given),
             read["cache_salt"],
-            tuple(read["endings"]),
+            tuple(read["stop_token_ids"]),
             read["limit"],
             tuple(read["tokens"]),
             tuple(_logprob(each) for each in read["logprobs"]),

@@ -38,8 +38,8 @@ from kvjax.engine.request import (
     SamplingParams,
 )
 from kvjax.engine.runner import Runner
-from kvjax.engine.sampling import MAX_ENDINGS
-from kvjax.engine.sequence import ActiveRequest, CallerGoneError, Sink
+from kvjax.engine.sampling import MAX_STOP_TOKEN_IDS
+from kvjax.engine.sequence import ActiveRequest, CallerGoneError, DeltaCallback
 from kvjax.engine.sessions import SessionStore
 from kvjax.engine.stats import EngineStats
 from kvjax.engine.suspended import SuspendedSlots
@@ -79,7 +79,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.model_config = model_config
         self.layout = settle(ResolvedConfig.resolve(config, model_config.max_position, jax.default_backend()))
-        if len(model_config.eos_token_ids) > MAX_ENDINGS - MAX_STOP_TOKENS:
+        if len(model_config.eos_token_ids) > MAX_STOP_TOKEN_IDS - MAX_STOP_TOKENS:
             raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
         self.max_model_len = self.layout.max_model_len
         self._caches = CacheConfig.declare(model_config, self.layout)
@@ -226,14 +226,14 @@ class Engine:
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
 
-        def sink(delta: Delta) -> None:
+        def on_delta(delta: Delta) -> None:
             try:
                 loop.call_soon_threadsafe(deltas.put_nowait, delta)
             except RuntimeError as error:  # the loop is closed
                 raise CallerGoneError from error
 
         with self._place(reservation):
-            request = self._submit(prompt, params, sink, request_id, cache_salt)
+            request = self._submit(prompt, params, on_delta, request_id, cache_salt)
             try:
                 while not (delta := await deltas.get()).finish:
                     yield delta
@@ -275,8 +275,8 @@ class Engine:
         began, generated, unfinished = time.monotonic(), 0, len(prompts)
         try:
             for index, (prompt, its_params) in enumerate(zip(tokens, each, strict=True)):
-                sink = lambda delta, index=index: results.put((index, delta))  # noqa: E731
-                requests.append(self._submit(prompt, its_params, sink, f"batch-{index}"))
+                on_delta = lambda delta, index=index: results.put((index, delta))  # noqa: E731
+                requests.append(self._submit(prompt, its_params, on_delta, f"batch-{index}"))
             while unfinished:
                 index, delta = results.get()
                 received[index].append(delta)
@@ -361,7 +361,12 @@ class Engine:
                 yield
 
     def _submit(
-        self, prompt: Sequence[int], params: SamplingParams, sink: Sink, request_id: str, cache_salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        on_delta: DeltaCallback,
+        request_id: str,
+        cache_salt: str = "",
     ) -> ActiveRequest:
         most, limited_by = limit(self._caches, prompt, params)
         if self._loop is None or self.failure is not None:
@@ -373,8 +378,8 @@ class Engine:
             np.asarray(prompt, np.int32),
             params,
             self.tokenizer,
-            sink,
-            endings=(*eos, *params.stop_token_ids),
+            on_delta,
+            stop_token_ids=(*eos, *params.stop_token_ids),
             limit=most,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,

@@ -3,7 +3,7 @@
     any thread                    engine thread                          device
     submit, cancel --(lock)--> scheduler --> runner.decode, advance --> steps
                                   ^                                       |
-    sink(delta)  <------------ collect  <------- arrays that fill later --+
+    on_delta(delta)  <------------ collect  <------- arrays that fill later --+
 
 The thread dispatches the next decode steps before it reads the last ones, so the device never waits for
 detokenising. A slot that a request has left may therefore still be computed once: its tokens are dropped, and the
@@ -332,7 +332,7 @@ class EngineLoop:
             self._leave(request)
             self._end(request, Finish.LENGTH)
             return True
-        drawn = self._runner.finish(prefill, request.params, request.endings, request.seed, request.limit)
+        drawn = self._runner.finish(prefill, request.params, request.stop_token_ids, request.seed, request.limit)
         self._pending.append(Pending(None, drawn, {0: request}))
         with self._condition:
             self._scheduler.prefilled()

@@ -107,7 +107,7 @@ class PrefixCache:
         """What the chain of generated tokens begins with behind these dense blocks."""
         return self._namespace.fork(names[-1].key if names else self._namespace.root(salt), decoding)
 
-    def fetch(self, tokens: np.ndarray, salt: str, told: Callable[[], None], decoding: str = "") -> PrefixLoad:
+    def fetch(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> PrefixLoad:
         """Starts to bring what is stored of a prompt nearer, but for its last tokens.
 
         Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
@@ -116,7 +116,7 @@ class PrefixCache:
         tokens = tokens[: most * self.chunk_size]
         generated = self.store.config.store_generated
         fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
-        return self.store.fetch(self.names(tokens, salt), unit=self._unit, told=told, fork=fork)
+        return self.store.fetch(self.names(tokens, salt), unit=self._unit, on_done=on_done, fork=fork)
 
     def take(self, fetch: PrefixLoad) -> int:
         """How many chunks of a fetch to use; from now on it brings no more. None at all if it is to be checked."""

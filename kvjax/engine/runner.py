@@ -88,18 +88,18 @@ class Runner:
         return self._workspaces[1]
 
     def fetch(
-        self, tokens: np.ndarray, compress_after: int | None, salt: str, told: Callable[[], None], decoding: str = ""
+        self, tokens: np.ndarray, compress_after: int | None, salt: str, on_done: Callable[[], None], decoding: str = ""
     ) -> PrefixLoad | None:
         """Starts to bring what is stored of a prompt's KV to host memory; for any thread.
 
         Args:
             compress_after, salt: as for `begin`; `decoding` of its answer.
-            told: called, from any thread, when nothing more will come.
+            on_done: called, from any thread, when nothing more will come.
         """
         tokens = self._selected(tokens, compress_after)
         if self.prefix is None or len(tokens) <= self.layout.prefill_chunk_size:
             return None
-        return self.prefix.fetch(tokens, salt, told, decoding)
+        return self.prefix.fetch(tokens, salt, on_done, decoding)
 
     def _selected(self, tokens: np.ndarray, compress_after: int | None) -> np.ndarray:
         return tokens[:compress_after] if compress_after and self.caches.window else tokens
@@ -223,19 +223,19 @@ class Runner:
         prefill.extended += count
 
     def finish(
-        self, prefill: Prefill, params: SamplingParams, endings: tuple[int, ...], seed: int, limit: int
+        self, prefill: Prefill, params: SamplingParams, stop_token_ids: tuple[int, ...], seed: int, limit: int
     ) -> Sample:
         """Draws the first token of a finished prefill and sets its slot decoding.
 
         Args:
-            endings: tokens that end the text, at most `MAX_ENDINGS`.
+            stop_token_ids: tokens that end the text, at most `MAX_STOP_TOKEN_IDS`.
             limit: how many tokens the slot may generate.
 
         Returns:
             The token, with a leading dimension of 1.
         """
         prompt = prefill.prompt
-        row = SamplerState.of(params, prompt, endings, seed, self.vocab_size)
+        row = SamplerState.of(params, prompt, stop_token_ids, seed, self.vocab_size)
         last = steps.rows(1, prefill.hidden, np.int32(prefill.length - 1)) if prefill.last is None else prefill.last
         drawn, self.state = steps.first_token(
             self._trunk, self._trunk_leaves, self.state, last,

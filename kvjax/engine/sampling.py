@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from kvjax.cache import ArraySpec
 from kvjax.engine.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, SamplingParams, TokenLogprob
 
-MAX_ENDINGS = 2 * MAX_STOP_TOKENS  # a request's stop tokens and the model's own end-of-sequence tokens
+MAX_STOP_TOKEN_IDS = 2 * MAX_STOP_TOKENS  # a request's stop tokens and the model's own end-of-sequence tokens
 
 COLDEST = 1e-5  # below this temperature draws are greedy, as in vLLM: quotients would overflow
 
@@ -29,7 +29,7 @@ class SamplerState:
     Attributes:
         key: a raw threefry key; the draw of generated token i uses `fold_in(key, i)`, whatever the slot.
         bias_ids: token ids of `logit_bias`; the vocabulary's size where unused.
-        endings: tokens that end the text; the vocabulary's size where unused. They cannot be drawn before
+        stop_token_ids: tokens that end the text; the vocabulary's size where unused. They cannot be drawn before
             `min_tokens`.
         in_prompt: which tokens the prompt holds; `counts` is how often each was generated.
         top: whether the slot reports alternatives to each token.
@@ -45,7 +45,7 @@ class SamplerState:
     repetition: Any  # [B]
     bias_ids: Any  # [B, N] int32
     bias: Any  # [B, N]
-    endings: Any  # [B, M] int32
+    stop_token_ids: Any  # [B, M] int32
     min_tokens: Any  # [B] int32
     top: Any  # [B] bool
     in_prompt: Any  # [B, V] bool
@@ -68,7 +68,7 @@ class SamplerState:
             repetition=array(jnp.float32, fill=1),
             bias_ids=array(jnp.int32, MAX_LOGIT_BIAS, fill=vocab_size),
             bias=array(jnp.float32, MAX_LOGIT_BIAS),
-            endings=array(jnp.int32, MAX_ENDINGS, fill=vocab_size),
+            stop_token_ids=array(jnp.int32, MAX_STOP_TOKEN_IDS, fill=vocab_size),
             min_tokens=integer,
             top=array(jnp.bool_),
             in_prompt=array(jnp.bool_, vocab_size),
@@ -76,7 +76,7 @@ class SamplerState:
         )
 
     @classmethod
-    def of(cls, params: SamplingParams, prompt: np.ndarray, endings: tuple[int, ...], seed: int,
+    def of(cls, params: SamplingParams, prompt: np.ndarray, stop_token_ids: tuple[int, ...], seed: int,
            vocab_size: int) -> "SamplerState":  # fmt: skip
         """One request's row (NumPy, no slot dimension): `prompt` [T] token ids, `seed` any 64-bit integer."""
         in_prompt = np.zeros(vocab_size, np.bool_)
@@ -92,7 +92,7 @@ class SamplerState:
             repetition=np.float32(params.repetition_penalty),
             bias_ids=_padded(params.logit_bias.keys(), MAX_LOGIT_BIAS, np.int32, vocab_size),
             bias=_padded(params.logit_bias.values(), MAX_LOGIT_BIAS, np.float32, 0),
-            endings=_padded(endings, MAX_ENDINGS, np.int32, vocab_size),
+            stop_token_ids=_padded(stop_token_ids, MAX_STOP_TOKEN_IDS, np.int32, vocab_size),
             min_tokens=np.int32(params.min_tokens),
             top=np.bool_(bool(params.logprobs)),
             in_prompt=in_prompt,
@@ -158,7 +158,9 @@ def _adjust(logits: Float[Array, "B V"], state: SamplerState, generated: Int[Arr
     rows = jnp.arange(logits.shape[0])[:, None]
     logits = logits.at[rows, state.bias_ids].add(state.bias, mode="drop")
     too_early = jnp.where(generated < state.min_tokens, -jnp.inf, 0.0)[:, None]
-    logits = logits.at[rows, state.endings].add(jnp.broadcast_to(too_early, state.endings.shape), mode="drop")
+    logits = logits.at[rows, state.stop_token_ids].add(
+        jnp.broadcast_to(too_early, state.stop_token_ids.shape), mode="drop"
+    )
     seen = state.in_prompt | (state.counts > 0)
     repetition = jnp.where(seen, state.repetition[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)

@@ -12,7 +12,7 @@ from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLog
 from kvjax.engine.tokenizer import Tokenizer
 from kvjax.store.prefix_load import PrefixLoad
 
-Sink = Callable[[Delta], None]  # may raise CallerGoneError
+DeltaCallback = Callable[[Delta], None]  # may raise CallerGoneError
 
 
 class CallerGoneError(Exception):
@@ -24,7 +24,7 @@ class ActiveRequest:
 
     Attributes:
         prompt: token ids [T] int32.
-        endings: tokens that end the text: the model's own unless ignored, and the request's.
+        stop_token_ids: tokens that end the text: the model's own unless ignored, and the request's.
         limit: most tokens it may generate; `limited_by` says what to do about it where the request asks for more.
         seed: of its draws.
         fetch: what the store brings of the prompt's KV, computed for an earlier one of the same `cache_salt`.
@@ -44,9 +44,9 @@ class ActiveRequest:
         prompt: np.ndarray,
         params: SamplingParams,
         tokenizer: Tokenizer,
-        sink: Sink,
+        on_delta: DeltaCallback,
         *,
-        endings: tuple[int, ...],
+        stop_token_ids: tuple[int, ...],
         limit: int,
         seed: int,
         limited_by: str | None = None,
@@ -58,7 +58,7 @@ class ActiveRequest:
         self.request_id = request_id
         self.prompt = prompt
         self.params = params
-        self.endings = endings
+        self.stop_token_ids = stop_token_ids
         self.limit = limit
         self.limited_by = limited_by
         self.seed = seed
@@ -76,7 +76,7 @@ class ActiveRequest:
         self.resumed = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
         self.retained: tuple[np.ndarray, ...] | None = None
-        self._sink = sink
+        self._on_delta = on_delta
         self._detokenizer = Detokenizer(tokenizer, prompt[-CONTEXT:].tolist())
         self._stops = StopStrings(params.stop)
         self._told = False
@@ -101,7 +101,7 @@ class ActiveRequest:
         for token in tokens:
             used += 1
             self.tokens.append(token)
-            if token in self.endings:
+            if token in self.stop_token_ids:
                 finish = Finish.STOP
                 reason = token if token in self.params.stop_token_ids else None
             else:
@@ -146,7 +146,7 @@ class ActiveRequest:
         prompt_logprobs, retained = (None, None) if self._told else (self.prompt_logprobs, self.retained)
         self._told = True
         timing = self._timing() if self.finished else None
-        self._sink(
+        self._on_delta(
             Delta(
                 text=text,
                 tokens=tokens,

@@ -236,7 +236,7 @@ def first_token(
     """Draws the first token after a prompt of `length` tokens, and sets the slot decoding from there."""
     sampler = jax.tree.map(lambda x: x[None], sampler)
     drawn, sampler = sample(part.merge(leaves).head(last), sampler, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.bool_))
-    ended = jnp.any(drawn.token[:, None] == sampler.endings, axis=-1) | (limit <= 1)
+    ended = jnp.any(drawn.token[:, None] == sampler.stop_token_ids, axis=-1) | (limit <= 1)
     one = jnp.ones(1, jnp.int32)
     row = DecodeState(drawn.token, length * one, one, limit * one, ~ended, sampler)
     return drawn, jax.tree.map(lambda all_slots, new: all_slots.at[slot].set(new[0]), state, row)
@@ -321,7 +321,7 @@ def _step(
     drawn, sampler = sample(decoder.head(x), state.sampler, state.generated, state.active)
     advance = state.active.astype(jnp.int32)
     generated = state.generated + advance
-    ended = jnp.any(drawn.token[:, None] == sampler.endings, axis=-1) | (generated >= state.limit)
+    ended = jnp.any(drawn.token[:, None] == sampler.stop_token_ids, axis=-1) | (generated >= state.limit)
     new = DecodeState(
         token=jnp.where(state.active, drawn.token, state.token),
         position=state.position + advance,

@@ -34,10 +34,10 @@ class PrefixLoad:
         done: whether nothing more will come.
     """
 
-    def __init__(self, store: KVStore, names: Sequence[BlockKey], unit: int, told: Callable[[], None]) -> None:
-        """`KVStore.fetch` makes it. `unit`: blocks of a chunk; `told` is called, from any thread, once it is done."""
+    def __init__(self, store: KVStore, names: Sequence[BlockKey], unit: int, on_done: Callable[[], None]) -> None:
+        """`KVStore.fetch` makes it. `unit`: blocks of a chunk; `on_done` is called, from any thread, once it is done."""
         self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
-        self._store, self.unit, self._told = store, unit, told
+        self._store, self.unit, self._on_done = store, unit, on_done
         self.buffers: list[HostBuffer | None] = [None] * len(names)
         self.tiers: list[str] = []  # where each block was found
         self.limit = len(names)  # blocks behind it are not wanted any more
@@ -151,7 +151,7 @@ class PrefixLoad:
         """Ends the fetch if nothing that it wants is missing."""
         if not self.done and all(buffer is not None for buffer in self.buffers[: self.limit]):
             self.done = True
-            self._told()
+            self._on_done()
 
     def _whole(self) -> int:
         return min(self.held, self.limit) // self.unit * self.unit

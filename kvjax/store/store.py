@@ -67,17 +67,17 @@ class KVStore:
         names: Sequence[BlockKey],
         *,
         unit: int,
-        told: Callable[[], None] = lambda: None,
+        on_done: Callable[[], None] = lambda: None,
         fork: Fork | None = None,
     ) -> PrefixLoad:
         """Starts to bring a chain of blocks to host memory, as far as it is there and worth it.
 
         Args:
             unit: blocks of a chunk; the chain is cut to whole chunks.
-            told: called, from any thread, when nothing more will come.
+            on_done: called, from any thread, when nothing more will come.
             fork: where the chain ends after so many blocks, the names to look for behind, as many as are missing.
         """
-        fetch = PrefixLoad(self, names[: len(names) // unit * unit], unit, told)
+        fetch = PrefixLoad(self, names[: len(names) // unit * unit], unit, on_done)
         with self.mutex:
             self._fetches.add(fetch)
             held = self._lease(fetch, 0)

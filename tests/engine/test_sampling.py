@@ -17,12 +17,12 @@ ROWS = 64
 EDGE = 2e-6  # a cumulative probability so close to top_p may fall to either side
 
 
-def states(params, prompts=None, endings=(), seeds=None) -> SamplerState:
+def states(params, prompts=None, stop_token_ids=(), seeds=None) -> SamplerState:
     """One row for each of `params`."""
     prompts = prompts or [[0]] * len(params)
     seeds = range(len(params)) if seeds is None else seeds
     rows = [
-        SamplerState.of(each, np.array(prompt, np.int32), endings, seed, VOCAB)
+        SamplerState.of(each, np.array(prompt, np.int32), stop_token_ids, seed, VOCAB)
         for each, prompt, seed in zip(params, prompts, seeds, strict=True)
     ]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
@@ -179,13 +179,13 @@ def test_greedy_ignores_filters_and_neighbours():
     assert not (np.asarray(drawn.token) == logits.argmax(axis=-1))[::2].all()
 
 
-def adjusted(logits, params, prompt, generated, endings) -> np.ndarray:
+def adjusted(logits, params, prompt, generated, stop_token_ids) -> np.ndarray:
     """Bias, minimum length and penalties as OpenAI and vLLM write them down, token by token."""
     out = logits.astype(np.float64).copy()
     for token, bias in params.logit_bias.items():
         out[token] += bias
     if len(generated) < params.min_tokens:
-        out[list(endings)] = -np.inf
+        out[list(stop_token_ids)] = -np.inf
     for token in range(VOCAB):
         count, penalty = generated.count(token), params.repetition_penalty
         if count or token in prompt:
@@ -197,7 +197,7 @@ def adjusted(logits, params, prompt, generated, endings) -> np.ndarray:
 def test_penalties_are_those_of_openai_and_vllm():
     random = np.random.default_rng(8)
     logits = random.normal(0, 2, (ROWS, VOCAB)).astype(np.float32)
-    endings = (3, 4, 3)
+    stop_token_ids = (3, 4, 3)
     params = [
         SamplingParams(
             presence_penalty=random.uniform(-2, 2),
@@ -210,11 +210,11 @@ def test_penalties_are_those_of_openai_and_vllm():
     ]
     prompts = [random.integers(0, VOCAB, random.integers(1, 20)).tolist() for _ in range(ROWS)]
     generated = [random.integers(0, VOCAB, random.integers(0, 12)).tolist() for _ in range(ROWS)]
-    state = states(params, prompts, endings)
+    state = states(params, prompts, stop_token_ids)
     counts = np.stack([np.bincount(tokens, minlength=VOCAB) for tokens in generated]).astype(np.int32)
     state = SamplerState(**{**vars(state), "counts": jnp.asarray(counts)})
     got = call(_adjust, logits, state, np.array([len(tokens) for tokens in generated], np.int32))
-    want = [adjusted(*row, endings) for row in zip(logits, params, prompts, generated, strict=True)]
+    want = [adjusted(*row, stop_token_ids) for row in zip(logits, params, prompts, generated, strict=True)]
     np.testing.assert_allclose(got, np.stack(want), rtol=1e-5, atol=1e-5)
 
 

@@ -90,7 +90,7 @@ class Behind:
             return behind(end)
 
         done = threading.Event()
-        with self.store.fetch(names, unit=unit, told=done.set, fork=fork) as fetch:
+        with self.store.fetch(names, unit=unit, on_done=done.set, fork=fork) as fetch:
             assert done.wait(10)
             for index in range(fetch.loaded):
                 assert holds(fetch.blob(index), fetch.names[index])

@@ -33,7 +33,7 @@ def path_of(folder, name: BlockKey):
 def loaded(store: KVStore, names: list[BlockKey]) -> list[np.ndarray]:
     """The blocks that a fetch brings."""
     done = threading.Event()
-    with store.fetch(names, unit=1, told=done.set) as fetch:
+    with store.fetch(names, unit=1, on_done=done.set) as fetch:
         assert done.wait(10)
         blobs = [fetch.blob(index).copy() for index in range(fetch.loaded)]
     assert store.wait(10.0)

@@ -51,7 +51,7 @@ def opened():
 def found(store: KVStore, names, unit: int = 1) -> int:
     """How many blocks a fetch brings, each of which is looked at."""
     done = threading.Event()
-    with store.fetch(names, unit=unit, told=done.set) as fetch:
+    with store.fetch(names, unit=unit, on_done=done.set) as fetch:
         assert done.wait(10)
         for index in range(fetch.loaded):
             assert holds(fetch.blob(index), names[index])
