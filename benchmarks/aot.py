@@ -72,7 +72,7 @@ class Report:
         if self.activations:
             used += f"  activations {self.activations / 2**20:.1f} MiB"
         return (
-            f"{name} {self.kernels} kernels  cache {self.cache / 2**20:8.1f} MiB  temporaries "
+            f"{name} {self.attention_backend} kernels  cache {self.cache / 2**20:8.1f} MiB  temporaries "
             f"{self.temporaries / 2**20:6.1f} MiB ({self.share:.2%})  {used}  ({self.seconds:.1f} s)"
         )
 
@@ -305,7 +305,7 @@ def compile_for(target: str, name: str, program: Program) -> Report:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         activations=program.activations + (program.on_tpu7x if target == "tpu7x" else 0),
-        kernels=len(calls),
+        attention_backend=len(calls),
     )
     if not calls:
         return report

@@ -77,7 +77,7 @@ def decode_step(kept: CacheConfig) -> tuple[Callable[[str], tuple[Callable[..., 
                 count,
             )
 
-        slots = kept.layout.slots
+        slots = kept.layout.max_num_seqs
         arguments = (
             trunk_leaves,
             tuple(leaves),

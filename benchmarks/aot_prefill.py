@@ -65,7 +65,7 @@ def install(kept: CacheConfig) -> tuple[Make, int]:
 
     def make(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         kind, _ = _kind(name)
-        limits = cache.rows(cache.SlotLimits.declare(kept.layout.slots))
+        limits = cache.rows(cache.SlotLimits.declare(kept.layout.max_num_seqs))
 
         def step(view: Any, workspace: Any, slot: Any, length: Any, limits: Any) -> Any:
             return steps.install(kind, kept.plans[0], view, workspace, slot, length, limits)
@@ -77,7 +77,7 @@ def install(kept: CacheConfig) -> tuple[Make, int]:
 
 def retained_bytes(kept: CacheConfig) -> int:
     """Of the K and V of one view of one slot, which a tpu7x gathers before it writes them."""
-    return cache.nbytes((kept.views[0].k, kept.views[0].v)) // kept.layout.slots
+    return cache.nbytes((kept.views[0].k, kept.views[0].v)) // kept.layout.max_num_seqs
 
 
 def _kind(kernels: str) -> tuple[steps.LayerKind, tuple[Any, ...]]:

@@ -195,7 +195,7 @@ def memory(result: SearchResult) -> dict[str, float]:
     for name, candidate in (("full_cache", None), ("uniform", result.uniform), ("found", result.chosen.candidate)):
         with _engine(result, candidate) as engine:
             held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
-            found[f"kv_bytes_of_a_sequence_{name}"] = held / engine.layout.slots
+            found[f"kv_bytes_of_a_sequence_{name}"] = held / engine.layout.max_num_seqs
         if candidate is not None:
             model = result.model
             said = result.profile_of(candidate).nbytes(model.kv_heads, model.head_dim, "float32")

@@ -105,7 +105,7 @@ def _compile(layers: int, kernels: str) -> None:
     from kvjax.plan.topology import topology_devices
 
     model = dataclasses.replace(LLAMA, layers=LLAMA.layers[:layers])
-    config = EngineConfig(max_num_seqs=SLOTS, token_budget=READ, kernels=kernels)
+    config = EngineConfig(max_num_seqs=SLOTS, token_budget=READ, attention_backend=kernels)
     caches = CacheConfig.declare(model, ResolvedConfig.resolve(config, model.max_position, "gpu"))
     here = SingleDeviceSharding(topology_devices(find_device("h200"))[0])
     decode = abstract_steps(caches, None, here, kernels, caches.layout.buckets[-1])["decode"]

@@ -130,7 +130,7 @@ def _point(
 
 
 def _measure(rig: Rig, caches: CacheConfig, name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    weights, slots, count = rig.weights, caches.layout.slots, caches.layout.decode_steps
+    weights, slots, count = rig.weights, caches.layout.max_num_seqs, caches.layout.decode_steps
     length = caches.layout.max_model_len - caches.layout.headroom
     views, state = filled(caches, length), started(rig, slots, length)
     everyone, number = np.ones(slots, np.bool_), np.int32(count)
@@ -176,7 +176,7 @@ def filled(caches: CacheConfig, length: int) -> tuple[View, ...]:
         order = jnp.arange(spec.positions.shape[2], dtype=jnp.int32)
         limits = None
         if spec.limits is not None:
-            slots = caches.layout.slots
+            slots = caches.layout.max_num_seqs
             limits = jax.tree.map(lambda own: jnp.full(slots, own, jnp.int32), layer.limits())
             limits = dataclasses.replace(spec.limits, **vars(limits))
 

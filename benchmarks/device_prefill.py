@@ -125,7 +125,7 @@ def _peak(rig: Rig, caches: CacheConfig) -> dict[str, Any]:
     while not prefill.done:
         runner.advance(prefill)
     jax.block_until_ready(runner.finish(prefill, SamplingParams(), (), seed=0, limit=8))
-    alone = np.arange(caches.layout.slots) == 0
+    alone = np.arange(caches.layout.max_num_seqs) == 0
     jax.block_until_ready(runner.decode(alone, caches.layout.decode_steps).emitted)
     alive = sum(array.nbytes for array in jax.live_arrays())
     after = peak()

@@ -99,7 +99,7 @@ class Rig:
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        return (REFERENCE,) if self.kernels is None else (self.kernels, REFERENCE)
+        return (REFERENCE,) if self.attention_backend is None else (self.attention_backend, REFERENCE)
 
     @property
     def headline(self) -> tuple[int, int]:
@@ -117,7 +117,7 @@ class Rig:
         """What an engine keeps: everything, or what RocketKV keeps with a token budget."""
         config = EngineConfig(
             max_model_len=context, max_num_seqs=batch, token_budget=budget, decode_steps=decode_steps,
-            prefill_chunk_size=256 if self.quick else None, kernels="auto",
+            prefill_chunk_size=256 if self.quick else None, attention_backend="auto",
         )  # fmt: skip
         return CacheConfig.declare(self.model, ResolvedConfig.resolve(config, self.model.max_position, self.platform))
 

@@ -75,13 +75,13 @@ def fill(runner: Runner, length: int) -> None:
         active=full(state.active, True),
         sampler=state.sampler,
     )
-    for slot in range(runner.layout.slots):
+    for slot in range(runner.layout.max_num_seqs):
         runner._fill.installed(slot, length, runner.caches.plans)
 
 
 def decode_seconds(runner: Runner, length: int) -> float:
     """Of one step over all slots."""
-    everyone = np.ones(runner.layout.slots, np.bool_)
+    everyone = np.ones(runner.layout.max_num_seqs, np.bool_)
     fill(runner, length)
     jax.block_until_ready(runner.decode(everyone, STEPS).emitted)
     began = time.perf_counter()

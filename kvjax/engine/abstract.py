@@ -53,14 +53,14 @@ def abstract_steps(
     hidden = jax.ShapeDtypeStruct((bucket, config.width), layout.dtype, sharding=here)
     workspace = placed(caches.workspace(bucket))
     views = placed(caches.views)
-    state = placed(steps.DecodeState.declare(layout.slots, config.vocab_size))
-    alive = jax.ShapeDtypeStruct((layout.slots,), jnp.bool_, sharding=here)
+    state = placed(steps.DecodeState.declare(layout.max_num_seqs, config.vocab_size))
+    alive = jax.ShapeDtypeStruct((layout.max_num_seqs,), jnp.bool_, sharding=here)
 
     def prefill(layer: int) -> Callable[[], Any]:
         return lambda: steps.prefill_layer.trace(kinds[layer], chunk, leaves[layer], hidden, workspace, number, number)
 
     def install(layer: int) -> Callable[[], Any]:
-        limits = placed(rows(SlotLimits.declare(layout.slots)))
+        limits = placed(rows(SlotLimits.declare(layout.max_num_seqs)))
         return lambda: steps.install.trace(
             kinds[layer], caches.plans[layer], views[layer], workspace, number, number, limits
         )

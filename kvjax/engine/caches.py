@@ -188,7 +188,7 @@ class CacheConfig:
 
     def _view(self, plan: LayerCacheConfig) -> View:
         return View.declare(
-            slots=self.layout.slots,
+            slots=self.layout.max_num_seqs,
             kv_heads=plan.heads(self.model.num_kv_heads, self.model.num_heads),
             capacity=plan.capacity,
             head_dim=self.model.head_dim,

@@ -8,7 +8,7 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 
 SHORTEST_BUCKET = 32
-KERNELS = ("reference", "auto", "tpu", "gpu")
+ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")
 GIB = 1 << 30
 
 
@@ -37,7 +37,7 @@ class EngineConfig:
         session_dir: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
-        kernels: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a device,
+        attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a device,
             "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
     """
 
@@ -58,7 +58,7 @@ class EngineConfig:
     store: StoreConfig | None = None
     session_dir: Path | None = None
     group_layers: int | None = None
-    kernels: str = "reference"
+    attention_backend: str = "reference"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "decode_steps", "tensor_parallel_size", "headroom"):
@@ -75,8 +75,10 @@ class EngineConfig:
                 f"prefill_chunk_size={self.prefill_chunk_size} must be a positive multiple of {BLOCK_TOKENS}"
             )
         self._check_method()
-        if self.kernels not in KERNELS:
-            raise ValueError(f"kernels={self.kernels!r}: choose one of {', '.join(KERNELS)}")
+        if self.attention_backend not in ATTENTION_BACKENDS:
+            raise ValueError(
+                f"attention_backend={self.attention_backend!r}: choose one of {', '.join(ATTENTION_BACKENDS)}"
+            )
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
                 raise ValueError(
@@ -106,7 +108,7 @@ class ResolvedConfig:
     """
 
     max_model_len: int
-    slots: int
+    max_num_seqs: int
     prefill_chunk_size: int
     decode_steps: int
     dtype: str
@@ -118,7 +120,7 @@ class ResolvedConfig:
     reselect: bool = True
     store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
-    kernels: str = "reference"
+    attention_backend: str = "reference"
 
     @classmethod
     def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "ResolvedConfig":
@@ -136,9 +138,9 @@ class ResolvedConfig:
             raise ValueError(
                 f"max_model_len={length} is more than the {max_position} tokens that this model was trained for"
             )
-        if config.kernels not in ("reference", "auto", platform):
+        if config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
-                f"kernels={config.kernels!r} run on a {config.kernels.upper()} and not on a {platform.upper()}: choose "
+                f"kernels={config.attention_backend!r} run on a {config.attention_backend.upper()} and not on a {platform.upper()}: choose "
                 "--attention-backend reference, or auto for the kernels of whatever device there is"
             )
         on_cpu = platform == "cpu"
@@ -149,7 +151,7 @@ class ResolvedConfig:
         default_store = StoreConfig(host_cache_size=GIB) if method == "rocketkv-mt" else None
         return cls(
             max_model_len=length,
-            slots=config.max_num_seqs,
+            max_num_seqs=config.max_num_seqs,
             prefill_chunk_size=config.prefill_chunk_size or (2 * BLOCK_TOKENS if on_cpu else 8 * BLOCK_TOKENS),
             decode_steps=config.decode_steps,
             dtype=dtype,
@@ -161,13 +163,15 @@ class ResolvedConfig:
             reselect=config.reselect,
             store=config.store or default_store,
             group_layers=config.group_layers or (MAX_GROUP_LAYERS if method == "full" else 2),
-            kernels="reference" if config.kernels == "auto" and platform not in KERNELS else config.kernels,
+            attention_backend="reference"
+            if config.attention_backend == "auto" and platform not in ATTENTION_BACKENDS
+            else config.attention_backend,
         )
 
     @property
     def implementation(self) -> str | None:
         """The kernels as `pallas.dispatch` has them."""
-        return None if self.kernels == "auto" else self.kernels
+        return None if self.attention_backend == "auto" else self.attention_backend
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -148,7 +148,7 @@ class Engine:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise InsufficientMemoryError(
-                f"a device ran out of memory while {self._phase}: lower --max-num-seqs from {self.layout.slots} or "
+                f"a device ran out of memory while {self._phase}: lower --max-num-seqs from {self.layout.max_num_seqs} or "
                 f"--max-model-len from {self.max_model_len} ({str(error).splitlines()[0]})"
             ) from error
 

@@ -18,13 +18,15 @@ def settle(layout: ResolvedConfig) -> ResolvedConfig:
     Raises:
         ValueError: kernels are asked for by name, and no device here runs them.
     """
-    reason = None if layout.kernels == "reference" else no_kernels()
+    reason = None if layout.attention_backend == "reference" else no_kernels()
     if reason is None:
         return layout
-    if layout.kernels != "auto":
-        raise ValueError(f"kernels={layout.kernels!r}: {reason}; choose --attention-backend reference, or auto")
+    if layout.attention_backend != "auto":
+        raise ValueError(
+            f"kernels={layout.attention_backend!r}: {reason}; choose --attention-backend reference, or auto"
+        )
     logger.info("attention is computed in jax.numpy: %s", reason)
-    return dataclasses.replace(layout, kernels="reference")
+    return dataclasses.replace(layout, attention_backend="reference")
 
 
 def check_kernels(caches: CacheConfig, devices: int) -> None:
@@ -36,7 +38,7 @@ def check_kernels(caches: CacheConfig, devices: int) -> None:
     Raises:
         ValueError: kernels are asked for by name and do not serve a step; says why, and what to choose.
     """
-    asked, buckets = caches.layout.kernels, caches.layout.buckets
+    asked, buckets = caches.layout.attention_backend, caches.layout.buckets
     if asked == "reference":
         return
     reasons: dict[str, list[str]] = {}

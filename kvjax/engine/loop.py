@@ -52,7 +52,7 @@ class EngineLoop:
         self._suspending = False  # asked for
         self._saved: list[SessionSnapshot] = []
         self._condition = threading.Condition()
-        self._scheduler: Scheduler[ActiveRequest] = Scheduler(runner.layout.slots)
+        self._scheduler: Scheduler[ActiveRequest] = Scheduler(runner.layout.max_num_seqs)
         self._cancelled: list[ActiveRequest] = []
         self._pending: collections.deque[Pending] = collections.deque()
         self._prefill: Prefill | None = None
@@ -292,7 +292,7 @@ class EngineLoop:
             holders = self._scheduler.decoding
         if not holders:
             return False
-        alive = np.zeros(self._runner.layout.slots, np.bool_)
+        alive = np.zeros(self._runner.layout.max_num_seqs, np.bool_)
         alive[list(holders)] = True
         # While a prompt is read, one step a unit: more would finish early requests before the others join them.
         count = 1 if self._prefill is not None else self._runner.layout.decode_steps

@@ -46,7 +46,7 @@ def plan(caches: CacheConfig, mesh: Devices = None) -> Plan:
     return {
         "weights": sum(weights(model, layout.dtype, mesh).values()),
         "views": cache.nbytes(caches.views, mesh),
-        "decode state": cache.nbytes(DecodeState.declare(layout.slots, model.vocab_size), mesh),
+        "decode state": cache.nbytes(DecodeState.declare(layout.max_num_seqs, model.vocab_size), mesh),
         "workspaces": cache.nbytes(workspace, mesh) * len(groups[:2]),
         "hidden states": longest * model.width * item,
         "temporaries": max(
@@ -88,8 +88,8 @@ def _prefill_temporaries(model: DecoderConfig, chunk: int, item: int) -> int:
 
 def _head_temporaries(model: DecoderConfig, layout: ResolvedConfig) -> int:
     """Logits: sampling sorts those of all slots, with their ids; a prompt's own are made `SCORED_ROWS` at a time."""
-    rows = max(8 * layout.slots, 4 * min(SCORED_ROWS, layout.prefill_chunk_size))
-    scores = 3 * layout.slots * model.num_heads * DECODE_BLOCK * 4
+    rows = max(8 * layout.max_num_seqs, 4 * min(SCORED_ROWS, layout.prefill_chunk_size))
+    scores = 3 * layout.max_num_seqs * model.num_heads * DECODE_BLOCK * 4
     return rows * model.vocab_size * 4 + scores
 
 
@@ -124,10 +124,12 @@ def check_fits(model: DecoderConfig, layout: ResolvedConfig, free: int | None) -
 
     if free is None or needed(layout) <= free:
         return
-    fewer = most_slots(model, layout, free, layout.slots - 1)
+    fewer = most_slots(model, layout, free, layout.max_num_seqs - 1)
     shorter = _largest(lambda blocks: needed(with_length(blocks)) <= free, (layout.max_model_len - 1) // BLOCK_TOKENS)
     if fewer:
-        way_out = f"--max-num-seqs {fewer} fits, that is so many conversations at a time instead of {layout.slots}"
+        way_out = (
+            f"--max-num-seqs {fewer} fits, that is so many conversations at a time instead of {layout.max_num_seqs}"
+        )
     elif shorter:
         way_out = (
             f"--max-model-len {shorter * BLOCK_TOKENS} fits, instead of {layout.max_model_len} tokens a conversation"

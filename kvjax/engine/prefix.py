@@ -46,8 +46,8 @@ def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
     numerics = (
         f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, chunk {layout.prefill_chunk_size}"
     )
-    if layout.kernels != "reference":
-        numerics += f", kernels {layout.kernels}"
+    if layout.attention_backend != "reference":
+        numerics += f", kernels {layout.attention_backend}"
     return Namespace(
         weights=weights_digest(path),
         tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),

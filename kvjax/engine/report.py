@@ -26,13 +26,13 @@ def startup_report(
     shapes = ", ".join(f"{shape} {value:.1f} s" for shape, value in compiled.items())
     memory = plan(runner.caches)
     table = [f"  {purpose:<14} {show_size(value):>10}" for purpose, value in memory.items()]
-    per_token = memory["views"] / (layout.slots * layout.max_model_len)
+    per_token = memory["views"] / (layout.max_num_seqs * layout.max_model_len)
     return "\n".join(
         [
             f"device      {devices} x {device.device_kind} ({device.platform})",
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
-            f"attention   {'jax.numpy' if layout.kernels == 'reference' else f'kernels, {layout.kernels}'}",
+            f"attention   {'jax.numpy' if layout.attention_backend == 'reference' else f'kernels, {layout.attention_backend}'}",
             f"store       {stored(runner)}",
             *([] if restored is None else [f"suspended      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",
@@ -40,8 +40,8 @@ def startup_report(
             "memory",
             *table,
             f"  {'total':<14} {show_size(sum(memory.values())):>10}",
-            f"fits        {layout.slots} conversations of {layout.max_model_len:,} tokens,"
-            f" {layout.slots * layout.max_model_len:,} tokens in all, {show_size(per_token)} of KV a token",
+            f"fits        {layout.max_num_seqs} conversations of {layout.max_model_len:,} tokens,"
+            f" {layout.max_num_seqs * layout.max_model_len:,} tokens in all, {show_size(per_token)} of KV a token",
         ]
     )
 

@@ -50,10 +50,10 @@ class Runner:
         self.vocab_size = model.config.vocab_size
         self.groups = caches.groups
         self._split(model)
-        self._state_specs = steps.DecodeState.declare(self.layout.slots, self.vocab_size)
+        self._state_specs = steps.DecodeState.declare(self.layout.max_num_seqs, self.vocab_size)
         self.views: tuple[View, ...] = cache.allocate(caches.views, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
-        self._fill = Fill(caches.plans, self.layout.slots)
+        self._fill = Fill(caches.plans, self.layout.max_num_seqs)
         self.prefix = prefix
         self._answers = GenerationWriters(prefix, caches)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
@@ -212,7 +212,7 @@ class Runner:
 
     def _extend(self, prefill: Prefill) -> None:
         tokens = prefill.rest[prefill.extended :][:EXTENSION]
-        alone = np.arange(self.layout.slots) == prefill.slot
+        alone = np.arange(self.layout.max_num_seqs) == prefill.slot
         self._make_room(alone, len(tokens))
         count = self._fill.advance(alone, len(tokens))
         prefill.last, self.views = steps.extend(
@@ -308,10 +308,10 @@ class Runner:
                 workspace[0], _ = steps.restore(self.mesh, workspace[0], blocks, np.int32(0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
-        nobody = np.zeros(self.layout.slots, np.bool_)
+        nobody = np.zeros(self.layout.max_num_seqs, np.bool_)
         jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
         self._answers.warm_up(self.views)
-        seconds[f"decode, {self.layout.slots} slots"] = time.monotonic() - began
+        seconds[f"decode, {self.layout.max_num_seqs} slots"] = time.monotonic() - began
         if self.caches.window:
             began = time.monotonic()
             for layer, plan in enumerate(self.caches.plans):

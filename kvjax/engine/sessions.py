@@ -57,13 +57,13 @@ def identity(path: Path, caches: CacheConfig) -> dict[str, str]:
     """
     layout = caches.layout
     names = dataclasses.asdict(namespace(path, caches, 1))  # of one device, however many there are: arrays are whole
-    specs = SlotArrays(caches.views, DecodeState.declare(layout.slots, caches.model.vocab_size))
+    specs = SlotArrays(caches.views, DecodeState.declare(layout.max_num_seqs, caches.model.vocab_size))
     shapes = {name: (spec.shape, jnp.dtype(spec.dtype).name) for name, spec in cache.named(specs).items()}
     profile = _digest(repr((caches.profile, caches.plans, caches.multi_turn, layout.reselect)))
     return {
         **{name: value for name, value in names.items() if value},
         "profile": f"{layout.method} {profile[:12]}",
-        "layout": f"{layout.slots} slots of {layout.max_model_len} tokens, {_digest(repr(shapes))[:12]}",
+        "layout": f"{layout.max_num_seqs} slots of {layout.max_model_len} tokens, {_digest(repr(shapes))[:12]}",
     }
 
 
@@ -97,7 +97,7 @@ class SessionStore:
             raise ValueError(
                 f"session_dir={str(folder)!r}: {error.strerror}; choose another folder for --session-dir"
             ) from error
-        specs = SlotArrays(caches.views, DecodeState.declare(caches.layout.slots, caches.model.vocab_size))
+        specs = SlotArrays(caches.views, DecodeState.declare(caches.layout.max_num_seqs, caches.model.vocab_size))
         return cls(folder, identity(path, caches), specs, mesh)
 
     def save(self, conversations: Sequence[SessionSnapshot]) -> None:

@@ -58,19 +58,19 @@ class LayerKind:
     """All that the compiled body of a layer depends on.
 
     Attributes:
-        kernels: the implementation of what reads a workspace or a view, see `pallas.dispatch`.
+        attention_backend: the implementation of what reads a workspace or a view, see `pallas.dispatch`.
     """
 
     part: Part[Layer]
     window: int | None
     scale: float
     mesh: Mesh | None
-    kernels: str | None = REFERENCE
+    attention_backend: str | None = REFERENCE
 
     @property
     def reading(self) -> dict[str, Any]:
         """What all that reads a workspace or a view takes beside arrays."""
-        return {"scale": self.scale, "implementation": self.kernels, "mesh": self.mesh}
+        return {"scale": self.scale, "implementation": self.attention_backend, "mesh": self.mesh}
 
 
 _Layer = tuple[LayerKind, LayerCacheConfig, tuple[Array, ...]]

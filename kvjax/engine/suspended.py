@@ -28,7 +28,9 @@ class SuspendedSlots:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._specs = SlotArrays(runner.caches.views, DecodeState.declare(runner.layout.slots, runner.vocab_size))
+        self._specs = SlotArrays(
+            runner.caches.views, DecodeState.declare(runner.layout.max_num_seqs, runner.vocab_size)
+        )
         self._conversations: dict[int, Conversation] = {}
 
     def __len__(self) -> int:

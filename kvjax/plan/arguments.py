@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from kvjax.engine.config import KERNELS, EngineConfig
+from kvjax.engine.config import ATTENTION_BACKENDS, EngineConfig
 from kvjax.plan.devices import CHIPS, find_device
 from kvjax.plan.estimate import DISK, REMOTE, SHARE, Question
 from kvjax.plan.named import names, read_model
@@ -40,7 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--group-layers", type=int, metavar="N", help="most layers prefilled together")
     group.add_argument(
-        "--attention-backend", choices=KERNELS, default=KERNELS[0], help="what computes attention (%(default)s)"
+        "--attention-backend",
+        choices=ATTENTION_BACKENDS,
+        default=ATTENTION_BACKENDS[0],
+        help="what computes attention (%(default)s)",
     )
     group.add_argument("--dtype", choices=DTYPES, help="of weights; bfloat16 by default")
     group.add_argument("--kv-cache-dtype", choices=DTYPES, help="of the KV cache; that of the weights by default")
@@ -78,7 +81,7 @@ def read_question(options: argparse.Namespace) -> Question:
         budgets=options.budgets,
         headroom=options.headroom,
         group_layers=options.group_layers,
-        kernels=options.attention_backend,
+        attention_backend=options.attention_backend,
     )
     return Question(
         model=read_model(options.model, options.context),

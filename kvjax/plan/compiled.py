@@ -43,7 +43,7 @@ def compile_steps(caches: CacheConfig, device: Device) -> Compiled:
     here: Sharding = SingleDeviceSharding(devices[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
     platform = "cuda" if device.chip.platform == "gpu" else "tpu"
     temporaries, refused = {}, {}
-    kernels = device.chip.platform if caches.layout.kernels == "auto" else caches.layout.kernels
+    kernels = device.chip.platform if caches.layout.attention_backend == "auto" else caches.layout.attention_backend
     for name, trace in abstract_steps(caches, mesh, here, kernels, caches.layout.buckets[-1]).items():
         try:
             with as_if_on(devices[0]):

@@ -160,7 +160,9 @@ def _side(question: Question, caches: CacheConfig) -> Side:
     memory = plan(caches, mesh)
     summaries = cache.nbytes([view.bounds for view in caches.views], mesh)
     parts = {"weights": memory["weights"], "views": memory["views"] - summaries, "page summaries": summaries}
-    a_slot = max(1, memory["views"] // caches.layout.slots)  # slots beyond what their views alone allow cannot fit
+    a_slot = max(
+        1, memory["views"] // caches.layout.max_num_seqs
+    )  # slots beyond what their views alone allow cannot fit
     most = most_slots(caches.model, caches.layout, question.free, question.free // a_slot, mesh)
     return Side(
         keeps(caches),

@@ -36,7 +36,7 @@ def as_json(name: str, answer: Estimate) -> dict[str, Any]:
             "host_link": question.tiers[0].bandwidth,
         },
         "context": answer.layout.max_model_len,
-        "num_seqs": answer.layout.slots,
+        "num_seqs": answer.layout.max_num_seqs,
         "method": answer.layout.method,
         "token_budget": answer.layout.token_budget,
         "budgets": answer.layout.budgets,
@@ -59,8 +59,8 @@ def as_json(name: str, answer: Estimate) -> dict[str, Any]:
 def title(name: str, answer: Estimate) -> str:
     """`llama-3.1-8b on h200: 8 conversations of 128,000 tokens`."""
     layout = answer.layout
-    many = "conversation" if layout.slots == 1 else "conversations"
-    return f"{name} on {answer.question.device.name}: {layout.slots} {many} of {layout.max_model_len:,} tokens"
+    many = "conversation" if layout.max_num_seqs == 1 else "conversations"
+    return f"{name} on {answer.question.device.name}: {layout.max_num_seqs} {many} of {layout.max_model_len:,} tokens"
 
 
 def label(answer: Estimate) -> str:
@@ -150,7 +150,7 @@ def _temporaries(answer: Estimate) -> Text:
 
 def _step(answer: Estimate) -> Table:
     sides = [side for _, side in columns(answer)]
-    slots = answer.layout.slots
+    slots = answer.layout.max_num_seqs
     table = _table(f"a decode step of {slots} reads", answer)
     table.add_row("weights", *(show_size(side.step.weights) for side in sides))
     table.add_row("KV and summaries", *(_bytes(side.step.kv) for side in sides))

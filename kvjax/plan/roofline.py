@@ -40,8 +40,8 @@ def decode_step(caches: CacheConfig, device: Device) -> DecodeStep:
     if not model.tied:
         del parts["embedding"]  # a step looks up one row a slot
     read = sum(parts.values())
-    kv = layout.slots * caches.read_bytes(layout.max_model_len) // device.parts
-    operations = 2.0 * layout.slots * read / jnp.dtype(layout.dtype).itemsize
+    kv = layout.max_num_seqs * caches.read_bytes(layout.max_model_len) // device.parts
+    operations = 2.0 * layout.max_num_seqs * read / jnp.dtype(layout.dtype).itemsize
     return DecodeStep(read, kv, operations, max((read + kv) / device.bandwidth, operations / device.flops))
 
 

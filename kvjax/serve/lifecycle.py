@@ -93,7 +93,7 @@ def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
                 store=config.store,
                 session_dir=None if config.session_dir is None else pathlib.Path(config.session_dir).expanduser(),
                 group_layers=config.group_layers,
-                kernels=config.attention_backend,
+                attention_backend=config.attention_backend,
             ),
             chat_template=config.chat_template,
         )

@@ -32,7 +32,7 @@ def on_tpu(monkeypatch):
 
 def config(kernels: str, **settings) -> EngineConfig:
     return EngineConfig(
-        max_num_seqs=2, prefill_chunk_size=256, decode_steps=2, dtype="float32", kernels=kernels, **settings
+        max_num_seqs=2, prefill_chunk_size=256, decode_steps=2, dtype="float32", attention_backend=kernels, **settings
     )
 
 

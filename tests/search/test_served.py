@@ -88,9 +88,9 @@ def test_memory_falls_as_the_profile_says(model, served):
     held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
     entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in candidate)
     config = decoder.config
-    assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
+    assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.max_num_seqs
     if candidate == (12, 12):
-        full = 2 * (100 + 2 * CONTEXT) * config.num_kv_heads * config.head_dim * 4 * engine.layout.slots
+        full = 2 * (100 + 2 * CONTEXT) * config.num_kv_heads * config.head_dim * 4 * engine.layout.max_num_seqs
         assert math.ceil(full / held) == 9  # 1,380 entries, and 172
 
 

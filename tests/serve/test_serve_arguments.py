@@ -9,7 +9,7 @@ import time
 import pytest
 
 import kvjax
-from kvjax.engine.config import KERNELS
+from kvjax.engine.config import ATTENTION_BACKENDS as ENGINE_BACKENDS
 from kvjax.serve.__main__ import keep_compiled
 from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse
 from kvjax.serve.config import ATTENTION_BACKENDS, ServeConfig, is_loopback
@@ -39,7 +39,7 @@ def test_defaults():
 
 
 def test_attention_backends_are_the_engines_kernels():
-    assert ATTENTION_BACKENDS == KERNELS
+    assert ATTENTION_BACKENDS == ENGINE_BACKENDS
 
 
 def test_every_field_has_a_flag():
