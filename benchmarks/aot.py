@@ -206,7 +206,7 @@ def prefills() -> dict[str, Program]:
     from benchmarks.aot_decode import caches
 
     kept = caches(SLOTS, token_budget=READ)
-    install, workspace = aot_prefill.install(kept)
+    install, workspace = aot_prefill.write_slot(kept)
     return {
         "prefill attention": Program(*aot_prefill.attention(None)),
         "prefill attention, window of 4096": Program(*aot_prefill.attention(4096)),

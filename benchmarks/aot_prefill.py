@@ -59,7 +59,7 @@ def layer(kept: CacheConfig) -> tuple[Make, int]:
     return make, cache.nbytes(workspace)
 
 
-def install(kept: CacheConfig) -> tuple[Make, int]:
+def write_slot(kept: CacheConfig) -> tuple[Make, int]:
     """What a view keeps of a finished workspace, and the workspace's bytes. The view, 0, is donated."""
     workspace = kept.workspace(LLAMA.max_position)
 
@@ -68,7 +68,7 @@ def install(kept: CacheConfig) -> tuple[Make, int]:
         limits = cache.rows(cache.SlotLimits.declare(kept.layout.max_num_seqs))
 
         def step(view: Any, workspace: Any, slot: Any, length: Any, limits: Any) -> Any:
-            return steps.install(kind, kept.plans[0], view, workspace, slot, length, limits)
+            return steps.write_slot(kind, kept.plans[0], view, workspace, slot, length, limits)
 
         return step, _shapes((kept.views[0], workspace, NUMBER, NUMBER, limits))
 

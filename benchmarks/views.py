@@ -76,7 +76,7 @@ def fill(runner: Runner, length: int) -> None:
         sampler=state.sampler,
     )
     for slot in range(runner.layout.max_num_seqs):
-        runner._fill.installed(slot, length, runner.caches.plans)
+        runner._fill.written(slot, length, runner.caches.plans)
 
 
 def decode_seconds(runner: Runner, length: int) -> float:

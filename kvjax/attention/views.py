@@ -17,7 +17,7 @@ from kvjax.attention.retention import gather
 from kvjax.cache import SlotLimits, View, Workspace
 
 
-def install(
+def write_slot(
     plan: LayerCacheConfig,
     view: View,
     workspace: Workspace,

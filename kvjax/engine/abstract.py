@@ -61,7 +61,7 @@ def abstract_steps(
 
     def install(layer: int) -> Callable[[], Any]:
         limits = placed(rows(SlotLimits.declare(layout.max_num_seqs)))
-        return lambda: steps.install.trace(
+        return lambda: steps.write_slot.trace(
             kinds[layer], caches.plans[layer], views[layer], workspace, number, number, limits
         )
 

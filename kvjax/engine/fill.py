@@ -22,9 +22,9 @@ class Fill:
         self._max_retained, self._capacity, self._used = np.zeros((3, len(self._layers), slots), np.int64)
         self.length = np.zeros(slots, np.int64)
         for slot in range(slots):
-            self.installed(slot, 0, plans)
+            self.written(slot, 0, plans)
 
-    def installed(self, slot: int, length: int, plans: Sequence[LayerCacheConfig]) -> None:
+    def written(self, slot: int, length: int, plans: Sequence[LayerCacheConfig]) -> None:
         """A prompt has entered the slot's views, by the plans of its request."""
         self.length[slot] = length
         self._max_retained[:, slot] = [plans[layer].max_retained for layer in self._layers]
@@ -33,7 +33,7 @@ class Fill:
 
     def resumed(self, slot: int, length: int, used: Sequence[int], plans: Sequence[LayerCacheConfig]) -> None:
         """A conversation that has stood still goes on here, after `length` tokens, with `used` entries in each view."""
-        self.installed(slot, length, plans)
+        self.written(slot, length, plans)
         self._used[:, slot] = [used[layer] for layer in self._layers]
 
     def check_slot(self, slot: int, length: int, used: Sequence[int]) -> None:

@@ -140,7 +140,7 @@ class GenerationWriter:
         """
         start = self._chunks.begin
         for place, layer in enumerate(layers if start < self.gathered else ()):
-            cut = steps.cut(size, workspaces[place], np.int32(start))
+            cut = steps.slice_chunk(size, workspaces[place], np.int32(start))
             self._cache.put(functools.partial(self._chunks.tail, layer, cut))
 
     def gather(self, views: tuple[View, ...], slot: int, count: int, reach: int) -> bool:
@@ -250,4 +250,4 @@ class ChunkAssembler:
 
 
 def _gather(cache: PrefixCache, reach: int, views: tuple[View, ...], slot: int, start: int) -> Gathered:
-    return steps.gather(reach, cache.store.format.kv_heads, views, np.int32(slot), np.int32(start))
+    return steps.gather_tokens(reach, cache.store.format.kv_heads, views, np.int32(slot), np.int32(start))

@@ -174,12 +174,14 @@ class Runner:
         views = list(self.views)
         for place, layer in enumerate(group):
             plan, limits = self.caches.plans[layer], prefill.plans[layer].limits(prefill.begin)
-            views[layer] = steps.install(self._kinds[layer], plan, views[layer], workspace[place], slot, length, limits)
+            views[layer] = steps.write_slot(
+                self._kinds[layer], plan, views[layer], workspace[place], slot, length, limits
+            )
             self.views = tuple(views)
         self._keep(prefill, workspace)
         prefill.chunk, prefill.group = prefill.reused, prefill.group + 1
         if prefill.group == prefill.groups:
-            self._fill.installed(prefill.slot, prefill.length, prefill.plans)
+            self._fill.written(prefill.slot, prefill.length, prefill.plans)
 
     def took(self, chunk: int, began: float) -> None:
         """The store's planner is told that a chunk went through a group since `began`, by `time.monotonic`."""
@@ -195,7 +197,9 @@ class Runner:
         for place, layer in enumerate(self.groups[prefill.group]):
             for index, blocks in enumerate(self.prefix.chunks(prefill.fetch, layer, prefill.reused)):
                 start = np.int32(index * prefill.size)
-                workspace[place], prefill.restored[layer] = steps.restore(self.mesh, workspace[place], blocks, start)
+                workspace[place], prefill.restored[layer] = steps.load_blocks(
+                    self.mesh, workspace[place], blocks, start
+                )
 
     def _keep(self, prefill: Prefill, workspace: list[Workspace]) -> None:
         """Gives a finished group's new chunks to the store; after the last group later prompts will find them."""
@@ -205,7 +209,7 @@ class Runner:
         for chunk in range(saver.chunks):
             start = np.int32((prefill.reused + chunk) * prefill.size)
             for place, layer in enumerate(self.groups[prefill.group]):
-                saver.put(chunk, layer, *steps.cut(prefill.size, workspace[place], start))
+                saver.put(chunk, layer, *steps.slice_chunk(prefill.size, workspace[place], start))
         self._answers.tail(prefill.answer, prefill.slot, self.groups[prefill.group], workspace, prefill.size)
         if prefill.group == prefill.groups - 1:
             saver.seal()
@@ -302,10 +306,10 @@ class Runner:
             jax.block_until_ready(self.score(prefill, 0))
             if self.prefix is not None and prefill.size == self.layout.prefill_chunk_size:
                 workspace = self._workspace(bucket)[0]
-                k, v = steps.cut(prefill.size, workspace[0], np.int32(0))
+                k, v = steps.slice_chunk(prefill.size, workspace[0], np.int32(0))
                 parts = [np.split(np.asarray(each), prefill.size // BLOCK_TOKENS, axis=1) for each in (k, v)]
                 blocks = tuple(zip(*parts, strict=True))
-                workspace[0], _ = steps.restore(self.mesh, workspace[0], blocks, np.int32(0))
+                workspace[0], _ = steps.load_blocks(self.mesh, workspace[0], blocks, np.int32(0))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
         nobody = np.zeros(self.layout.max_num_seqs, np.bool_)

@@ -41,14 +41,14 @@ class SlotArrays:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def take(specs: SlotArrays, mesh: Mesh | None, arrays: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
+def take_slot(specs: SlotArrays, mesh: Mesh | None, arrays: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
     """A copy of one slot's part."""
     row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False), arrays)
     return cache.constrain(row, cache.rows(specs), mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def put(shardings: SlotArrays | None, arrays: SlotArrays, row: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
+def insert_slot(shardings: SlotArrays | None, arrays: SlotArrays, row: SlotArrays, slot: Int[Array, ""]) -> SlotArrays:
     """The arrays with one slot's part replaced. The slot does not decode before `wake`."""
     row = dataclasses.replace(row, state=dataclasses.replace(row.state, active=row.state.active & False))
     new = jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, slot, 0), arrays, row)

@@ -148,7 +148,9 @@ def prefill_layer(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def cut(chunk: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
+def slice_chunk(
+    chunk: int, workspace: Workspace, start: Int[Array, ""]
+) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
     """K and V of one chunk of a workspace."""
     return (
         jax.lax.dynamic_slice_in_dim(workspace.k, start, chunk, axis=1),
@@ -157,13 +159,13 @@ def cut(chunk: int, workspace: Workspace, start: Int[Array, ""]) -> tuple[Float[
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def restore(
+def load_blocks(
     mesh: Mesh | None,
     workspace: Workspace,
     blocks: tuple[tuple[Float[Array, "K C D"], Float[Array, "K C D"]], ...],
     start: Int[Array, ""],
 ) -> tuple[Workspace, Float[Array, ""]]:
-    """Puts a chunk back that `cut` gave, in equal parts; the scalar is there once no part is read any more."""
+    """Puts a chunk back that `slice_chunk` gave, in equal parts; the scalar is there once no part is read any more."""
     k, v = workspace.k, workspace.v
     for part, (its_k, its_v) in enumerate(blocks):
         at = start + part * its_k.shape[1]
@@ -174,7 +176,7 @@ def restore(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def install(
+def write_slot(
     kind: LayerKind,
     plan: LayerCacheConfig,
     view: View,
@@ -184,7 +186,7 @@ def install(
     limits: SlotLimits,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = prefill.install(plan, view, workspace, slot, length, limits, **kind.reading)
+    new = prefill.write_slot(plan, view, workspace, slot, length, limits, **kind.reading)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -196,7 +198,7 @@ def reselect(kind: LayerKind, plan: LayerCacheConfig, view: View, slot: Int[Arra
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def gather(
+def gather_tokens(
     count: int, kv_heads: int, caches: tuple[View, ...], slot: Int[Array, ""], start: Int[Array, ""]
 ) -> tuple[tuple[Float[Array, "N K D"], Float[Array, "N K D"], Bool[Array, "N"]], ...]:
     """K and V of `count` generated tokens from position `start` on in each layer, and which of them a slot holds."""

@@ -114,12 +114,12 @@ class SuspendedSlots:
 
     def _take(self, slot: int) -> SlotArrays:
         runner = self._runner
-        return slots.take(self._specs, runner.mesh, SlotArrays(runner.views, runner.state), np.int32(slot))
+        return slots.take_slot(self._specs, runner.mesh, SlotArrays(runner.views, runner.state), np.int32(slot))
 
     def _put(self, slot: int, row: SlotArrays) -> None:
         runner = self._runner
         arrays = SlotArrays(runner.views, runner.state)
-        new = slots.put(slots.shardings(arrays, runner.mesh), arrays, row, np.int32(slot))
+        new = slots.insert_slot(slots.shardings(arrays, runner.mesh), arrays, row, np.int32(slot))
         runner.views, runner.state = new.views, new.state
 
     def _wake(self, slot: int) -> None:

@@ -48,7 +48,7 @@ def attend(
     return split(q, workspace.k, workspace.v, start)
 
 
-def install(
+def write_slot(
     plan: LayerCacheConfig,
     view: View,
     workspace: Workspace,
@@ -60,7 +60,7 @@ def install(
     implementation: str | None = REFERENCE,
     mesh: Mesh | None = None,
 ) -> View:
-    """As `views.install`. A layer that looks at no query has nothing to choose here, and no name is refused for it.
+    """As `views.write_slot`. A layer that looks at no query has nothing to choose here, and no name is refused for it.
 
     Args:
         implementation, mesh: as for `attend`.
@@ -75,7 +75,7 @@ def install(
 
     if isinstance(plan.eviction, Observation):
         plan = replace(plan, eviction=replace(plan.eviction, received=received))
-    return views.install(plan, view, workspace, slot, length, limits, scale=scale)
+    return views.write_slot(plan, view, workspace, slot, length, limits, scale=scale)
 
 
 def _split(

@@ -20,8 +20,8 @@ ALL = np.ones(2, np.bool_)
 @pytest.fixture
 def fill():
     fill = Fill(OWN, slots=2)
-    fill.installed(0, 100, OWN)
-    fill.installed(1, 100, SMALL)
+    fill.written(0, 100, OWN)
+    fill.written(1, 100, SMALL)
     yield fill
     fill.check_integrity()
 
@@ -44,15 +44,15 @@ def test_who_is_not_alive_holds_nobody_up(fill):
 
 
 def test_a_slot_forgets_the_plans_of_the_request_before(fill):
-    fill.installed(1, 3, OWN)
+    fill.written(1, 3, OWN)
     assert fill.advance(np.array([False, True]), 20) == 13
-    fill.installed(1, 100, SMALL)
+    fill.written(1, 100, SMALL)
     assert fill.advance(np.array([False, True]), 20) == 4
 
 
 def test_a_view_that_holds_too_much_is_found():
     fill = Fill(OWN, slots=2)
-    fill.installed(1, 100, SMALL)
+    fill.written(1, 100, SMALL)
     fill.check_integrity()
     fill._used[0, 1] = 11
     with pytest.raises(AssertionError):

@@ -38,7 +38,7 @@ PLAN = LayerCacheConfig(1)  # of a layer where nothing is chosen; its capacity i
 
 @functools.partial(jax.jit, donate_argnums=0)
 def install(view, workspace, slot, length):
-    return views.install(PLAN, view, workspace, slot, length, PLAN.limits(), scale=1.0)
+    return views.write_slot(PLAN, view, workspace, slot, length, PLAN.limits(), scale=1.0)
 
 
 @jax.jit
@@ -245,5 +245,5 @@ def test_taking_tokens_from_views_copies_none_of_them():
         for capacity in (CONTEXT, 1024)
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    memory = steps.gather.lower(CHUNK, 2, shapes(specs), number, number).compile().memory_analysis()
+    memory = steps.gather_tokens.lower(CHUNK, 2, shapes(specs), number, number).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.01 * cache.nbytes(specs)

@@ -45,7 +45,7 @@ def installed(plan: LayerCacheConfig, *, implementation: str | None, dtype: str 
     )
     limits = SlotLimits(*(jnp.int32(number) for number in (plan.max_retained, 64, 0, 0)))
     options = {"scale": CASE.scale, "implementation": implementation}
-    new = prefill.install(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), limits, **options)
+    new = prefill.write_slot(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), limits, **options)
     return jax.tree.map(lambda leaf: leaf[0], new)
 
 
