@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kvjax.models.causal import causal
+from kvjax.models.causal_attention import causal_attention
 from kvjax.models.checkpoint import load, read_config, save
 from kvjax.models.config import DecoderConfig, LayerConfig
 from kvjax.models.decoder import Decoder, Layer
@@ -24,7 +24,7 @@ __all__ = [
     "LayerConfig",
     "RopeConfig",
     "abstract",
-    "causal",
+    "causal_attention",
     "load",
     "random",
     "read_config",

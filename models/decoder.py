@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kvjax.models.causal import causal
+from kvjax.models.causal_attention import causal_attention
 from kvjax.models.config import DecoderConfig, LayerConfig
-from kvjax.models.contract import contract
 from kvjax.models.layers import MLP, Attend, Attention, RMSNorm
+from kvjax.models.linear import linear
 from kvjax.models.parameters import Embedding, Normal, declare
 
 
@@ -65,12 +65,12 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "*B E"]) -> Float[Array, "*B V"]:
         """Float32 logits of hidden states after the last layer: final norm, then the output matrix."""
         table = self.embedding if self.config.tied else self.unembedding
-        return contract(self.norm(x), table[...], jnp.float32)
+        return linear(self.norm(x), table[...], jnp.float32)
 
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        attend: Callable[[DecoderConfig, LayerConfig], Attend] = causal,
+        attend: Callable[[DecoderConfig, LayerConfig], Attend] = causal_attention,
     ) -> Float[Array, "B T V"]:
         """Float32 logits at every position of whole sequences that start at position 0; nothing is cached.
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.models.config import DecoderConfig, LayerConfig
-from kvjax.models.contract import contract
+from kvjax.models.linear import linear
 from kvjax.models.parameters import Constant, Normal, declare
 from kvjax.models.rope import rotate, rotation
 
@@ -68,14 +68,14 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(config.head_dim, config, dtype, axis="head_dim")
 
     def __call__(self, x: Float[Array, "*B E"], positions: Int[Array, "*B"], attend: Attend) -> Float[Array, "*B E"]:
-        q, k, v = (contract(x, weight[...]) for weight in (self.query, self.key, self.value))
+        q, k, v = (linear(x, weight[...]) for weight in (self.query, self.key, self.value))
         if self.qkv_biased:
             q, k, v = q + self.query_bias[...], k + self.key_bias[...], v + self.value_bias[...]
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         cos, sin = rotation(self.rope, positions)
         attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        out = contract(attended.reshape(*attended.shape[:-2], -1), self.output[...])
+        out = linear(attended.reshape(*attended.shape[:-2], -1), self.output[...])
         return out + self.output_bias[...] if self.output_biased else out
 
 
@@ -90,5 +90,5 @@ class MLP(nnx.Module):
         self.down = declare(Normal(mlp), dtype, width=width, mlp=mlp)
 
     def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-        gate = _ACTIVATIONS[self.activation](contract(x, self.gate[...]))
-        return contract(gate * contract(x, self.up[...]), self.down[...])
+        gate = _ACTIVATIONS[self.activation](linear(x, self.gate[...]))
+        return linear(gate * linear(x, self.up[...]), self.down[...])

@@ -144,8 +144,8 @@ def _block(index: Int[Array, ""], block: int, tokens: int) -> tuple[Int[Array, "
 
 
 def _sees(asking: Int[Array, "*Q"], keys: Int[Array, "*T"], window: int | None) -> Bool[Array, "*R"]:
-    causal = keys <= asking
-    return causal if window is None else causal & (keys > asking - window)
+    causal_attention = keys <= asking
+    return causal_attention if window is None else causal_attention & (keys > asking - window)
 
 
 def _empty(rows: tuple[int, ...], head_dim: int) -> _Carry:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from kvjax.attention.dense import MASKED
 from kvjax.models import Decoder
 from kvjax.search.reading import LayerReading, Readings
-from kvjax.search.scores import Evaluated, Scores, check_candidates, in_batches, told, weigh
+from kvjax.search.scores import Evaluated, Scores, check_candidates, in_batches, target_logprobs, weighted_scores
 
 BLOCK = 8  # samples that are evaluated at a time: bounds the temporaries
 CANDIDATES = "candidates"  # the mesh axis over which a population is split
@@ -95,8 +95,8 @@ def _replay(decoder: Decoder, sample: Readings, candidate: Int[Array, "L K"]) ->
         entries = candidate[index] if kind.window is None else jnp.full_like(candidate[index], held.order.shape[1])
         attend = partial(_attend, held, positions, entries, scale=config.query_scale, window=kind.window)
         x = layer(x, positions, attend)
-    heard = jnp.concatenate([sample.first[None], told(decoder.head(x), sample.tail[1:])])
-    return weigh(heard, sample.weight)
+    logprobs = jnp.concatenate([sample.first[None], target_logprobs(decoder.head(x), sample.tail[1:])])
+    return weighted_scores(logprobs, sample.weight)
 
 
 def _attend(

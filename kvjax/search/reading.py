@@ -19,7 +19,7 @@ from kvjax.attention.eviction import Eviction
 from kvjax.attention.observation import prompt_queries
 from kvjax.models import Decoder
 from kvjax.search.samples import Case, Padded
-from kvjax.search.scores import told
+from kvjax.search.scores import target_logprobs
 
 
 @jax.tree_util.register_dataclass
@@ -154,7 +154,7 @@ def _prefill(
             return prefill_attention(q, k, v, jnp.int32(0), scale=config.query_scale, window=window)
 
         x = layer(x, places, attend)
-    first = told(decoder.head(jnp.take(x, length - 1, axis=0)), following)
+    first = target_logprobs(decoder.head(jnp.take(x, length - 1, axis=0)), following)
     return tuple(layers), first, jnp.stack(entropies)
 
 

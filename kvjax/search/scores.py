@@ -26,16 +26,16 @@ class Scores:
     log_probability: Float[np.ndarray, "P S"]
 
 
-def told(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B 2"]:
+def target_logprobs(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B 2"]:
     """Of each target: the logarithm of its probability, and 1 if none is likelier."""
     logits = jax.nn.log_softmax(logits)
     said = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.stack([said, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)], axis=-1)
 
 
-def weigh(heard: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Evaluated:
+def weighted_scores(logprobs: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Evaluated:
     """The fields of `Scores` from what was told of a tail's tokens, of which those of weight 1 count."""
-    said, right = heard[..., 0], heard[..., 1]
+    said, right = logprobs[..., 0], logprobs[..., 1]
     total = jnp.sum(weight, axis=-1)
     exact = jnp.all((right > 0) | (weight == 0), axis=-1).astype(jnp.float32)
     return exact, jnp.sum(right * weight, axis=-1) / total, jnp.sum(said * weight, axis=-1) / total

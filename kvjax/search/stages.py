@@ -27,7 +27,7 @@ from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.models import Decoder
 from kvjax.search.evaluators import Evaluators
 from kvjax.search.samples import Case, Padded
-from kvjax.search.scores import Evaluated, Scores, in_batches, told, weigh
+from kvjax.search.scores import Evaluated, Scores, in_batches, target_logprobs, weighted_scores
 from kvjax.search.space import Candidate
 
 BLOCK = 4  # samples that are evaluated at a time: each takes a slot for every candidate
@@ -157,7 +157,7 @@ def _prefill(
     x = decoder.embed(tokens)
     for layer in decoder.layers:
         x = layer(x, places, attend)
-    first = told(decoder.head(jnp.take(x, length - 1, axis=0)), following)
+    first = target_logprobs(decoder.head(jnp.take(x, length - 1, axis=0)), following)
     k, v, scores = zip(*found, strict=True)
     return k, v, scores, first
 
@@ -188,12 +188,12 @@ def _evaluate(
                 return views.attend(plan, new[-1], q, position, active, scale=scale, window=None)
 
             x = layer(x, position, attend)
-        return tuple(new), told(decoder.head(x), tail[:, index + 1])
+        return tuple(new), target_logprobs(decoder.head(x), tail[:, index + 1])
 
-    _, heard = jax.lax.scan(step, held, jnp.arange(tail.shape[1] - 1))
+    _, logprobs = jax.lax.scan(step, held, jnp.arange(tail.shape[1] - 1))
     first = jnp.tile(block.first, (count, 1))
-    heard = jnp.concatenate([first[:, None], heard.transpose(1, 0, 2)], axis=1)
-    return weigh(heard.reshape(count, samples, -1, 2), block.weight)
+    logprobs = jnp.concatenate([first[:, None], logprobs.transpose(1, 0, 2)], axis=1)
+    return weighted_scores(logprobs.reshape(count, samples, -1, 2), block.weight)
 
 
 def _view(stages: Stages, plan: LayerCacheConfig, block: StageReadings, layer: int, rows: Int[Array, "P 3"]) -> View:

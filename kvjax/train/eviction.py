@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax.attention.eviction import Observation
 from kvjax.eval.metrics import wilson_interval
 from kvjax.eval.tasks import find_task
-from kvjax.models import Attend, Decoder, DecoderConfig, LayerConfig, causal, load
+from kvjax.models import Attend, Decoder, DecoderConfig, LayerConfig, causal_attention, load
 
 FIRST_SEED = 2_000_000
 TASKS = ("mini/niah_single_1", "mini/niah_single_2", "mini/niah_multikey_1", "mini/niah_multikey_2")
@@ -83,7 +83,7 @@ def evicting(eviction: Eviction, boundary: Int[Array, "B"]) -> Callable[[Decoder
     """
 
     def make(config: DecoderConfig, layer: LayerConfig) -> Attend:
-        dense, scale = causal(config, layer), config.query_scale
+        dense, scale = causal_attention(config, layer), config.query_scale
 
         def one(
             q: Float[Array, "T K G D"],
@@ -201,7 +201,7 @@ class Measurement:
 def _likeliest(
     graph: nnx.GraphDef[Decoder], params: Any, tokens: Array, boundary: Array, eviction: Eviction | None
 ) -> Array:
-    attend = causal if eviction is None else evicting(eviction, boundary)
+    attend = causal_attention if eviction is None else evicting(eviction, boundary)
     return jnp.argmax(nnx.merge(graph, params)(tokens, attend), axis=-1)
 
 

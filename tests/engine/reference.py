@@ -11,7 +11,7 @@ from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest
 from kvjax.engine.caches import CacheConfig
-from kvjax.models import causal
+from kvjax.models import causal_attention
 from tests.attention import oracle, rocketkv_oracle
 from tests.engine import tiny
 
@@ -45,7 +45,7 @@ class Reference:
         x = self.decoder.embed(jnp.asarray([tokens]))
         for layer, kind, plan in zip(self.decoder.layers, self.config.layers, self.plans, strict=True):
             seen: list[np.ndarray] = []
-            dense = causal(self.config, kind)
+            dense = causal_attention(self.config, kind)
 
             def attend(q, k, v, seen=seen, dense_threshold=dense):
                 seen.extend(np.asarray(x)[0] for x in (q, k, v))

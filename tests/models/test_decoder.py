@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from kvjax import models
-from kvjax.models.contract import contract
+from kvjax.models.linear import linear
 from tests.models import tiny
 
 TOKENS = np.random.default_rng(5).integers(0, 48, (2, 20), np.int32)
@@ -37,7 +37,7 @@ def test_layers_of_a_kind_have_equal_graph_definitions(name):
 
 def test_one_traced_body_serves_all_layers_of_a_kind():
     decoder = tiny.decoder("llama")
-    attend = models.causal(decoder.config, decoder.config.layers[0])
+    attend = models.causal_attention(decoder.config, decoder.config.layers[0])
     traces = []
 
     def body(graphdef, leaves, x):
@@ -113,7 +113,7 @@ def test_blocks_of_queries_change_nothing(block, window):
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         return jnp.einsum("bhts,bshd->bthd", weights, jnp.repeat(v, 3, axis=2))
 
-    attend = jax.jit(models.causal(config, kind, block))
+    attend = jax.jit(models.causal_attention(config, kind, block))
     np.testing.assert_allclose(attend(q, k, v), plain(q, k, v), atol=1e-5)
     np.testing.assert_allclose(attend(q[0], k[0], v[0]), plain(q, k, v)[0], atol=1e-5)
 
@@ -136,23 +136,23 @@ def test_gradients_of_a_product_are_those_of_einsum():
     def value_and_gradients(product):
         return jax.jit(jax.value_and_grad(lambda x, w: (product(x, w) ** 2).mean(), (0, 1)))(x, weight)
 
-    ours = value_and_gradients(lambda x, w: contract(x, w))
+    ours = value_and_gradients(lambda x, w: linear(x, w))
     theirs = value_and_gradients(lambda x, w: jnp.einsum("abij,cdj->abicd", x, w))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
 def test_products_of_bfloat16_stay_in_bfloat16_and_sum_in_float32():
     x, weight = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((3, 8), jnp.bfloat16)
-    gradient = jax.make_jaxpr(jax.grad(lambda x, w: contract(x, w).sum().astype(jnp.float32), (0, 1)))
+    gradient = jax.make_jaxpr(jax.grad(lambda x, w: linear(x, w).sum().astype(jnp.float32), (0, 1)))
     equations = [e for e in gradient(x, weight).eqns if e.primitive.name == "dot_general"]
     assert len(equations) == 2
     for equation in equations:
         assert {v.aval.dtype for v in equation.invars} == {jnp.dtype(jnp.bfloat16)}
         assert equation.params["preferred_element_type"] == jnp.float32
-    assert contract(x, weight, jnp.float32).dtype == jnp.float32
+    assert linear(x, weight, jnp.float32).dtype == jnp.float32
     # 257 is no bfloat16: summed in bfloat16 the ones would stop at 256
     ones = jnp.ones((1, 257), jnp.bfloat16)
-    assert contract(ones, ones, jnp.float32).item() == 257.0
+    assert linear(ones, ones, jnp.float32).item() == 257.0
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -222,7 +222,7 @@ def test_attention_can_be_handed_in():
 
     def attend(config, kind):
         seen.append(kind)
-        return models.causal(config, kind, block=8)
+        return models.causal_attention(config, kind, block=8)
 
     handed = jax.jit(lambda tokens: decoder(tokens, attend))(TOKENS)
     np.testing.assert_allclose(handed, tiny.logits(decoder, TOKENS), atol=1e-5)

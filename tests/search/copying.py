@@ -16,9 +16,9 @@ MODEL = Induction(vocabulary=256, max_position=256)
 def case(seed: int, pairs: int = 48) -> Case:
     rng = random.Random(seed)
     firsts = rng.sample(range(2, 128), pairs)
-    told = [(first, rng.randrange(128, 256)) for first in firsts]
-    asked, answer = rng.choice(told[: pairs - WINDOW])
-    return Case(tuple(token for pair in told for token in pair), (asked, answer), 1)
+    target_logprobs = [(first, rng.randrange(128, 256)) for first in firsts]
+    asked, answer = rng.choice(target_logprobs[: pairs - WINDOW])
+    return Case(tuple(token for pair in target_logprobs for token in pair), (asked, answer), 1)
 
 
 def sets(samples: int = 48) -> SampleSets:

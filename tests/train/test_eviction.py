@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, causal, random
+from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, causal_attention, random
 from kvjax.train.eviction import TAIL, Case, Eviction, Measurement, evicting, kept
 
 CONFIG = DecoderConfig(
@@ -72,7 +72,7 @@ def attended():
     boundary = jnp.array([50, 30])
     eviction = Eviction(16, 8, 3)
     found = evicting(eviction, boundary)(CONFIG, CONFIG.layers[0])(q, k, v)
-    return eviction, q, k, v, boundary, causal(CONFIG, CONFIG.layers[0])(q, k, v), found
+    return eviction, q, k, v, boundary, causal_attention(CONFIG, CONFIG.layers[0])(q, k, v), found
 
 
 def test_the_prompt_is_read_densely_and_what_follows_sees_only_what_stayed(attended):

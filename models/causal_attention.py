@@ -22,7 +22,7 @@ def visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def causal(config: DecoderConfig, layer: LayerConfig, block: int = _BLOCK) -> Attend:
+def causal_attention(config: DecoderConfig, layer: LayerConfig, block: int = _BLOCK) -> Attend:
     """An `attend` for [*B T] where the last batch axis is the sequence, from position 0."""
 
     def rows(

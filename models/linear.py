@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
-def contract(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
+def linear(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     """x [*B inputs] times weight [*outputs inputs]: [*B *outputs].
 
     Sums in float32 and returns `dtype`, x's own if None. Differentiable in reverse mode only.
@@ -37,7 +37,7 @@ def _contract(x: Array, weight: Array, dtype: DTypeLike) -> Array:
 
 
 def _forward(x: Array, weight: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x, weight, dtype), (x, weight)
+    return linear(x, weight, dtype), (x, weight)
 
 
 def _backward(dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
