@@ -235,8 +235,8 @@ class HybridPages(_Pages):
 
 
 @dataclasses.dataclass(frozen=True)
-class Quest(_Pages):
-    """Quest: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
+class QuestSelection(_Pages):
+    """QuestSelection: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
 
     The paper leaves the first two layers dense, which is the caller's to do.
     """

@@ -28,7 +28,7 @@ Gathered = Sequence[tuple[jax.Array, jax.Array, jax.Array]]  # of each layer K a
 
 
 @dataclasses.dataclass
-class Answer:
+class GeneratedTokens:
     """What a request generates.
 
     Attributes:
@@ -56,7 +56,9 @@ class GenerationWriters:
         )  # tokens: no view forgets them sooner
         self._savers: dict[int, GenerationWriter] = {}
 
-    def begin(self, parent: bytes, prompt: np.ndarray, length: int, answer: Answer | None) -> "GenerationWriter | None":
+    def begin(
+        self, parent: bytes, prompt: np.ndarray, length: int, answer: GeneratedTokens | None
+    ) -> "GenerationWriter | None":
         """One for a turn; None where that fills no chunk, or is not to be stored.
 
         Args:

@@ -25,7 +25,7 @@ from kvjax.engine.pending import Pending
 from kvjax.engine.prefill import Prefill
 from kvjax.engine.request import Finish, TokenLogprob
 from kvjax.engine.runner import Runner
-from kvjax.engine.sampling import Sample, token_logprobs
+from kvjax.engine.sampling import TokenSample, token_logprobs
 from kvjax.engine.scheduler import Scheduler
 from kvjax.engine.sequence import ActiveRequest, CallerGoneError
 from kvjax.engine.sessions import SessionSnapshot
@@ -354,7 +354,7 @@ class EngineLoop:
                 if not request.finished:
                     self._hand_out(request, column, emitted, sample)
 
-    def _hand_out(self, request: ActiveRequest, column: int, emitted: np.ndarray, sample: Sample) -> None:
+    def _hand_out(self, request: ActiveRequest, column: int, emitted: np.ndarray, sample: TokenSample) -> None:
         rows = jax.tree.map(lambda x: x[emitted[:, column], column], sample)
         tokens = rows.token.tolist()
         if not tokens:

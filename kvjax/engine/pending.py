@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from kvjax.engine.sampling import Sample
+from kvjax.engine.sampling import TokenSample
 from kvjax.engine.sequence import ActiveRequest
 
 
@@ -18,10 +18,10 @@ class Pending:
     """
 
     emitted: jax.Array | None
-    sample: Sample
+    sample: TokenSample
     holders: dict[int, ActiveRequest]
 
-    def read(self) -> tuple[np.ndarray, Sample]:
+    def read(self) -> tuple[np.ndarray, TokenSample]:
         """Waits for it; returns `emitted` and the sample, both [N, B], on the host."""
         sample = jax.device_get(self.sample)
         if self.emitted is None:

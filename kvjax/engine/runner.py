@@ -19,11 +19,11 @@ from kvjax.cache import View, Workspace
 from kvjax.engine import steps
 from kvjax.engine.caches import CacheConfig
 from kvjax.engine.fill import Fill
-from kvjax.engine.generation_writer import Answer, GenerationWriters
+from kvjax.engine.generation_writer import GeneratedTokens, GenerationWriters
 from kvjax.engine.prefill import Prefill
 from kvjax.engine.prefix import PrefixCache
 from kvjax.engine.request import SamplingParams
-from kvjax.engine.sampling import Sample, SamplerState
+from kvjax.engine.sampling import SamplerState, TokenSample
 from kvjax.models import Decoder
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.prefix_load import PrefixLoad
@@ -115,7 +115,7 @@ class Runner:
         turn: int | None = None,
         fetch: PrefixLoad | None = None,
         keep: bool = True,
-        answer: Answer | None = None,
+        answer: GeneratedTokens | None = None,
     ) -> Prefill:
         """Starts the prefill of a prompt (`tokens` [T] int32) that will decode in `slot`.
 
@@ -228,7 +228,7 @@ class Runner:
 
     def finish(
         self, prefill: Prefill, params: SamplingParams, stop_token_ids: tuple[int, ...], seed: int, limit: int
-    ) -> Sample:
+    ) -> TokenSample:
         """Draws the first token of a finished prefill and sets its slot decoding.
 
         Args:
@@ -247,7 +247,7 @@ class Runner:
         )  # fmt: skip
         return drawn
 
-    def score(self, prefill: Prefill, chunk: int) -> Sample:
+    def score(self, prefill: Prefill, chunk: int) -> TokenSample:
         """Log-probabilities of the prompt's own tokens: row i belongs to token `chunk * size + i + 1`."""
         size, start = prefill.size, chunk * prefill.size
         targets = np.zeros(size, np.int32)

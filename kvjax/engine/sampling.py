@@ -102,7 +102,7 @@ class SamplerState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class TokenSample:
     """One token a slot, with log-probabilities under the model itself (before bias, penalties and temperature)."""
 
     token: Any  # [B] int32
@@ -113,7 +113,7 @@ class Sample:
 
 def sample(
     logits: Float[Array, "B V"], state: SamplerState, generated: Int[Array, "B"], active: Bool[Array, "B"]
-) -> tuple[Sample, SamplerState]:
+) -> tuple[TokenSample, SamplerState]:
     """Draws one token a slot and counts it. `generated` is how many tokens each slot has drawn before."""
     rows = jnp.arange(logits.shape[0])
     adjusted = _adjust(logits, state, generated)
@@ -128,7 +128,7 @@ def sample(
     return reported, dataclasses.replace(state, counts=counts)
 
 
-def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array, ""]) -> Sample:
+def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array, ""]) -> TokenSample:
     """The log-probability of each token and, if `top`, of the most likely ones at its place."""
     normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     width = min(MAX_LOGPROBS, logits.shape[-1])
@@ -141,10 +141,10 @@ def report(logits: Float[Array, "N V"], token: Int[Array, "N"], top: Bool[Array,
         return jnp.zeros((len(token), width), jnp.int32), jnp.zeros((len(token), width))
 
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - normalizer
-    return Sample(token, chosen[:, 0], *jax.lax.cond(top, best, nothing))
+    return TokenSample(token, chosen[:, 0], *jax.lax.cond(top, best, nothing))
 
 
-def token_logprobs(rows: Sample, alternatives: int) -> list[TokenLogprob]:
+def token_logprobs(rows: TokenSample, alternatives: int) -> list[TokenLogprob]:
     """Each row of a sample on the host, with its most likely `alternatives`."""
     tokens, logprobs = rows.token.tolist(), rows.logprob.tolist()
     ids, values = rows.top_ids[:, :alternatives].tolist(), rows.top_logprobs[:, :alternatives].tolist()

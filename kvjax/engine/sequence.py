@@ -7,7 +7,7 @@ import numpy as np
 
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.detokenizer import CONTEXT, Detokenizer, StopStrings
-from kvjax.engine.generation_writer import Answer
+from kvjax.engine.generation_writer import GeneratedTokens
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.tokenizer import Tokenizer
 from kvjax.store.prefix_load import PrefixLoad
@@ -65,7 +65,7 @@ class ActiveRequest:
         self.plans = plans
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
-        self.answer = Answer(decoding, limit)
+        self.answer = GeneratedTokens(decoding, limit)
         self.fetch: PrefixLoad | None = None
         self.found: dict[str, int] = {}
         self.cancelled = False

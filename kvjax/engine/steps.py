@@ -19,7 +19,7 @@ from kvjax.attention import views
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import observe
 from kvjax.cache import ArraySpec, SlotLimits, View, Workspace, constrain
-from kvjax.engine.sampling import Sample, SamplerState, report, sample
+from kvjax.engine.sampling import SamplerState, TokenSample, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
 from kvjax.pallas import prefill
@@ -107,7 +107,7 @@ class Steps:
     """What a decode dispatch produced: row i is step i, and `emitted` says which slots drew a token in it."""
 
     emitted: Any  # [N, B] bool
-    sample: Sample  # [N, B, ...]
+    sample: TokenSample  # [N, B, ...]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,11 +212,13 @@ def rows(count: int, hidden: Float[Array, "T E"], start: Int[Array, ""]) -> Floa
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score(part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"], targets: Int[Array, "P"]) -> Sample:
+def score(
+    part: Part[Decoder], leaves: tuple[Array, ...], x: Float[Array, "P E"], targets: Int[Array, "P"]
+) -> TokenSample:
     """The log-probability of each target after the hidden state at its place, and the most likely tokens."""
     decoder = part.merge(leaves)
 
-    def block(pair: tuple[Array, Array]) -> Sample:
+    def block(pair: tuple[Array, Array]) -> TokenSample:
         return report(decoder.head(pair[0]), pair[1], jnp.bool_(True))
 
     rows = math.gcd(SCORED_ROWS, len(targets))
@@ -234,7 +236,7 @@ def first_token(
     length: Int[Array, ""],
     limit: Int[Array, ""],
     sampler: SamplerState,
-) -> tuple[Sample, DecodeState]:
+) -> tuple[TokenSample, DecodeState]:
     """Draws the first token after a prompt of `length` tokens, and sets the slot decoding from there."""
     sampler = jax.tree.map(lambda x: x[None], sampler)
     drawn, sampler = sample(part.merge(leaves).head(last), sampler, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.bool_))

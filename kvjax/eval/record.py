@@ -19,7 +19,7 @@ class Turn:
         text: what the model said.
         score: in [0, 1].
         finish: why it stopped: 'stop' or 'length'.
-        first_token_seconds, seconds: as in `Answer`.
+        first_token_seconds, seconds: as in `TargetReply`.
     """
 
     question: str

@@ -36,7 +36,7 @@ class Retained:
         """Asks an engine that has started. Blocks.
 
         Raises:
-            RequestFailedError: the sample cannot be made or asked.
+            TargetFailedError: the sample cannot be made or asked.
         """
         template = template_tokens(target) if conduct.form == "chat" else 0
         sample = draw(case, conduct, target, template)

@@ -10,7 +10,7 @@ from rich.text import Text
 from kvjax.eval.arguments import TERMINAL, Arguments
 from kvjax.eval.plan import Plan
 from kvjax.eval.retained import Retained, held
-from kvjax.eval.target import RequestFailedError, Target
+from kvjax.eval.target import Target, TargetFailedError
 from kvjax.eval.target_engine import EngineTarget
 
 BLOCKS = " ░▒▓█"  # nothing, a little, half, most, all of the tokens that a character stands for
@@ -33,7 +33,7 @@ def show_retained(target: Target, start: Callable[[], None], plan: Plan, given: 
     for name in dict.fromkeys(cell.task.name for cell in plan.cells):
         try:
             observed.append(Retained.observe(target, firsts[name], given.conduct))
-        except RequestFailedError as error:
+        except TargetFailedError as error:
             out.print(f"nothing to show of {name}: {error}", markup=False)
     if not observed:
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kvjax.eval.dialogue import Dialogue
 from kvjax.eval.metrics import METRICS
 from kvjax.eval.record import Key, Record, Turn
-from kvjax.eval.target import Form, Prompt, RequestFailedError, Target, TargetGoneError
+from kvjax.eval.target import Form, Prompt, Target, TargetFailedError, TargetGoneError
 from kvjax.eval.tasks import Task
 from kvjax.eval.tasks_sample import Sample
 
@@ -85,7 +85,7 @@ def template_tokens(target: Target) -> int:
     word = "word"
     try:
         return target.count([{"role": "user", "content": word}]) - target.count(word) + ANSWER_END
-    except RequestFailedError:
+    except TargetFailedError:
         return 0
 
 
@@ -93,7 +93,7 @@ def draw(case: Case, conduct: Conduct, target: Target, template: int = 0) -> Sam
     """The sample of a case, which leaves room in its length for `template` tokens around each turn.
 
     Raises:
-        RequestFailedError: the task cannot be made as short as that.
+        TargetFailedError: the task cannot be made as short as that.
     """
     seed = conduct.seed * SEEDS + case.index
 
@@ -104,7 +104,7 @@ def draw(case: Case, conduct: Conduct, target: Target, template: int = 0) -> Sam
         sample = drawn(1)
         return drawn(1 + len(sample.later)) if sample.later and template else sample
     except ValueError as error:
-        raise RequestFailedError(f"{case.task.name} at {case.length} tokens: {error}") from error
+        raise TargetFailedError(f"{case.task.name} at {case.length} tokens: {error}") from error
 
 
 class _Run:
@@ -140,7 +140,7 @@ class _Run:
                 await self._ask(case, turns)
                 score, error = sum(turn.score for turn in turns) / len(turns), None
                 self._unanswered = 0
-            except RequestFailedError as failure:
+            except TargetFailedError as failure:
                 score, error = None, str(failure)
                 self._unanswered = self._unanswered + 1 if isinstance(failure, TargetGoneError) else 0
             record = Record(*case.key, score, error, tuple(turns))
@@ -148,7 +148,7 @@ class _Run:
             self._on_record(record)
 
     async def _ask(self, case: Case, turns: list[Turn]) -> None:
-        """Fills `turns` as they are answered. Raises RequestFailedError."""
+        """Fills `turns` as they are answered. Raises TargetFailedError."""
         sample = await asyncio.to_thread(draw, case, self._conduct, self._target, self._template)
         dialogue, metric = Dialogue(sample, self._conduct.form), METRICS[case.task.metric]
         first: Prompt | None = None
@@ -170,7 +170,7 @@ class _Run:
             try:
                 score = metric(answer.text, question.answers)
             except ValueError as error:
-                raise RequestFailedError(f"{case.task.metric} cannot score it: {error}") from error
+                raise TargetFailedError(f"{case.task.metric} cannot score it: {error}") from error
             turns.append(
                 Turn(
                     question.question,
@@ -192,5 +192,5 @@ class _Run:
             return wanted
         size = self._target.count(prompt)
         if size >= context:
-            raise RequestFailedError(f"the prompt has {size} tokens, and the model's context is {context}")
+            raise TargetFailedError(f"the prompt has {size} tokens, and the model's context is {context}")
         return min(wanted, context - size)

@@ -11,11 +11,11 @@ Form = Literal["completion", "chat"]
 Prompt = str | Sequence[dict[str, str]]
 
 
-class RequestFailedError(RuntimeError):
+class TargetFailedError(RuntimeError):
     """One request got no answer, and others may: too long for the context, refused, broken off."""
 
 
-class TargetGoneError(RequestFailedError):
+class TargetGoneError(TargetFailedError):
     """Nobody answers, so the next request will hardly fare better: the server is gone, the engine has ended."""
 
 
@@ -24,7 +24,7 @@ class TargetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class TargetReply:
     """What was generated for one prompt.
 
     Attributes:
@@ -81,7 +81,7 @@ class Target(abc.ABC):
         """Tokens of a text, or of a conversation with the template's own. Blocks; safe from any thread.
 
         Raises:
-            RequestFailedError: they cannot be counted.
+            TargetFailedError: they cannot be counted.
         """
 
     @abc.abstractmethod
@@ -94,7 +94,7 @@ class Target(abc.ABC):
         seed: int = 0,
         context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
-    ) -> Answer:
+    ) -> TargetReply:
         """Generates at most `max_tokens` for one prompt; cancelling it cancels the request.
 
         Call it only inside `session`, as often at once as the target is to be loaded.
@@ -106,7 +106,7 @@ class Target(abc.ABC):
                 first. Chat servers find it by themselves.
 
         Raises:
-            RequestFailedError: this request got no whole answer.
+            TargetFailedError: this request got no whole answer.
             TargetGoneError: no request will.
         """
 

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from kvjax.engine import Delta, Engine, EngineConfig, EngineDeadError, Finish, QueueFullError, SamplingParams
 from kvjax.engine.config import ResolvedConfig
-from kvjax.eval.target import Answer, Footprint, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
+from kvjax.eval.target import Footprint, Prompt, Target, TargetError, TargetFailedError, TargetGoneError, TargetReply
 
 _LAST_WORDS_SECONDS = 5.0
 _ENDS = 1 << 20  # bytes read at either end of a file for its fingerprint
@@ -74,7 +74,7 @@ class EngineTarget(Target):
         seed: int = 0,
         context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
-    ) -> Answer:
+    ) -> TargetReply:
         tokens = self._tokens(prompt)
         selected = None if context_prefix is None else self.shared(context_prefix, tokens)
         turn = None if earlier is None else max(len(tokens) - self.shared(earlier, tokens), 1)
@@ -98,15 +98,15 @@ class EngineTarget(Target):
         except EngineDeadError as error:
             raise TargetGoneError(str(error)) from error
         except QueueFullError as error:
-            raise RequestFailedError(f"{error or 'the queue is full'}: lower --concurrency") from error
+            raise TargetFailedError(f"{error or 'the queue is full'}: lower --concurrency") from error
         except ValueError as error:
-            raise RequestFailedError(str(error)) from error
+            raise TargetFailedError(str(error)) from error
         if last.finish is Finish.ERROR and self.engine.failure is not None:
             raise TargetGoneError(last.error or "the engine could not finish the request")
         if last.finish not in (Finish.STOP, Finish.LENGTH):
-            raise RequestFailedError(f"the request ended with {last.finish}: {last.error or 'no reason given'}")
+            raise TargetFailedError(f"the request ended with {last.finish}: {last.error or 'no reason given'}")
         now = time.monotonic()
-        return Answer(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
+        return TargetReply(text, str(last.finish), len(tokens), count, (first or now) - began, now - began)
 
     def footprint(self, length: int) -> Footprint | None:
         caches = self.engine.caches.within(self._token_budget)
@@ -126,7 +126,7 @@ class EngineTarget(Target):
         Blocks; `context_prefix` as in `complete`. K is the number of query heads where each of them keeps tokens of its own.
 
         Raises:
-            RequestFailedError: the prompt cannot be asked.
+            TargetFailedError: the prompt cannot be asked.
         """
         tokens = self._tokens(prompt)
         selected = None if context_prefix is None else self.shared(context_prefix, tokens)
@@ -136,7 +136,7 @@ class EngineTarget(Target):
         try:
             [completion] = self.engine.generate([tokens], params, progress=False)
         except ValueError as error:
-            raise RequestFailedError(str(error)) from error
+            raise TargetFailedError(str(error)) from error
         assert completion.retained is not None
         return tokens, completion.retained
 
@@ -151,7 +151,7 @@ class EngineTarget(Target):
         try:
             return self.engine.tokenizer.apply_chat_template(prompt)
         except ValueError as error:
-            raise RequestFailedError(str(error)) from error
+            raise TargetFailedError(str(error)) from error
 
 
 def compression(layout: ResolvedConfig) -> dict[str, str]:

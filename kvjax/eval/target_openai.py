@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from kvjax.eval.target import Answer, Prompt, RequestFailedError, Target, TargetError, TargetGoneError
+from kvjax.eval.target import Prompt, Target, TargetError, TargetFailedError, TargetGoneError, TargetReply
 
 RETRIES = 3
 
@@ -86,7 +86,7 @@ class OpenAITarget(Target):
             try:
                 return len(self._tokenizer.apply_chat_template(prompt))
             except ValueError as error:
-                raise RequestFailedError(str(error)) from error
+                raise TargetFailedError(str(error)) from error
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         body = {"model": self._model, **asked}
         try:
@@ -95,7 +95,7 @@ class OpenAITarget(Target):
         except self._openai.APIConnectionError as error:
             raise TargetGoneError(_sentence(error)) from error
         except (self._openai.APIError, KeyError, TypeError, ValueError) as error:
-            raise RequestFailedError(_sentence(error)) from error
+            raise TargetFailedError(_sentence(error)) from error
 
     async def complete(
         self,
@@ -106,9 +106,9 @@ class OpenAITarget(Target):
         seed: int = 0,
         context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
-    ) -> Answer:
+    ) -> TargetReply:
         if context_prefix is not None:
-            raise RequestFailedError("a server's cache always knows the whole prompt: ask an engine in this process")
+            raise TargetFailedError("a server's cache always knows the whole prompt: ask an engine in this process")
         options: dict[str, Any] = {
             "model": self._model,
             "max_tokens": max_tokens,
@@ -126,7 +126,7 @@ class OpenAITarget(Target):
         except self._openai.APIConnectionError as error:
             raise TargetGoneError(_sentence(error)) from error
         except self._openai.APIError as error:
-            raise RequestFailedError(_sentence(error)) from error
+            raise TargetFailedError(_sentence(error)) from error
         try:
             async for chunk in stream:
                 usage = chunk.usage or usage
@@ -138,15 +138,15 @@ class OpenAITarget(Target):
                     finish = choice.finish_reason or finish
         except Exception as error:
             if isinstance(error, self._openai.APIError) and not isinstance(error, self._openai.APIConnectionError):
-                raise RequestFailedError(_sentence(error)) from error
+                raise TargetFailedError(_sentence(error)) from error
             # openai 2 lets errors of the HTTP library below it through here
             raise TargetGoneError(f"the connection broke in the middle of an answer: {_sentence(error)}") from error
         finally:
             await stream.close()
         if finish is None:
-            raise RequestFailedError("the answer breaks off: it has no finish_reason")
+            raise TargetFailedError("the answer breaks off: it has no finish_reason")
         now = time.monotonic()
-        return Answer(
+        return TargetReply(
             text,
             finish,
             usage.prompt_tokens if usage else 0,
@@ -158,7 +158,7 @@ class OpenAITarget(Target):
     def _check_count(self) -> None:
         try:
             self.count("A word or two.")
-        except RequestFailedError as error:
+        except TargetFailedError as error:
             raise TargetError(
                 f"{self._root} has no /tokenize that answers ({error}); give the model's tokenizer "
                 f"with --tokenizer FOLDER"

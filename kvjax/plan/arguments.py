@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvjax.engine.config import ATTENTION_BACKENDS, EngineConfig
 from kvjax.plan.devices import CHIPS, find_device
-from kvjax.plan.estimate import DISK, REMOTE, SHARE, Question
+from kvjax.plan.estimate import DISK, REMOTE, SHARE, PlanQuestion
 from kvjax.plan.named import names, read_model
 from kvjax.store.sizes import memory, size
 
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_question(options: argparse.Namespace) -> Question:
+def read_question(options: argparse.Namespace) -> PlanQuestion:
     """What a parsed command line asks.
 
     Raises:
@@ -83,7 +83,7 @@ def read_question(options: argparse.Namespace) -> Question:
         group_layers=options.group_layers,
         attention_backend=options.attention_backend,
     )
-    return Question(
+    return PlanQuestion(
         model=read_model(options.model, options.context),
         device=device,
         config=config,

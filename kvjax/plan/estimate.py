@@ -14,7 +14,7 @@ from kvjax.engine.report import keeps
 from kvjax.models import DecoderConfig
 from kvjax.models.sharding import check_mesh
 from kvjax.plan.devices import Device
-from kvjax.plan.loading import Prefix, Tier, prefix
+from kvjax.plan.loading import Prefix, TierRate, prefix
 from kvjax.plan.roofline import DecodeStep, decode_step
 
 SHARE = 0.9  # of a device's memory; the rest is for its runtime, compiled steps and what fragments
@@ -22,7 +22,7 @@ DISK, REMOTE = 7e9, 1.25e9  # bytes a second: an NVMe drive on 4 lanes of PCIe 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
+class PlanQuestion:
     """What is to be served, and on what.
 
     Attributes:
@@ -48,11 +48,11 @@ class Question:
             raise ValueError(f"--gpu-memory-utilization {self.share:g} must be above 0 and at most 1, as 0.9")
 
     @property
-    def tiers(self) -> tuple[Tier, ...]:
+    def tiers(self) -> tuple[TierRate, ...]:
         host = self.host_bandwidth
         if host is None:
             host = self.device.chip.host_link * self.device.chips
-        return Tier("host", host), Tier("disk", self.disk_bandwidth), Tier("remote", self.remote_bandwidth)
+        return TierRate("host", host), TierRate("disk", self.disk_bandwidth), TierRate("remote", self.remote_bandwidth)
 
     @property
     def free(self) -> int:
@@ -109,7 +109,7 @@ class Estimate:
             there are none, and then those of `memory` are all there is.
     """
 
-    question: Question
+    question: PlanQuestion
     layout: ResolvedConfig
     full: Side
     this: Side | None
@@ -127,7 +127,7 @@ class Estimate:
         return self.full.step.seconds / self.asked.step.seconds
 
 
-def estimate(question: Question) -> Estimate:
+def estimate(question: PlanQuestion) -> Estimate:
     """Answers a question; nothing is allocated and nothing runs.
 
     Raises:
@@ -149,13 +149,13 @@ def estimate(question: Question) -> Estimate:
     )
 
 
-def declare(question: Question) -> CacheConfig:
+def declare(question: PlanQuestion) -> CacheConfig:
     """The caches of the engine that is asked about."""
     layout = ResolvedConfig.resolve(question.config, question.model.max_position, question.device.chip.platform)
     return CacheConfig.declare(question.model, layout)
 
 
-def _side(question: Question, caches: CacheConfig) -> Side:
+def _side(question: PlanQuestion, caches: CacheConfig) -> Side:
     mesh = question.device.mesh
     memory = plan(caches, mesh)
     summaries = cache.nbytes([view.bounds for view in caches.views], mesh)
@@ -173,7 +173,7 @@ def _side(question: Question, caches: CacheConfig) -> Side:
     )
 
 
-def _check_parts(question: Question) -> None:
+def _check_parts(question: PlanQuestion) -> None:
     device = question.device
     if device.mesh is None:
         return

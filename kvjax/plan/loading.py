@@ -15,7 +15,7 @@ from kvjax.store.planner import Planner
 
 
 @dataclasses.dataclass(frozen=True)
-class Tier:
+class TierRate:
     """A place that KV is loaded from: bytes a second, of all devices together."""
 
     name: str
@@ -69,7 +69,7 @@ class Prefix:
         return self.nbytes / self.compute_seconds if self.tokens else None
 
 
-def prefix(caches: CacheConfig, device: Device, tiers: tuple[Tier, ...]) -> Prefix:
+def prefix(caches: CacheConfig, device: Device, tiers: tuple[TierRate, ...]) -> Prefix:
     """Compares each tier with computing. The first tier is host memory, which the others' bytes pass through."""
     model, layout = caches.model, caches.layout
     chunks = layout.max_model_len // layout.prefill_chunk_size

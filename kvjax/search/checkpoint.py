@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kvjax.search.allocator import State
-from kvjax.search.generation import Generation
+from kvjax.search.generation import SearchGeneration
 
 _FIELDS = ("candidates", "score", "log_probability", "fitness")
 
@@ -25,7 +25,7 @@ class Checkpoint:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self._folder, self._identity = folder.absolute(), identity
 
-    def save(self, state: State, history: Sequence[Generation]) -> None:
+    def save(self, state: State, history: Sequence[SearchGeneration]) -> None:
         """Replaces what was saved before; a process that is killed meanwhile leaves the old one."""
         arrays: dict[str, Any] = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))}
         for name in _FIELDS if history else ():
@@ -41,7 +41,7 @@ class Checkpoint:
             manager.save(step, args=ocp.args.Composite(state=state_args, identity=ocp.args.JsonSave(self._identity)))
             manager.wait_until_finished()
 
-    def restore(self, like: State) -> tuple[State, list[Generation]] | None:
+    def restore(self, like: State) -> tuple[State, list[SearchGeneration]] | None:
         """The saved state and history; None if nothing is saved.
 
         Args:
@@ -70,13 +70,13 @@ class Checkpoint:
         arrays = found["state"]
         leaves, structure = jax.tree.flatten(like)
         state = jax.tree.unflatten(structure, [arrays[str(place)] for place in range(len(leaves))])
-        history: list[Generation] = []
+        history: list[SearchGeneration] = []
         begin = 0
         for size, spread, seconds in zip(
             *(arrays.get(name, ()) for name in ("sizes", "spread", "seconds")), strict=True
         ):
             parts = {name: np.asarray(arrays[name][begin : begin + size]) for name in _FIELDS}
-            history.append(Generation(**parts, spread=float(spread), seconds=float(seconds)))
+            history.append(SearchGeneration(**parts, spread=float(spread), seconds=float(seconds)))
             begin += size
         return state, history
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from kvjax.search.evaluation import BLOCK
 from kvjax.search.reading import Reader, Readings
-from kvjax.search.samples import Case
+from kvjax.search.samples import RankedCase
 from kvjax.search.scores import Scores
 from kvjax.search.space import Candidate
 
@@ -23,7 +23,7 @@ class Evaluators(abc.ABC):
         """The candidate that leaves nothing out."""
 
     @abc.abstractmethod
-    def read(self, cases: Sequence[Case]) -> Any:
+    def read(self, cases: Sequence[RankedCase]) -> Any:
         """Cases as this arena evaluates them."""
 
     @abc.abstractmethod
@@ -62,7 +62,7 @@ class TokenEvaluators(Evaluators):
     def full(self) -> Candidate:
         return (self._longest,) * (len(self._evaluator.layers) * self._heads)
 
-    def read(self, cases: Sequence[Case]) -> list[Any]:
+    def read(self, cases: Sequence[RankedCase]) -> list[Any]:
         read = (
             self._reader.read(cases[first : first + BLOCK], self._longest, self._tail)
             for first in range(0, len(cases), BLOCK)

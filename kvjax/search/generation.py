@@ -15,7 +15,7 @@ Judge = Callable[[Int[np.ndarray, "P L"]], Scores]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Generation:
+class SearchGeneration:
     """Candidates that were evaluated together on the search set.
 
     Attributes:
@@ -47,9 +47,9 @@ class AllocatorRun:
         self.allocator, self.problem, self.objective = allocator, problem, objective
         self._evaluate = evaluate
         self.state: State = allocator.begin(problem, seed)
-        self.history: list[Generation] = []
+        self.history: list[SearchGeneration] = []
 
-    def __iter__(self) -> Iterator[Generation]:
+    def __iter__(self) -> Iterator[SearchGeneration]:
         while True:
             spread = self.allocator.spread(self.state)
             candidates, state = self.allocator.ask(self.problem, self.state)
@@ -58,7 +58,7 @@ class AllocatorRun:
             began = time.perf_counter()
             scores = self._evaluate(candidates)
             fitness = self.objective(candidates, scores, self.allocator.group(self.problem, state))
-            generation = Generation(
+            generation = SearchGeneration(
                 candidates,
                 self.objective.score(scores).mean(axis=1, dtype=np.float64),
                 scores.log_probability.mean(axis=1, dtype=np.float64),
@@ -70,7 +70,7 @@ class AllocatorRun:
             self.history.append(generation)
             yield generation
 
-    def replay(self, history: Sequence[Generation]) -> None:
+    def replay(self, history: Sequence[SearchGeneration]) -> None:
         """Takes the allocator to where it stood after `history`, without evaluating anything again.
 
         Raises:

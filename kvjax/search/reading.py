@@ -18,7 +18,7 @@ from kvjax.attention import prefill_attention
 from kvjax.attention.eviction import Eviction
 from kvjax.attention.observation import prompt_queries
 from kvjax.models import Decoder
-from kvjax.search.samples import Case, Padded
+from kvjax.search.samples import Padded, RankedCase
 from kvjax.search.scores import target_logprobs
 
 
@@ -77,7 +77,7 @@ class Reader:
         self._graph, self._params = nnx.split(model)
         self.config, self._stage1, self._ceiling = model.config, eviction, ceiling
 
-    def read(self, cases: Sequence[Case], length: int | None = None, tail: int | None = None) -> Readings:
+    def read(self, cases: Sequence[RankedCase], length: int | None = None, tail: int | None = None) -> Readings:
         """Prefills every prompt, one after another.
 
         Args:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.search.config import SearchConfig, from_fields
-from kvjax.search.generation import Generation
+from kvjax.search.generation import SearchGeneration
 from kvjax.search.outcome import SETS, Outcome, SetScore
 from kvjax.search.space import Candidate
 from kvjax.search.stages import Stages
@@ -45,7 +45,7 @@ class SearchResult:
     chosen: Outcome
     outcomes: tuple[Outcome, ...]
     expanded: dict[int, tuple[Outcome, ...]]
-    history: tuple[Generation, ...]
+    history: tuple[SearchGeneration, ...]
     versions: dict[str, str]
     made_by: str = "kvjax.search.run.search"
 
@@ -233,10 +233,10 @@ def _outcome(fields: dict[str, Any]) -> Outcome:
     return Outcome(**{**fields, **sets, **tuples, "candidate": candidate})
 
 
-def _generation(fields: dict[str, Any]) -> Generation:
+def _generation(fields: dict[str, Any]) -> SearchGeneration:
     arrays = {name: np.array(fields[name]) for name in ("candidates", "score", "log_probability", "fitness")}
     spread = float("nan") if fields["spread"] is None else fields["spread"]
-    return Generation(**arrays, spread=spread, seconds=fields["seconds"])
+    return SearchGeneration(**arrays, spread=spread, seconds=fields["seconds"])
 
 
 def plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from kvjax.search.checkpoint import Checkpoint
 from kvjax.search.config import STREAMING, SearchConfig
 from kvjax.search.context import SearchContext
 from kvjax.search.evolution import Evolution
-from kvjax.search.generation import AllocatorRun, Generation
+from kvjax.search.generation import AllocatorRun, SearchGeneration
 from kvjax.search.heuristics import ANCHORS, FineGreedy, Fixed, Greedy, RandomSearch
 from kvjax.search.outcome import FULL, SETS, Outcome
 from kvjax.search.result import SearchResult, plain
@@ -59,7 +59,7 @@ class Search:
         sets: SampleSets | None = None,
         context: SearchContext | None = None,
         fresh: bool = False,
-        history: Sequence[Generation] = (),
+        history: Sequence[SearchGeneration] = (),
         made_by: str = SearchResult.made_by,
     ) -> None:
         self.config, self._made_by = config, made_by
@@ -75,7 +75,7 @@ class Search:
         self.run = self._begin(config.allocator)
         self.run.replay(history)
 
-    def __iter__(self) -> Iterator[Generation]:
+    def __iter__(self) -> Iterator[SearchGeneration]:
         with self._saved(self.run) as save:
             for generation in self.run:
                 save(False)
@@ -145,12 +145,12 @@ class Search:
         return run
 
     @property
-    def _warm_up(self) -> list[Generation]:
+    def _warm_up(self) -> list[SearchGeneration]:
         """What evolution owes to the allocator that it begins with."""
         warmed = self.config.begins_with == "greedy" and isinstance(self.space, Space)
         return self._finished("greedy").history if warmed else []
 
-    def _spent(self, name: str) -> list[Generation]:
+    def _spent(self, name: str) -> list[SearchGeneration]:
         """All that was evaluated to find what an allocator found; nothing for rules."""
         own = self.runs[name].history if name in self.runs else []
         return [*self._warm_up, *own] if name == "evolution" else own
@@ -261,7 +261,7 @@ def search(
     sets: SampleSets | None = None,
     context: SearchContext | None = None,
     fresh: bool = False,
-    history: Sequence[Generation] = (),
+    history: Sequence[SearchGeneration] = (),
     progress: bool = True,
     made_by: str = SearchResult.made_by,
 ) -> SearchResult:

@@ -14,7 +14,7 @@ FIRST_SEED: dict[SetName, int] = {"search": 3_000_000, "selection": 4_000_000, "
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class RankedCase:
     """One sample as tokens.
 
     Attributes:
@@ -52,7 +52,7 @@ class Padded:
     weight: Float[np.ndarray, "S R"]
 
     @classmethod
-    def of(cls, cases: Sequence[Case], *, fewest: int, longest: int, tail: int) -> "Padded":
+    def of(cls, cases: Sequence[RankedCase], *, fewest: int, longest: int, tail: int) -> "Padded":
         """Cases of `fewest` to `longest` tokens of prompt and at most `tail` after it.
 
         Raises:
@@ -80,14 +80,14 @@ class SampleSets:
         ValueError: a set is empty, or a prompt is in two sets; such figures would flatter.
     """
 
-    search: tuple[Case, ...]
-    selection: tuple[Case, ...]
-    test: tuple[Case, ...]
+    search: tuple[RankedCase, ...]
+    selection: tuple[RankedCase, ...]
+    test: tuple[RankedCase, ...]
 
     def __post_init__(self) -> None:
         seen: dict[tuple[int, ...], str] = {}
         for field in dataclasses.fields(self):
-            cases: tuple[Case, ...] = getattr(self, field.name)
+            cases: tuple[RankedCase, ...] = getattr(self, field.name)
             if not cases:
                 raise ValueError(f"the {field.name} set is empty: draw some samples for it")
             for case in cases:
@@ -96,7 +96,7 @@ class SampleSets:
                     raise ValueError(f"a sample is in the {seen[whole]} set and in the {field.name} set: draw others")
 
     @property
-    def all(self) -> tuple[Case, ...]:
+    def all(self) -> tuple[RankedCase, ...]:
         return self.search + self.selection + self.test
 
 
@@ -118,10 +118,10 @@ def draw_sets(
     Raises:
         ValueError: a task does not fit the length, or has so few distinct samples that sets would overlap.
     """
-    seen: set[Case] = set()
-    sets: list[tuple[Case, ...]] = []
+    seen: set[RankedCase] = set()
+    sets: list[tuple[RankedCase, ...]] = []
     for (name, first), count in zip(FIRST_SEED.items(), counts, strict=True):
-        cases: list[Case] = []
+        cases: list[RankedCase] = []
         seed = first
         while len(cases) < count:
             if seed - first > 10 * count + 100:
@@ -135,11 +135,13 @@ def draw_sets(
     return SampleSets(*sets)
 
 
-def draw_case(task: Task, encode: Callable[[str], list[int]], length: int, seed: int, *, query_aware: bool) -> Case:
+def draw_case(
+    task: Task, encode: Callable[[str], list[int]], length: int, seed: int, *, query_aware: bool
+) -> RankedCase:
     """One sample of a task as tokens, each part encoded by itself, as a client sends it."""
     sample = task.sample(length=length - 4, seed=seed, count=lambda text: len(encode(text)))
     context, asked = encode(sample.context), encode(sample.question + sample.answer_prefix)
     reply = encode(sample.reply or sample.answers[0])
     if query_aware:
-        return Case(tuple(context + asked), tuple(reply), len(reply))
-    return Case(tuple(context), tuple(asked + reply), len(reply))
+        return RankedCase(tuple(context + asked), tuple(reply), len(reply))
+    return RankedCase(tuple(context), tuple(asked + reply), len(reply))

@@ -26,7 +26,7 @@ from kvjax.attention.selection import HybridPages
 from kvjax.cache import SlotLimits, View, Workspace
 from kvjax.models import Decoder
 from kvjax.search.evaluators import Evaluators
-from kvjax.search.samples import Case, Padded
+from kvjax.search.samples import Padded, RankedCase
 from kvjax.search.scores import Evaluated, Scores, in_batches, target_logprobs, weighted_scores
 from kvjax.search.space import Candidate
 
@@ -103,7 +103,7 @@ class StageEvaluators(Evaluators):
     def full(self) -> Candidate:
         return (self._longest, self._plan.capacity, 0) * self._layers
 
-    def read(self, cases: Sequence[Case]) -> list[StageReadings]:
+    def read(self, cases: Sequence[RankedCase]) -> list[StageReadings]:
         """Prefills every prompt, in blocks of `BLOCK`; the last is filled up with copies."""
         blocks, fewest = [], self._stages.window + self._stages.sinks
         for begin in range(0, len(cases), BLOCK):

@@ -1,6 +1,6 @@
 """The ASGI application around one engine.
 
-Gate (id, log, last resort) ─► Guard (key) ─► BodyLimit ─► routes ─► engine
+RequestGate (id, log, last resort) ─► Guard (key) ─► BodyLimit ─► routes ─► engine
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from kvjax.serve.chat import chat_routes
 from kvjax.serve.completions import completion_routes
 from kvjax.serve.errors import on_http_exception, on_validation_error
 from kvjax.serve.fields import MODEL_FORMAT, TOKEN_ID_FORMAT
-from kvjax.serve.gate import Gate
+from kvjax.serve.gate import RequestGate
 from kvjax.serve.limits import Limits
 from kvjax.serve.metrics import Metrics
 from kvjax.serve.monitor import Monitor
 from kvjax.serve.probes import probe_routes
-from kvjax.serve.protocol import Engine
+from kvjax.serve.protocol import EngineProtocol
 from kvjax.serve.replies import chunk_schemas
 from kvjax.serve.security import OPEN_PATHS, Guard, Keyring
 from kvjax.serve.service import Service
@@ -31,7 +31,7 @@ from kvjax.serve.tokens import token_routes
 
 
 def create_app(
-    engine: Engine,
+    engine: EngineProtocol,
     *,
     names: Sequence[str] = (),
     api_keys: Sequence[str] = (),
@@ -79,7 +79,7 @@ def create_app(
     # the last one added is the outermost
     app.add_middleware(BodyLimit, limit=limits.body_bytes)
     app.add_middleware(Guard, keyring=service.keyring)
-    app.add_middleware(Gate, metrics=service.metrics)
+    app.add_middleware(RequestGate, metrics=service.metrics)
     document = app.openapi
 
     def openapi() -> dict[str, Any]:

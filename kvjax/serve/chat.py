@@ -14,7 +14,7 @@ from kvjax.serve.body import JsonRoute
 from kvjax.serve.chat_template import apply_template, require_template
 from kvjax.serve.generation import Choice, Generation, Reply, answer
 from kvjax.serve.logprobs import chat_logprobs
-from kvjax.serve.protocol import Tokenizer
+from kvjax.serve.protocol import TokenizerProtocol
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
 from kvjax.serve.retained import extension
 from kvjax.serve.schema import ChatCompletionRequest
@@ -27,7 +27,7 @@ from kvjax.serve.turn import newest_turn
 class ChatReply(Reply):
     """Messages of the assistant."""
 
-    def __init__(self, name: str, model: str, body: ChatCompletionRequest, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, model: str, body: ChatCompletionRequest, tokenizer: TokenizerProtocol) -> None:
         super().__init__(name, model)
         self._body, self._tokenizer = body, tokenizer
         self._began: set[int] = set()

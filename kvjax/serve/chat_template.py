@@ -1,11 +1,11 @@
 """From messages to tokens: the model's chat template, and how a request is told that it refuses."""
 
 from kvjax.serve.errors import ApiError
-from kvjax.serve.protocol import Tokenizer
+from kvjax.serve.protocol import TokenizerProtocol
 from kvjax.serve.schema import Message
 
 
-def require_template(tokenizer: Tokenizer) -> None:
+def require_template(tokenizer: TokenizerProtocol) -> None:
     """Raises ApiError (400) for a model that has no chat template."""
     if not tokenizer.has_chat_template:
         raise ApiError(
@@ -16,7 +16,7 @@ def require_template(tokenizer: Tokenizer) -> None:
         )
 
 
-def apply_template(tokenizer: Tokenizer, messages: list[Message], generation_prompt: bool) -> list[int]:
+def apply_template(tokenizer: TokenizerProtocol, messages: list[Message], generation_prompt: bool) -> list[int]:
     """Token ids of the conversation. Slow. Raises ApiError (400) in the template's words if it refuses."""
     rendered = [message.for_template() for message in messages]
     if "developer" not in (tokenizer.chat_template or ""):

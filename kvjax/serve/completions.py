@@ -13,8 +13,8 @@ from kvjax.serve.body import JsonRoute
 from kvjax.serve.errors import ApiError
 from kvjax.serve.generation import Choice, Generation, Reply, answer
 from kvjax.serve.logprobs import CompletionLogprobs, joined_columns
-from kvjax.serve.protocol import Tokenizer
-from kvjax.serve.replies import Completion, CompletionChunk, streamed
+from kvjax.serve.protocol import TokenizerProtocol
+from kvjax.serve.replies import CompletionChunk, CompletionObject, streamed
 from kvjax.serve.retained import extension
 from kvjax.serve.schema import CompletionRequest
 from kvjax.serve.service import Service
@@ -25,7 +25,9 @@ from kvjax.serve.tally import StreamTally
 class CompletionReply(Reply):
     """Text and columns of log-probabilities. `echoes` are the prompts' texts, one a choice, if asked for."""
 
-    def __init__(self, name: str, model: str, body: CompletionRequest, tokenizer: Tokenizer, echoes: list[str]) -> None:
+    def __init__(
+        self, name: str, model: str, body: CompletionRequest, tokenizer: TokenizerProtocol, echoes: list[str]
+    ) -> None:
         super().__init__(name, model)
         self._body, self._tokenizer, self._echoes = body, tokenizer, echoes
         self._columns: dict[int, CompletionLogprobs] = {}
@@ -79,7 +81,7 @@ class CompletionReply(Reply):
 def completion_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/completions", responses=streamed(Completion, CompletionChunk), tags=["generate"])
+    @router.post("/v1/completions", responses=streamed(CompletionObject, CompletionChunk), tags=["generate"])
     async def create_completion(request: Request, body: CompletionRequest) -> Response:
         """Continues text or tokens."""
         service.require_ready()
@@ -149,7 +151,7 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]], special: bool) -> list[list[int]]:
+def _tokenise(tokenizer: TokenizerProtocol, prompts: list[str | list[int]], special: bool) -> list[list[int]]:
     return [
         tokenizer.encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
         for prompt in prompts

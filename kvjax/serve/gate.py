@@ -18,7 +18,7 @@ PROBES = frozenset({"/", "/health", "/live", "/metrics", "/state"})
 CLIENT_LEFT = 499  # nginx's status for it; nobody receives it, only the log and the metrics
 
 
-class Gate:
+class RequestGate:
     """ASGI middleware. What a route puts in `request.state` ends up in the log line:
 
     `name` (the completion's id; else the request's) and `note` (a summary, without anything a user wrote).

@@ -1,6 +1,6 @@
 """From a checked request to its answer: one engine stream for each choice, side by side, whole or as events.
 
-Generation ── stream ──► Engine          one task a choice
+Generation ── stream ──► EngineProtocol          one task a choice
     └── (choice, delta) ──► Reply        what the endpoint makes of it: completions or chat
 """
 
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from kvjax.engine.request import Delta, Finish, SamplingParams
 from kvjax.serve.errors import ApiError, from_engine, unavailable
-from kvjax.serve.protocol import Reservation
+from kvjax.serve.protocol import ReservationProtocol
 from kvjax.serve.retained import summarise
 from kvjax.serve.service import Service
 from kvjax.serve.sse import EventChannel, EventStream, unless_disconnected
@@ -65,7 +65,7 @@ class Generation:
         service: Service,
         choices: list[Choice],
         *,
-        reservation: Reservation,
+        reservation: ReservationProtocol,
         cache_salt: str,
         name: str,
     ) -> None:

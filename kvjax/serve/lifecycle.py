@@ -29,7 +29,7 @@ from kvjax.serve.checkpoint import ModelNotFoundError, find_model, served_names
 from kvjax.serve.config import ServeConfig
 from kvjax.serve.limits import Limits
 from kvjax.serve.probes import read_page
-from kvjax.serve.protocol import Engine
+from kvjax.serve.protocol import EngineProtocol
 
 logger = logging.getLogger("kvjax.serve")
 
@@ -141,7 +141,9 @@ def app_config(app: object) -> uvicorn.Config:
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains the engine first, while probes and refusals are still answered."""
 
-    def __init__(self, engine: Engine, names: Sequence[str], config: ServeConfig, limits: Limits | None = None) -> None:
+    def __init__(
+        self, engine: EngineProtocol, names: Sequence[str], config: ServeConfig, limits: Limits | None = None
+    ) -> None:
         app = create_app(
             engine,
             names=config.served_model_name or names,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvjax.engine.request import TokenLogprob
-from kvjax.serve.protocol import Tokenizer
+from kvjax.serve.protocol import TokenizerProtocol
 
 LOWEST = -9999.0  # what OpenAI sends for a token that could not be drawn: JSON has no minus infinity
 
@@ -15,7 +15,7 @@ class TokenNames:
     two such tokens would look the same, and the columns are keyed by it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenizerProtocol) -> None:
         self._tokenizer = tokenizer
         self._names: dict[int, str] = {}
 
@@ -43,7 +43,7 @@ class TokenNames:
 class CompletionLogprobs:
     """The columns of one choice. Offsets go on from call to call, so that a stream's parts fit together."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenizerProtocol) -> None:
         self._names = TokenNames(tokenizer)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
@@ -76,7 +76,7 @@ def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: [value for part in parts for value in part[key]] for key in keys}
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob], count: int) -> list[dict[str, Any]]:
+def chat_logprobs(tokenizer: TokenizerProtocol, entries: Iterable[TokenLogprob], count: int) -> list[dict[str, Any]]:
     """`logprobs.content` of a chat choice, with at most `count` alternatives for each token."""
 
     def shown(token: int, logprob: float) -> dict[str, Any]:

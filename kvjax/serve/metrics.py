@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kvjax.engine.request import Finish, Timing
-from kvjax.serve.protocol import Engine
+from kvjax.serve.protocol import EngineProtocol
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.tier import Reason
 
@@ -28,7 +28,7 @@ FINISHED_REASONS = (Finish.STOP, Finish.LENGTH, "abort", Finish.ERROR)
 class EngineCollector(Collector):
     """The engine's snapshot as metric families."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineProtocol, model_name: str) -> None:
         self.engine, self.labels = engine, {"model_name": model_name}
 
     def collect(self) -> Iterator[Metric]:
@@ -102,7 +102,7 @@ class EngineCollector(Collector):
 class Metrics:
     """All metrics of one server, in a registry of their own."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineProtocol, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(engine, model_name))
         self._model = model_name

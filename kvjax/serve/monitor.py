@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import kvjax
-from kvjax.serve.protocol import CacheConfig, Engine
+from kvjax.serve.protocol import CacheConfigProtocol, EngineProtocol
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.stats import TierStats
 
@@ -18,7 +18,7 @@ RECENT_REQUESTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class RateSample:
     """One second: `generated` is the engine's counter at `time`, seconds of `time.monotonic()`."""
 
     time: float
@@ -30,11 +30,11 @@ class Sample:
 class Monitor:
     """Samples the engine in `run` and answers `state` at any time."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineProtocol, model_name: str) -> None:
         self._engine, self._model = engine, model_name
         self._compression = _compression(engine.caches)
         self._started = time.monotonic()
-        self._samples: collections.deque[Sample] = collections.deque(maxlen=HISTORY + 1)
+        self._samples: collections.deque[RateSample] = collections.deque(maxlen=HISTORY + 1)
         self._first_tokens: collections.deque[float] = collections.deque(maxlen=RECENT_REQUESTS)
 
     async def run(self, interval: float = 1.0) -> None:
@@ -79,9 +79,9 @@ class Monitor:
             ],
         }
 
-    def _sample(self) -> Sample:
+    def _sample(self) -> RateSample:
         stats = self._engine.stats()
-        return Sample(time.monotonic(), stats.generated_tokens, stats.running, stats.waiting)
+        return RateSample(time.monotonic(), stats.generated_tokens, stats.running, stats.waiting)
 
     def _first_token_ms(self, quantile: float) -> float | None:
         """The quantile of recent requests in milliseconds, None before the first."""
@@ -93,7 +93,7 @@ class Monitor:
         return round(1000 * cuts[round(100 * quantile) - 1], 1)
 
 
-def _compression(caches: CacheConfig) -> dict[str, Any]:
+def _compression(caches: CacheConfigProtocol) -> dict[str, Any]:
     """What the views do with a prompt as long as the context."""
     layout = caches.layout
     context = layout.max_model_len
@@ -121,6 +121,6 @@ def _tier(name: str, tier: TierStats) -> dict[str, Any]:
     }
 
 
-def _rate(before: Sample, after: Sample) -> float:
+def _rate(before: RateSample, after: RateSample) -> float:
     seconds = after.time - before.time
     return round((after.generated - before.generated) / seconds, 1) if seconds > 0 else 0.0

@@ -12,7 +12,7 @@ from kvjax.engine.stats import EngineStats
 
 
 @runtime_checkable
-class Tokenizer(Protocol):
+class TokenizerProtocol(Protocol):
     """Text to token ids and back. `encode` and `apply_chat_template` are slow: worker threads call them."""
 
     @property
@@ -47,10 +47,10 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
-class Reservation(Protocol):
+class ReservationProtocol(Protocol):
     """Places in the engine for a request's streams. Each `stream` takes one; leaving frees the rest."""
 
-    def __enter__(self) -> "Reservation": ...
+    def __enter__(self) -> "ReservationProtocol": ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,8 +58,8 @@ class Reservation(Protocol):
 
 
 @runtime_checkable
-class CacheConfig(Protocol):
-    """What each layer keeps of a prompt: `kvjax.engine.caches.CacheConfig`. Bytes are those of one sequence."""
+class CacheConfigProtocol(Protocol):
+    """What each layer keeps of a prompt: `kvjax.engine.caches.CacheConfigProtocol`. Bytes are those of one sequence."""
 
     @property
     def layout(self) -> Any: ...
@@ -84,11 +84,11 @@ class CacheConfig(Protocol):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class EngineProtocol(Protocol):
     """One model that generates. Its properties and `stats` answer in every phase, the rest once it is ready."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> TokenizerProtocol: ...
 
     @property
     def model_name(self) -> str: ...
@@ -100,7 +100,7 @@ class Engine(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def caches(self) -> CacheConfig: ...
+    def caches(self) -> CacheConfigProtocol: ...
 
     @property
     def phase(self) -> str:
@@ -116,7 +116,7 @@ class Engine(Protocol):
 
     def startup_report(self) -> str | Sequence[tuple[str, str]]: ...
 
-    def reserve(self, count: int = 1) -> Reservation:
+    def reserve(self, count: int = 1) -> ReservationProtocol:
         """Raises `QueueFullError` at once when slots and queue have no `count` places left."""
         ...
 

@@ -39,7 +39,7 @@ class CompletionLogprobColumns(Exact):
 type FinishReason = Literal["stop", "length"]
 
 
-class Retained(Exact):
+class RetainedReply(Exact):
     """For each layer the share kept of each bin of the prompt's positions, averaged over heads."""
 
     prompt_tokens: int
@@ -51,7 +51,7 @@ class Extension(Exact):
     """With `return_retained`. `view_fraction`: bytes of the prompt's KV that the views keep, of those of all of it."""
 
     view_fraction: float
-    retained: Retained
+    retained: RetainedReply
 
 
 class CompletionChoice(Exact):
@@ -63,7 +63,7 @@ class CompletionChoice(Exact):
     kvjax: Extension | None = None
 
 
-class Completion(Exact):
+class CompletionObject(Exact):
     id: str
     object: Literal["text_completion"]
     created: int

@@ -10,7 +10,7 @@ from kvjax.serve.errors import ApiError, from_engine, unavailable
 from kvjax.serve.limits import Limits
 from kvjax.serve.metrics import Metrics
 from kvjax.serve.monitor import Monitor
-from kvjax.serve.protocol import Engine, Reservation
+from kvjax.serve.protocol import EngineProtocol, ReservationProtocol
 from kvjax.serve.schema import GenerationRequest
 from kvjax.serve.security import Keyring
 
@@ -27,7 +27,7 @@ class Service:
         warned: unknown field names that were already warned about.
     """
 
-    engine: Engine
+    engine: EngineProtocol
     names: tuple[str, ...]
     keyring: Keyring
     limits: Limits
@@ -59,7 +59,7 @@ class Service:
             )
         return name
 
-    def admit(self, count: int) -> Reservation:
+    def admit(self, count: int) -> ReservationProtocol:
         """Places for `count` streams, to be entered. Raises ApiError: 503 if full, 400 if it never fits."""
         slots = len(self.engine.stats().slots)
         if slots and count > slots + self.max_queued:

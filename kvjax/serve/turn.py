@@ -2,11 +2,11 @@
 
 from kvjax.serve.chat_template import apply_template
 from kvjax.serve.errors import ApiError
-from kvjax.serve.protocol import Tokenizer
+from kvjax.serve.protocol import TokenizerProtocol
 from kvjax.serve.schema import Message
 
 
-def newest_turn(tokenizer: Tokenizer, messages: list[Message], prompt: list[int]) -> int | None:
+def newest_turn(tokenizer: TokenizerProtocol, messages: list[Message], prompt: list[int]) -> int | None:
     """Tokens of `prompt` that are new since the assistant's last answer; None if there was none. Slow.
 
     They begin where the prompt departs from what the template makes of the messages before: from the last user's

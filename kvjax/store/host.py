@@ -10,7 +10,7 @@ from typing import Any
 
 from kvjax.store.block import PAGE, Blob
 from kvjax.store.eviction import EvictionPolicy
-from kvjax.store.pages import Pages
+from kvjax.store.pages import HostPages
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,7 +56,7 @@ class HostTier:
     ) -> None:
         stride = -(-block_bytes // PAGE) * PAGE
         count = most_bytes // stride
-        self._pages = Pages(count * stride)
+        self._pages = HostPages(count * stride)
         begins = range(0, count * stride, stride)
         self._free = [HostBuffer(self._pages.memory[begin : begin + block_bytes]) for begin in reversed(begins)]
         self._buffers: dict[str, HostBuffer] = {}

@@ -17,7 +17,7 @@ MADV_POPULATE_WRITE = 23  # of Linux since 5.14; Python has no name for it yet
 STEP = 64 << 20  # bytes at once: how long `close` may have to wait
 
 
-class Pages:
+class HostPages:
     """A block of zeros that begins at a page, in large pages where the kernel has them.
 
     Attributes:

@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Scores:
+class CodeScores:
     """Bits a byte (less is better) and mean edit similarity of the next line (more is better)."""
 
     bits: float
@@ -71,7 +71,7 @@ def windows(tokens: int, length: int, count: int) -> list[int]:
     return starts
 
 
-class Measurement:
+class CodeMeasurement:
     """A model, in an engine that has started, and a baseline, asked the same."""
 
     def __init__(self, engine: Engine, tokenizer: Any, ngram: ByteNgram) -> None:
@@ -113,11 +113,11 @@ class Measurement:
         return written, counted
 
 
-def scores(bits: float, wanted: list[Line], written: list[str]) -> Scores:
+def scores(bits: float, wanted: list[Line], written: list[str]) -> CodeScores:
     """The mean scores of written lines; blanks around them are not scored."""
     pairs = [(line.line, text.strip()) for line, text in zip(wanted, written, strict=True)]
     similar = [edit_similarity(text, [line]) for line, text in pairs]
-    return Scores(bits, float(np.mean(similar)), float(np.mean([line == text for line, text in pairs])))
+    return CodeScores(bits, float(np.mean(similar)), float(np.mean([line == text for line, text in pairs])))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     text = "".join(text for _, text in files)
     wanted = lines(files, args.samples)
     with engine:
-        measurement = Measurement(engine, AutoTokenizer.from_pretrained(args.model), ngram)
+        measurement = CodeMeasurement(engine, AutoTokenizer.from_pretrained(args.model), ngram)
         bits = measurement.bits(text, args.length, args.samples)
         written = measurement.lines(wanted, args.length)
     found = {

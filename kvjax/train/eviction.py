@@ -115,7 +115,7 @@ def evicting(eviction: Eviction, boundary: Int[Array, "B"]) -> Callable[[Decoder
 
 
 @dataclass(frozen=True)
-class Case:
+class EvictionCase:
     """Token ids of a prompt with its reply; `boundary` tokens are compressed, the last `reply` tokens are checked."""
 
     ids: list[int]
@@ -140,7 +140,7 @@ class Loss:
     evicted: float
 
 
-class Measurement:
+class EvictionMeasurement:
     """A decoder and its tokenizer; compiles once for each length and budget."""
 
     def __init__(self, decoder: Decoder, tokenizer: Any) -> None:
@@ -150,7 +150,7 @@ class Measurement:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
-    def case(self, task: str, length: int, index: int, *, query_aware: bool) -> Case:
+    def case(self, task: str, length: int, index: int, *, query_aware: bool) -> EvictionCase:
         """A held-out sample as tokens. Query-agnostic, the context ends before the question does begin."""
         sample = find_task(task).sample(
             length=length - 4, seed=FIRST_SEED + index, count=lambda text: len(self.ids(text))
@@ -159,9 +159,9 @@ class Measurement:
             self.ids(text) for text in (sample.context, sample.question + sample.answer_prefix, sample.reply)
         )
         boundary = len(context) + len(asked) * query_aware
-        return Case(context + asked + reply, boundary, len(reply))
+        return EvictionCase(context + asked + reply, boundary, len(reply))
 
-    def right(self, cases: list[Case], length: int, eviction: Eviction | None, batch: int) -> list[bool]:
+    def right(self, cases: list[EvictionCase], length: int, eviction: Eviction | None, batch: int) -> list[bool]:
         """Whether each reply is what greedy decoding writes.
 
         Raises:
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from transformers import AutoTokenizer
 
-    measurement = Measurement(load(args.model), AutoTokenizer.from_pretrained(args.model))
+    measurement = EvictionMeasurement(load(args.model), AutoTokenizer.from_pretrained(args.model))
     eviction = Eviction(args.budget, args.window, args.kernel)
     print(f"share of replies that greedy decoding writes exactly, {args.samples} held-out samples; {eviction}")
     found: list[Loss] = []

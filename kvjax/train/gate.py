@@ -69,7 +69,7 @@ def serving(folder: Path, length: int) -> Engine:
     return Engine.from_pretrained(folder, config)
 
 
-class Gate:
+class RetrievalGate:
     """A model folder: an engine that has started answers, and transformers on torch where it is compared with."""
 
     def __init__(self, folder: Path, engine: Engine) -> None:
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     found: list[Figure] = []
     failed: list[str] = []
     with serving(args.model, max(args.lengths)) as engine:
-        gate = Gate(args.model, engine)
+        gate = RetrievalGate(args.model, engine)
         for length, form, task in itertools.product(args.lengths, args.forms, args.tasks):
             try:
                 figure = gate.measure(

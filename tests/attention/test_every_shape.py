@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvjax.attention.eviction import Observation
-from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
 from tests.attention.test_observation import SCALE, check_retained, prompt, run_scores_and_retain
 from tests.attention.test_selection import run
@@ -19,7 +19,7 @@ ENTRIES = (96, 0, 1, 19, 50)
 METHODS: list[Selection] = [
     *(HybridTokens(12, 41, page_size, dense_threshold=13) for page_size in (1, 2, 3)),
     *(HybridPages(33, page_size, dense_threshold=20) for page_size in (1, 2, 4, 8, 16)),
-    Quest(48, 16),
+    QuestSelection(48, 16),
     ExactTopK(12),
     ExactTopK(12, shared=False),
 ]

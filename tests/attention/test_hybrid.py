@@ -13,7 +13,7 @@ import pytest
 from kvjax.attention import decode_attention
 from kvjax.attention.pages import summarize
 from kvjax.attention.read_units import filled_entries
-from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}
@@ -88,7 +88,7 @@ def expected_scores(method: Selection, step: Step, slot: int, row: int) -> np.nd
         return oracle.hybrid(q, keys, method.page_size, method.dims)
     if isinstance(method, HybridPages):
         return oracle.engine(q, keys, method.page_size, step.scale)
-    if isinstance(method, Quest):
+    if isinstance(method, QuestSelection):
         return oracle.bounds_on(q[row % group], keys, method.page_size)
     if method.per_head:
         return keys.astype(np.float64) @ q[row % group] * step.scale
@@ -150,7 +150,7 @@ def test_tokens_agree_with_numpy(heads, dim, page_size, dims):
 @pytest.mark.parametrize(
     ("heads", "dim", "page_size"), [("mha", 64, 4), ("mqa", 128, 8), ("gqa3", 128, 16), ("gqa4", 64, 4)]
 )
-@pytest.mark.parametrize("kind", [HybridPages, Quest])
+@pytest.mark.parametrize("kind", [HybridPages, QuestSelection])
 def test_pages_agree_with_numpy(kind, heads, dim, page_size):
     check(kind(3 * page_size + 1, page_size), Step.draw(heads, dim, 96, (96, 0, 1, 3 * page_size + 2, 90)))
 
@@ -167,7 +167,7 @@ def test_exact_top_k_agrees_with_numpy(heads, shared):
         HybridTokens(8, 5, 3, dense_threshold=20),
         HybridPages(8, 4, dense_threshold=20),
         HybridPages(8, 4, dense_threshold=19),
-        Quest(8, 4, dense_threshold=20),
+        QuestSelection(8, 4, dense_threshold=20),
         ExactTopK(8, dense_threshold=64),
     ],
     ids=repr,
@@ -178,7 +178,7 @@ def test_a_short_slot_reads_everything_among_long_ones(method):
 
 @pytest.mark.parametrize(
     "method",
-    [HybridTokens(60, 8, 1), HybridTokens(60, 8, 3), HybridPages(64, 4), Quest(64, 16), ExactTopK(60)],
+    [HybridTokens(60, 8, 1), HybridTokens(60, 8, 3), HybridPages(64, 4), QuestSelection(64, 16), ExactTopK(60)],
     ids=repr,
 )
 def test_reading_everything_is_dense(method):
@@ -204,10 +204,10 @@ def test_pages_of_one_entry_are_sparq_with_a_shared_set():
 
 @pytest.mark.parametrize("page_size", [2, 3])
 def test_one_head_and_all_dims_rank_as_quest_does(page_size):
-    """With G = 1 the shared sign is the head's own: the product is Quest's bound, and tau is sqrt(D)."""
+    """With G = 1 the shared sign is the head's own: the product is QuestSelection's bound, and tau is sqrt(D)."""
     step = Step.draw("mha", 64, 36, (36,))
     tokens, _, _ = run(HybridTokens(8, 64, page_size), *dataclasses.astuple(step))
-    bounds, _, _ = run(Quest(12, page_size), *dataclasses.astuple(step))
+    bounds, _, _ = run(QuestSelection(12, page_size), *dataclasses.astuple(step))
     pages, _, _ = run(HybridPages(12, page_size), *dataclasses.astuple(step))
     spread = np.repeat(np.asarray(bounds) / 8, page_size, axis=2)
     want = np.stack([oracle.softmax(row) for row in spread[0].astype(np.float64)])
@@ -217,7 +217,7 @@ def test_one_head_and_all_dims_rank_as_quest_does(page_size):
 
 def test_the_bound_bounds():
     step = Step.draw("gqa3", 16, 32, (30,))
-    bounds, _, _ = run(Quest(8, 4), *dataclasses.astuple(step))
+    bounds, _, _ = run(QuestSelection(8, 4), *dataclasses.astuple(step))
     for head in range(6):
         logits = step.heads_of(0, head // 3)[1] @ step.q[0, head]
         assert (np.repeat(np.asarray(bounds)[0, head], 4)[:30] >= logits - 1e-5).all()
@@ -225,7 +225,7 @@ def test_the_bound_bounds():
 
 @hypothesis.given(
     method=st.sampled_from(
-        [HybridTokens(7, 5, 3), HybridTokens(7, 8, 1, dense_threshold=9), HybridPages(8, 4), Quest(9, 4)]
+        [HybridTokens(7, 5, 3), HybridTokens(7, 8, 1, dense_threshold=9), HybridPages(8, 4), QuestSelection(9, 4)]
     ),
     entries=st.tuples(*[st.integers(0, 24)] * 3),
     seed=st.integers(0, 1000),
@@ -236,7 +236,9 @@ def test_any_batch(method, entries, seed):
 
 
 @pytest.mark.parametrize(
-    "method", [HybridTokens(7, 5, 3, dense_threshold=9), HybridPages(8, 4), Quest(8, 4), ExactTopK(8, False)], ids=repr
+    "method",
+    [HybridTokens(7, 5, 3, dense_threshold=9), HybridPages(8, 4), QuestSelection(8, 4), ExactTopK(8, False)],
+    ids=repr,
 )
 def test_a_row_of_a_batch_is_what_it_is_alone(method):
     step = Step.draw("gqa3", 8, 24, (24, 9, 0, 17))
@@ -250,7 +252,9 @@ def test_a_row_of_a_batch_is_what_it_is_alone(method):
         np.testing.assert_allclose(out[slot], one[0], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", [HybridTokens(6, 8, 2), HybridPages(8, 4), Quest(8, 4), ExactTopK(6)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [HybridTokens(6, 8, 2), HybridPages(8, 4), QuestSelection(8, 4), ExactTopK(6)], ids=repr
+)
 def test_ties_go_to_the_earlier_entry(method):
     """All keys alike: the first ones are read, and with pages the newest in place of the last of them."""
     step = Step.draw("gqa3", 8, 24, (22,))
@@ -261,7 +265,9 @@ def test_ties_go_to_the_earlier_entry(method):
         assert rows_read(method, chosen, 0, row, 22) == pages
 
 
-@pytest.mark.parametrize("method", [HybridTokens(6, 3, 2), HybridPages(8, 4), Quest(8, 4), ExactTopK(6)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [HybridTokens(6, 3, 2), HybridPages(8, 4), QuestSelection(8, 4), ExactTopK(6)], ids=repr
+)
 def test_a_query_of_zeros_is_finite(method):
     step = Step.draw("gqa3", 8, 24, (22, 5))
     step.q[:] = 0
@@ -276,7 +282,7 @@ def test_heads_may_hold_unlike_numbers_of_tokens():
     step.k[0, 1, 5:17] = step.v[0, 1, 5:17] = np.nan
     step.positions = positions
     left = [*range(5), *range(17, 20)]
-    for method in (HybridTokens(12, 8, 3), HybridPages(12, 4), Quest(12, 4), ExactTopK(12)):
+    for method in (HybridTokens(12, 8, 3), HybridPages(12, 4), QuestSelection(12, 4), ExactTopK(12)):
         _, chosen, out = run(method, *dataclasses.astuple(step))
         rows = range(3, 6) if method.per_head else [1]
         for row in rows:
@@ -319,6 +325,6 @@ def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="tokens=3"):
         HybridPages(3, 4)
     with pytest.raises(ValueError, match="page_size=0"):
-        Quest(3, 0)
+        QuestSelection(3, 0)
     with pytest.raises(ValueError, match="dims=0"):
         HybridTokens(3, 0)

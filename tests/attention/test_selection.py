@@ -12,7 +12,7 @@ import pytest
 from kvjax.attention import decode_attention
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.read_units import filled_entries
-from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
 from tests.attention.views import HEADS, Views, check_step, integers, normal, read_of, rows_of
 
@@ -77,7 +77,7 @@ def methods(dim: int) -> list[Selection]:
         HybridPages(13, 4, dense_threshold=14),
         HybridPages(24, 8),
         HybridPages(32, 16),
-        Quest(12, 4, dense_threshold=13),
+        QuestSelection(12, 4, dense_threshold=13),
         ExactTopK(11),
         ExactTopK(11, shared=False),
     ]
@@ -122,7 +122,7 @@ SMALL = [
     HybridTokens(7, 5, 3, dense_threshold=9),
     HybridTokens(7, 8, 1),
     HybridPages(9, 4, dense_threshold=10),
-    Quest(8, 4, dense_threshold=9),
+    QuestSelection(8, 4, dense_threshold=9),
     ExactTopK(7, shared=False),
 ]
 ENTRIES = st.tuples(*[st.integers(0, 24)] * 3)
@@ -215,7 +215,7 @@ def test_heads_that_cancel_meet_the_minimum():
 def test_all_dims_of_a_head_alone_are_quests_bound(held, seed):
     """The temperature is sqrt(D) then: the scores are the softmax of the bounds over the entries."""
     views = Views.draw("mha", 8, 24, (held, 0, 24), seed)
-    weights, bounds = (run(method, *views.arrays)[0] for method in (HybridTokens(7, 8, 3), Quest(6, 3)))
+    weights, bounds = (run(method, *views.arrays)[0] for method in (HybridTokens(7, 8, 3), QuestSelection(6, 3)))
     for head in range(2):
         spread = np.repeat(np.asarray(bounds, np.float64)[0, head], 3)[:held]
         np.testing.assert_allclose(weights[0, head, :held], oracle.softmax(spread * views.scale), rtol=2e-5)
@@ -258,5 +258,5 @@ def test_what_a_step_reads_is_about_the_budget():
     pages = HybridPages(512, 16, dense_threshold=512)
     assert pages.read_bytes(512, 128, 2, group=4) == 512 * 2 * 128 * 2
     assert pages.read_bytes(513, 128, 2, group=4) == (33 + 512) * 2 * 128 * 2
-    assert Quest(512, 16).read_bytes(1600, 128, 2, group=4) == (100 + 4 * 512) * 2 * 128 * 2
+    assert QuestSelection(512, 16).read_bytes(1600, 128, 2, group=4) == (100 + 4 * 512) * 2 * 128 * 2
     assert ExactTopK(64).read_bytes(1600, 128, 2, group=4) == (1600 + 2 * 64) * 128 * 2

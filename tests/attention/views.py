@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest, Selection
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}  # query heads, kv heads
@@ -80,7 +80,7 @@ def rows_of(method: Selection, q: np.ndarray, keys: np.ndarray, scale: float) ->
     if isinstance(method, HybridPages):
         shared = oracle.engine(q, keys, method.page_size, scale)
         return [_row(method, list(group), shared, np.log(shared), len(keys))]
-    if isinstance(method, Quest):
+    if isinstance(method, QuestSelection):
         each = [oracle.bounds_on(query, keys, method.page_size) for query in q]
         return [_row(method, [g], each[g], each[g] / abs(each[g]).max(), len(keys)) for g in group]
     assert isinstance(method, ExactTopK)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, Quest
+from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection
 from kvjax.engine.caches import CacheConfig
 from kvjax.models import causal_attention
 from tests.attention import oracle, rocketkv_oracle
@@ -125,14 +125,14 @@ class Reference:
                 scores = rocketkv_oracle.exact(q, row.k, scale)
                 chosen = [rocketkv_oracle.stable_top(scores, selection.tokens)] * len(q)
             else:
-                assert isinstance(selection, HybridPages | Quest)
+                assert isinstance(selection, HybridPages | QuestSelection)
                 size = selection.page_size
                 keys = (
                     row.k.astype(ml_dtypes.bfloat16).astype(np.float32) if selection.half_precision_summary else row.k
                 )
                 shared = rocketkv_oracle.engine(q, keys, size, scale)
                 scored = [
-                    rocketkv_oracle.bounds_on(query, row.k, size) if isinstance(selection, Quest) else shared
+                    rocketkv_oracle.bounds_on(query, row.k, size) if isinstance(selection, QuestSelection) else shared
                     for query in q
                 ]
                 pages = [rocketkv_oracle.best_pages(scores, held, size, selection.tokens) for scores in scored]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from kvjax.eval.target import Answer, Prompt, Target
+from kvjax.eval.target import Prompt, Target, TargetReply
 
 TEMPLATE = 3  # tokens that it writes around each message
 
@@ -40,7 +40,7 @@ class FakeTarget(Target):
         seed: int = 0,
         context_prefix: Prompt | None = None,
         earlier: Prompt | None = None,
-    ) -> Answer:
+    ) -> TargetReply:
         self.asked.append((prompt, max_tokens, seed))
         self.context_prefix.append(context_prefix)
         self.earlier.append(earlier)
@@ -51,7 +51,7 @@ class FakeTarget(Target):
             text = self.say(prompt)
         finally:
             self._flying -= 1
-        return Answer(text, "stop", self.count(prompt), len(text.split()), 0.5, 1.0)
+        return TargetReply(text, "stop", self.count(prompt), len(text.split()), 0.5, 1.0)
 
 
 def reads(prompt: Prompt) -> str:

@@ -12,7 +12,7 @@ from kvjax.eval import __main__ as command
 from kvjax.eval.arguments import KINDS
 from kvjax.eval.loaders import LOADERS
 from kvjax.eval.metrics import METRICS
-from kvjax.eval.target import RequestFailedError, TargetGoneError
+from kvjax.eval.target import TargetFailedError, TargetGoneError
 from kvjax.eval.target_open import open_target
 from kvjax.eval.tasks import TASKS
 from tests.eval.fake_target import FakeTarget, reads
@@ -203,7 +203,7 @@ def test_failed_samples_are_shown_status_1_and_asked_again(capsys, target, tmp_p
 
     def say(prompt):
         if next(calls) % 5 == 0:
-            raise RequestFailedError("a bad moment")
+            raise TargetFailedError("a bad moment")
         return reads(prompt)
 
     target.say = say

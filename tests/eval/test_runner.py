@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from kvjax.eval.runner import PATIENCE, SEEDS, Case, Conduct, evaluate
-from kvjax.eval.target import RequestFailedError, TargetGoneError
+from kvjax.eval.target import TargetFailedError, TargetGoneError
 from kvjax.eval.tasks import find_task
 from kvjax.eval.tasks_sample import Question, Sample
 from tests.eval.fake_target import TEMPLATE, FakeTarget, reads
@@ -113,7 +113,7 @@ def test_a_question_is_hidden_in_a_chat_too():
 def test_a_failed_request_has_its_error_and_no_score():
     def say(prompt):
         if "11" in prompt:
-            raise RequestFailedError("too long")
+            raise TargetFailedError("too long")
         return " 11."
 
     [record] = evaluate(FakeTarget(say), cases(1, Several()), Conduct())

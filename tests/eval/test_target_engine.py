@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from kvjax.engine import EngineConfig, SamplingParams
-from kvjax.eval.target import RequestFailedError, TargetError, TargetGoneError
+from kvjax.eval.target import TargetError, TargetFailedError, TargetGoneError
 from kvjax.eval.target_engine import EngineTarget, fingerprint
 from tests.end_to_end.server_process import MODEL
 from tests.engine import tiny
@@ -68,22 +68,22 @@ def test_after_an_interruption_the_engine_has_nothing_left_to_say(target, caplog
 
 
 def test_what_does_not_fit_says_how_much_does(target):
-    with pytest.raises(RequestFailedError, match="context is 64 tokens"):
+    with pytest.raises(TargetFailedError, match="context is 64 tokens"):
         ask(target, ["tin"], max_tokens=64)
-    with pytest.raises(RequestFailedError, match="the prompt is empty"):
+    with pytest.raises(TargetFailedError, match="the prompt is empty"):
         ask(target, [""], max_tokens=1)
 
 
 def test_more_than_the_queue_holds_says_what_to_lower(target):
-    with pytest.raises(RequestFailedError, match="lower --concurrency"):
+    with pytest.raises(TargetFailedError, match="lower --concurrency"):
         ask(target, ["tin"] * 9, max_tokens=1)
 
 
 def test_a_model_without_a_template_does_not_chat(target):
     messages = [{"role": "user", "content": "tin"}]
-    with pytest.raises(RequestFailedError, match="no chat template"):
+    with pytest.raises(TargetFailedError, match="no chat template"):
         target.count(messages)
-    with pytest.raises(RequestFailedError, match="no chat template"):
+    with pytest.raises(TargetFailedError, match="no chat template"):
         ask(target, [messages], max_tokens=1)
 
 

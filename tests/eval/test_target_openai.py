@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kvjax.eval import target_openai
-from kvjax.eval.target import RequestFailedError, TargetError, TargetGoneError
+from kvjax.eval.target import TargetError, TargetFailedError, TargetGoneError
 from kvjax.eval.target_openai import OpenAITarget
 from tests.end_to_end.server_process import MODEL
 from tests.eval.openai_server import MODELS, serving, stream, text
@@ -56,7 +56,7 @@ def test_an_answer_is_joined_with_its_usage():
 
 
 def test_a_server_cannot_be_kept_from_the_question():
-    with serving(Script()) as url, pytest.raises(RequestFailedError, match="ask an engine in this process"):
+    with serving(Script()) as url, pytest.raises(TargetFailedError, match="ask an engine in this process"):
         ask(OpenAITarget(url), context_prefix="On")
 
 
@@ -108,10 +108,10 @@ def test_tokens_are_counted_by_the_server_or_here():
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
-        ((400, {"error": {"message": "too long by 3"}}), RequestFailedError, "^too long by 3$"),
-        ((503, {"error": {"message": "draining"}}), RequestFailedError, "draining"),
-        ((200, stream(text("a"), {"error": {"message": "engine died"}})), RequestFailedError, "engine died"),
-        ((200, stream(text("a"))), RequestFailedError, "no finish_reason"),
+        ((400, {"error": {"message": "too long by 3"}}), TargetFailedError, "^too long by 3$"),
+        ((503, {"error": {"message": "draining"}}), TargetFailedError, "draining"),
+        ((200, stream(text("a"), {"error": {"message": "engine died"}})), TargetFailedError, "engine died"),
+        ((200, stream(text("a"))), TargetFailedError, "no finish_reason"),
         ((200, stream(text("a"), done=False)), TargetGoneError, "broke in the middle"),
     ],
 )

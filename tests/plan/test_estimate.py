@@ -13,9 +13,9 @@ from kvjax.engine.caches import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.memory import InsufficientMemoryError, check_fits, plan
 from kvjax.engine.runner import Runner
-from kvjax.plan import Device, Question, estimate
+from kvjax.plan import Device, PlanQuestion, estimate
 from kvjax.plan.devices import Chip
-from kvjax.plan.loading import Tier, prefix
+from kvjax.plan.loading import TierRate, prefix
 from kvjax.plan.render import as_json
 from kvjax.plan.roofline import decode_step, prefill_seconds
 from tests.engine.tiny import CONFIG, CONTEXT
@@ -25,8 +25,8 @@ ONE = Device("tiny", CHIP, 1)
 ENGINE = EngineConfig(max_num_seqs=3, token_budget=64, headroom=32)
 
 
-def ask(**changes) -> Question:
-    return Question(**({"model": CONFIG, "device": ONE, "config": ENGINE} | changes))
+def ask(**changes) -> PlanQuestion:
+    return PlanQuestion(**({"model": CONFIG, "device": ONE, "config": ENGINE} | changes))
 
 
 def declare(config: EngineConfig = ENGINE) -> CacheConfig:
@@ -144,18 +144,18 @@ def shapes() -> dict[str, int]:
 def test_loading_wins_where_it_is_faster_and_the_store_would_choose_it():
     caches = declare(EngineConfig(prefill_chunk_size=256))
     compute = prefill_seconds(caches, ONE, 3)
-    chunk = prefix(caches, ONE, (Tier("host", 1.0),)).nbytes / 3
+    chunk = prefix(caches, ONE, (TierRate("host", 1.0),)).nbytes / 3
     # the middle of three chunks' growing costs: what loads one in that time wins over two or three together
-    tiers = [Tier(name, chunk / seconds) for name, seconds in zip(("host", "disk", "remote"), compute, strict=True)]
-    loads = prefix(caches, ONE, (Tier("host", 1e30), *tiers)).loads
+    tiers = [TierRate(name, chunk / seconds) for name, seconds in zip(("host", "disk", "remote"), compute, strict=True)]
+    loads = prefix(caches, ONE, (TierRate("host", 1e30), *tiers)).loads
     assert loads[0].break_even == 256
     assert loads[0].tokens == 768
     assert loads[2].seconds == pytest.approx(3 * compute[1])
     assert loads[3].break_even is None  # as slow as the dearest chunk
     assert loads[3].tokens == 0
-    answer = prefix(caches, ONE, (Tier("host", 1e30), Tier("disk", 1.0)))
+    answer = prefix(caches, ONE, (TierRate("host", 1e30), TierRate("disk", 1.0)))
     assert answer.even_bandwidth == answer.nbytes / sum(compute)
-    bound = prefix(caches, ONE, (Tier("host", 5.0), Tier("disk", 9.0)))
+    bound = prefix(caches, ONE, (TierRate("host", 5.0), TierRate("disk", 9.0)))
     assert [load.bandwidth for load in bound.loads] == [5.0, 5.0]
 
 

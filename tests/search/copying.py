@@ -6,19 +6,19 @@ So each token more in layer 1 answers more questions, and each beyond the window
 
 import random
 
-from kvjax.search.samples import Case, SampleSets
+from kvjax.search.samples import RankedCase, SampleSets
 from kvjax.train.induction import Induction
 
 WINDOW = 4
 MODEL = Induction(vocabulary=256, max_position=256)
 
 
-def case(seed: int, pairs: int = 48) -> Case:
+def case(seed: int, pairs: int = 48) -> RankedCase:
     rng = random.Random(seed)
     firsts = rng.sample(range(2, 128), pairs)
     target_logprobs = [(first, rng.randrange(128, 256)) for first in firsts]
     asked, answer = rng.choice(target_logprobs[: pairs - WINDOW])
-    return Case(tuple(token for pair in target_logprobs for token in pair), (asked, answer), 1)
+    return RankedCase(tuple(token for pair in target_logprobs for token in pair), (asked, answer), 1)
 
 
 def sets(samples: int = 48) -> SampleSets:

@@ -23,7 +23,7 @@ from kvjax.search.evaluation import BLOCK, Evaluator
 from kvjax.search.ray_evaluator import RayEvaluator
 from kvjax.search.reading import Reader, Readings
 from kvjax.search.run import search
-from kvjax.search.samples import Case, SampleSets
+from kvjax.search.samples import RankedCase, SampleSets
 from kvjax.search.scores import Scores
 from kvjax.train.induction import Induction, write
 
@@ -35,14 +35,16 @@ pytestmark = [
 ]
 
 
-def cases(seed: int) -> list[Case]:
+def cases(seed: int) -> list[RankedCase]:
     """A token that was once in the prompt: after it comes what followed it there."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(SAMPLES):
         words = rng.permutation(WORDS)
         prompt = [*words, *rng.choice(words[WORDS // 2 :], LENGTH - WORDS)]
         at = rng.integers(WORDS // 2 - 1)
-        found.append(Case(tuple(int(word) for word in prompt), tuple(int(word) for word in words[at : at + 2]), 1))
+        found.append(
+            RankedCase(tuple(int(word) for word in prompt), tuple(int(word) for word in words[at : at + 2]), 1)
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.search.evaluation import Evaluator
 from kvjax.search.reading import Reader
-from kvjax.search.samples import Case
+from kvjax.search.samples import RankedCase
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
 
@@ -71,7 +71,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, served, ask
         params = dataclasses.replace(GREEDY, max_tokens=12, compress_after=length - asked if asked else None)
         [completion] = generate(engine, [(prompt, params)])
         tail = (*prompt[length - asked :], *completion.tokens)
-        cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
+        cases.append(RankedCase(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
     evaluator = Evaluator(decoder, batch=4, devices=jax.devices()[:1])
     blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(cases, 560))
     scores = evaluator(np.array([candidate]), blocks, len(cases))

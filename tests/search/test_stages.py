@@ -9,7 +9,7 @@ from kvjax import models
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.models import LayerConfig, RopeConfig
-from kvjax.search.samples import Case
+from kvjax.search.samples import RankedCase
 from kvjax.search.stages import StageEvaluators, Stages, split
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
@@ -62,7 +62,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, candidate, 
             params = dataclasses.replace(GREEDY, max_tokens=10, compress_after=length - asked if asked else None)
             [completion] = generate(engine, [(prompt, params)])
             tail = (*prompt[length - asked :], *completion.tokens)
-            cases.append(Case(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
+            cases.append(RankedCase(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
     evaluator = StageEvaluators(decoder, STAGES, 600, 16, batch=2)
     other = tuple((retained, 8, kernel) for retained, _, kernel in candidate)
     candidates = np.array([candidate, other]).reshape(2, -1)

@@ -26,7 +26,7 @@ from kvjax.serve.replies import (
     CompletionChoice,
     CompletionChunk,
     Extension,
-    Retained,
+    RetainedReply,
     Second,
     SlotState,
     State,
@@ -114,7 +114,7 @@ class TestNames:
             ("chunk", [ChatCompletionChunk, CompletionChunk, ErrorReply], 4),
             ("choice", [ChatChunkChoice, CompletionChoice], 4),
             ("extension", [Extension], 2),
-            ("retained", [Retained], 3),
+            ("retained", [RetainedReply], 3),
             ("detail", [ErrorDetail], 2),
         ],
     )

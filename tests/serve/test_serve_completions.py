@@ -7,7 +7,7 @@ import math
 import pytest
 from fake_engine import BOS, EOS, REPLY, FakeEngine
 
-from kvjax.serve.replies import Completion, CompletionChunk
+from kvjax.serve.replies import CompletionChunk, CompletionObject
 from kvjax.serve.schema import choice_seed
 
 GREEDY = {"temperature": 0, "max_tokens": 32}
@@ -186,7 +186,7 @@ def test_answers_have_the_documented_shape(server, stream):
     body = {"prompt": "x", "n": 2, "echo": True, "logprobs": 1, "stream": stream} | GREEDY
     response = server.post("/v1/completions", body)
     if not stream:
-        Completion.model_validate(response.json())
+        CompletionObject.model_validate(response.json())
         return
     for event in events(response):
         CompletionChunk.model_validate(event)

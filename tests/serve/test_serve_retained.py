@@ -7,7 +7,7 @@ from test_serve_completions import events
 from test_serve_errors import error_of
 
 from kvjax.engine import Engine, EngineConfig
-from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, CompletionChunk, CompletionObject
 from kvjax.serve.retained import summarise
 from tests.engine import tiny
 
@@ -47,7 +47,7 @@ class TestReturnRetained:
     @pytest.mark.parametrize("path", PATHS)
     def test_whole_answers_tell_it_with_each_choice(self, server, path):
         answer = server.post(path, PATHS[path] | {"n": 2}).json()
-        (ChatCompletion if "chat" in path else Completion).model_validate(answer)
+        (ChatCompletion if "chat" in path else CompletionObject).model_validate(answer)
         length = answer["usage"]["prompt_tokens"]
         assert len(answer["choices"]) == 2
         for choice in answer["choices"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvjax.store.pages import STEP, Pages
+from kvjax.store.pages import STEP, HostPages
 
 
 def resident() -> int:
@@ -17,7 +17,7 @@ def resident() -> int:
 
 def test_all_of_it_comes_without_being_used():
     before = resident()
-    pages = Pages(3 * STEP + mmap.PAGESIZE)
+    pages = HostPages(3 * STEP + mmap.PAGESIZE)
     assert pages.memory.nbytes == 3 * STEP + mmap.PAGESIZE
     assert pages.wait(60.0)
     assert resident() - before > 3 * STEP - (8 << 20), "what else came or went meanwhile is little"
@@ -26,7 +26,7 @@ def test_all_of_it_comes_without_being_used():
 
 
 def test_what_is_written_meanwhile_stays():
-    pages = Pages(2 * STEP)
+    pages = HostPages(2 * STEP)
     pages.memory[:: mmap.PAGESIZE] = np.arange(2 * STEP // mmap.PAGESIZE) % 251
     assert pages.wait(60.0)
     assert (pages.memory[:: mmap.PAGESIZE] == np.arange(2 * STEP // mmap.PAGESIZE) % 251).all()
@@ -35,7 +35,7 @@ def test_what_is_written_meanwhile_stays():
 
 def test_who_closes_does_not_wait_for_what_he_does_not_want():
     began = time.monotonic()
-    pages = Pages(4 << 30)
+    pages = HostPages(4 << 30)
     memory = weakref.ref(pages.memory)
     pages.close()
     assert memory() is None
@@ -43,7 +43,7 @@ def test_who_closes_does_not_wait_for_what_he_does_not_want():
 
 
 def test_no_memory_is_none():
-    pages = Pages(0)
+    pages = HostPages(0)
     assert pages.memory.nbytes == 0
     assert pages.wait(1.0)
     pages.close()

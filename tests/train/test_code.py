@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random, save
 from kvjax.train import code
-from kvjax.train.code import NEW, Line, Measurement, lines, scores, windows
+from kvjax.train.code import NEW, CodeMeasurement, Line, lines, scores, windows
 from kvjax.train.gate import serving
 from kvjax.train.ngram import ByteNgram
 
@@ -116,7 +116,7 @@ def test_bits_and_lines_are_the_models_own(tokenizer_folder, tmp_path):
     wanted = [Line(text[:size], "") for size in (5, 9, 200, 303)]
     ngram = ByteNgram([b"x"], 1)
     with serving(folder_of(decoder, tokenizer_folder, tmp_path), 64 + NEW) as engine:
-        measurement = Measurement(engine, tokenizer, ngram)
+        measurement = CodeMeasurement(engine, tokenizer, ngram)
         model, baseline = measurement.bits(text, 64, 4)
         written, _ = measurement.lines(wanted, 64)
     ids = tokenizer(text)["input_ids"]

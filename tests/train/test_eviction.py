@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, causal_attention, random
-from kvjax.train.eviction import TAIL, Case, Eviction, Measurement, evicting, kept
+from kvjax.train.eviction import TAIL, Eviction, EvictionCase, EvictionMeasurement, evicting, kept
 
 CONFIG = DecoderConfig(
     family="qwen3",
@@ -97,7 +97,7 @@ def test_a_budget_that_holds_all_loses_nothing(attended):
 
 def test_a_reply_is_right_when_greedy_decoding_writes_it():
     decoder = random(CONFIG, jax.random.key(1), embedding_std=1.0)
-    measurement = Measurement(decoder, None)
+    measurement = EvictionMeasurement(decoder, None)
     prompt = np.random.default_rng(2).integers(0, 64, size=20).tolist()
     ids = list(prompt)
     logits = jax.jit(lambda tokens: decoder(tokens))
@@ -106,7 +106,7 @@ def test_a_reply_is_right_when_greedy_decoding_writes_it():
         padded[0, : len(ids)] = ids
         ids.append(int(jnp.argmax(logits(padded)[0, len(ids) - 1])))
     wrong = [*ids[:-1], (ids[-1] + 1) % 64]
-    cases = [Case(ids, 20, 3), Case(wrong, 20, 3), Case(ids, 18, 3)]
+    cases = [EvictionCase(ids, 20, 3), EvictionCase(wrong, 20, 3), EvictionCase(ids, 18, 3)]
     assert measurement.right(cases, 32, None, 2) == [True, False, True]
     assert measurement.right(cases, 32, Eviction(32, 8), 2) == [True, False, True]
     with pytest.raises(ValueError, match="at least window=24"):

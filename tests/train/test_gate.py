@@ -14,7 +14,7 @@ from kvjax.eval.tasks import find_task
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random, save
 from kvjax.train import gate as module
 from kvjax.train.depth import at_depth
-from kvjax.train.gate import Figure, Gate, line, serving
+from kvjax.train.gate import Figure, RetrievalGate, line, serving
 from kvjax.train.gate_plot import grid, plot
 
 CONFIG = DecoderConfig(
@@ -70,7 +70,7 @@ def folder(ending, tokenizer_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def gate(folder):
     with serving(folder, 128) as engine:
-        yield Gate(folder, engine)
+        yield RetrievalGate(folder, engine)
         engine.check_integrity()
 
 

@@ -30,4 +30,4 @@ class Quest(Method):
 
     def selection(self, budget: LayerBudget) -> selection.Selection | None:
         tokens = budget.stage2_tokens or 0
-        return selection.Quest(tokens, budget.page_size, dense_threshold=tokens)
+        return selection.QuestSelection(tokens, budget.page_size, dense_threshold=tokens)
