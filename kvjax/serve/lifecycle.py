@@ -44,7 +44,7 @@ class StartError(RuntimeError):
 
 def run(
     config: ServeConfig,
-    build: Callable[[ServeConfig], tuple[Engine, tuple[str, ...]]] | None = None,
+    build: Callable[[ServeConfig], tuple[EngineProtocol, tuple[str, ...]]] | None = None,
     *,
     limits: Limits | None = None,
 ) -> int:
@@ -68,7 +68,7 @@ def run(
     return server.finish()
 
 
-def build_engine(config: ServeConfig) -> tuple[Engine, tuple[str, ...]]:
+def build_engine(config: ServeConfig) -> tuple[EngineProtocol, tuple[str, ...]]:
     """The engine of `config`, not started yet. Raises StartError or ModelNotFoundError."""
     path = find_model(config.model)
     from kvjax.engine import Engine, EngineConfig

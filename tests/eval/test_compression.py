@@ -12,7 +12,7 @@ from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
 from kvjax.eval.retained import Retained
 from kvjax.eval.retained_plot import FOUND, LOST, plot
-from kvjax.eval.retained_show import drawing
+from kvjax.eval.retained_render import drawing
 from kvjax.eval.runner import Case, Conduct, evaluate
 from kvjax.eval.target import Footprint
 from kvjax.eval.target_engine import EngineTarget

@@ -6,7 +6,7 @@ import pytest
 
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
-from kvjax.attention.selection import HybridPages, Quest
+from kvjax.attention.selection import HybridPages
 from kvjax.cache import SlotLimits, View
 from kvjax.pallas.attend import attend
 from tests.pallas.cases import Case
