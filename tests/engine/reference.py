@@ -47,7 +47,7 @@ class Reference:
             seen: list[np.ndarray] = []
             dense = causal_attention(self.config, kind)
 
-            def attend(q, k, v, seen=seen, dense_threshold=dense):
+            def attend(q, k, v, seen=seen, dense=dense):
                 seen.extend(np.asarray(x)[0] for x in (q, k, v))
                 return dense(q, k, v)
 

@@ -57,7 +57,7 @@ def test_kernels_read_what_the_reference_reads(plan, implementation):
     ("plan", "window", "reason"),
     [
         (LayerCacheConfig(512), 100, "sliding window of 100"),
-        (LayerCacheConfig(512, selection=Quest(64, page_size=8)), None, "Quest"),
+        (LayerCacheConfig(512, selection=QuestSelection(64, page_size=8)), None, "Quest"),
         (LayerCacheConfig(512, head_max_retained=(100, 200)), None, "have gaps"),
     ],
 )
