@@ -68,7 +68,7 @@ class HeldBack(Tier):
             time.sleep(max(self.seconds - (time.perf_counter() - began), 0.0))
         return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         self._objects[key] = bytes(blob)
 
     def contains(self, key: str) -> bool:

@@ -95,7 +95,7 @@ class CloudTier(Remote):
         result = self._result(self._store.read(self._name(key)), time.monotonic() + SCAN_TIMEOUTS * self.timeout)
         return None if result.state == "missing" else result.value
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         # bytes(): a request that stalls outlives the call, and the caller's memory is its own again after that
         self._result(self._store.write(self._name(key), bytes(blob)))
 

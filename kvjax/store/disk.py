@@ -120,7 +120,7 @@ class DiskTier(Tier):
         with _errors(path):
             return path.is_file()
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         path = self._path(key)
         with _errors(path), self._alone():
             self._refresh()

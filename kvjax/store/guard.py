@@ -9,7 +9,7 @@ import collections
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,13 @@ class Guarded(Tier):
         self._buffers.put(buffer)  # not after an error: then a buffer may still be written to, and is left to it
         return found
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         def work(given_up: threading.Event) -> np.ndarray:
             buffer = self._buffers.take(blob.nbytes)
             np.copyto(buffer[: blob.nbytes], np.asarray(blob.cast("B")))
             if given_up.is_set():  # while it was copied: the blob may have become another one
                 raise TierError("timeout", "given up before it began")
-            self._tier.write(key, memoryview(buffer)[: blob.nbytes].toreadonly())
+            self._tier.write(key, memoryview(buffer)[: blob.nbytes].toreadonly(), parent)
             return buffer
 
         self._refuse_if_read_only("write")
@@ -120,6 +120,20 @@ class Guarded(Tier):
 
     def contains(self, key: str) -> bool:
         return self._ask(lambda _: self._tier.contains(key), self._attempts)
+
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        return self._ask(lambda _: self._tier.contains_many(keys), self._attempts)
+
+    def touch(self, keys: Sequence[str]) -> list[bool]:
+        return self._ask(lambda _: self._tier.touch(keys))
+
+    def pin(self, keys: Sequence[str]) -> list[bool]:
+        self._refuse_if_read_only("pin")
+        return self._ask(lambda _: self._tier.pin(keys))
+
+    def unpin(self, keys: Sequence[str]) -> None:
+        self._refuse_if_read_only("unpin")
+        self._ask(lambda _: self._tier.unpin(keys))
 
     def delete(self, key: str) -> None:
         self._refuse_if_read_only("delete")

@@ -78,7 +78,7 @@ class MooncakeTier(Remote):
         self._check(status, key)
         return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         status = self._ask(far.WRITE, key, size=blob.nbytes, blob=blob)
         if status != EXISTS:
             self._check(status, key)

@@ -65,7 +65,7 @@ class RedisTier(Remote):
         into.cast("B")[:] = held
         return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         name = self._name(key)
         with self._errors():
             self._client.set(name, blob if blob.c_contiguous else bytes(blob))

@@ -1,11 +1,13 @@
-"""What every tier of the store is: immutable objects by key, in memory, on a disk or behind a network.
+"""Tier: immutable objects by key, in memory, on a disk or behind a network.
 
 A tier says nothing of what the bytes mean and verifies nothing: its reader does. It may be used from several threads.
+Objects form chains: each may name the object before it, its parent, without which nobody can use it. A tier that
+evicts lets a key leave only after all that descend from it.
 """
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 Reason = Literal["refused", "timeout", "length", "io", "full", "breaker"]
@@ -41,8 +43,8 @@ class Tier(abc.ABC):
     """A place for objects. Keys are lower-case hexadecimal digits; objects never change, a write may only repeat one.
 
     Attributes:
-        name: in logs and metrics: "host", "disk" or "remote".
-        read_only: whether `write` and `delete` are refused.
+        name: in logs and metrics, as "host", "disk", "remote"; a store gives each of its tiers a name of its own.
+        read_only: whether `write`, `delete`, `pin` and `unpin` are refused.
     """
 
     name: str
@@ -57,8 +59,12 @@ class Tier(abc.ABC):
         """
 
     @abc.abstractmethod
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         """Stores an object: either whole, and readable from now on, or not at all.
+
+        Args:
+            parent: key of the object before it in its chain; "" for none. A tier that evicts never lets an ancestor of
+                what it writes leave for it.
 
         Raises:
             TierError: it is not stored.
@@ -87,6 +93,40 @@ class Tier(abc.ABC):
         Raises:
             TierError: the tier cannot list what it holds.
         """
+
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        """As `contains`, for many keys in few round trips.
+
+        Raises:
+            TierError: nobody can say of any of them.
+        """
+        return [self.contains(key) for key in keys]
+
+    def touch(self, keys: Sequence[str]) -> list[bool]:
+        """Counts the objects of one chain, from its beginning on, as used now: its end shall leave first.
+
+        Returns which of them are there. A tier without an order of its own only says that.
+
+        Raises:
+            TierError: nobody can say.
+        """
+        return self.contains_many(keys)
+
+    def pin(self, keys: Sequence[str]) -> list[bool]:
+        """Keeps objects from being evicted until `unpin`; returns which of them are there and pinned now.
+
+        Raises:
+            TierError: "refused", where the tier evicts by rules of its own; or as `contains`.
+        """
+        raise TierError("refused", f"the {self.name} tier cannot pin objects")
+
+    def unpin(self, keys: Sequence[str]) -> None:
+        """Ends `pin`; no effect on keys that are not pinned.
+
+        Raises:
+            TierError: as `pin`.
+        """
+        raise TierError("refused", f"the {self.name} tier cannot pin objects")
 
     def load(self, key: str) -> bytes | None:
         """A whole object of a length that nobody knows before; None if it is not there. For tools, not for speed.

@@ -65,7 +65,7 @@ class WebTier(Remote):
                 raise self._wrong_length(key, at, size)
             return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         raise self._error("refused", "read-only")
 
     def contains(self, key: str) -> bool:

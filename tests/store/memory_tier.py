@@ -28,7 +28,7 @@ class MemoryTier(Tier):
         into[:] = blob
         return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         with self._lock:
             self._check(key)
             self._objects[key] = bytes(blob)

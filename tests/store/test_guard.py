@@ -45,7 +45,7 @@ class Scripted(MemoryTier):
         self._first("read")
         return super().read(key, into)
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         self._first("write")
         super().write(key, blob)
 
@@ -355,7 +355,7 @@ class Dripping(Tier):
             into[at] = 1 + at
         return True
 
-    def write(self, key: str, blob: memoryview) -> None:
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         taken = bytearray()
         for at, pause in enumerate(self.pauses):
             time.sleep(pause)
@@ -421,7 +421,7 @@ def test_a_failed_attempt_leaves_nothing_behind():
 
 def test_a_tier_cannot_change_what_is_written():
     class Scribbler(MemoryTier):
-        def write(self, key: str, blob: memoryview) -> None:
+        def write(self, key: str, blob: memoryview, parent: str = "") -> None:
             blob[0] = 0
 
     guard = Guarded(Scribbler(), 5.0)
