@@ -92,7 +92,7 @@ def same_bytes(runner: Runner, prefill: Prefill) -> list[np.ndarray]:
     They, and the chunks of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
     """
     assert runner.prefix is not None
-    format = runner.prefix.store.format
+    format = runner.prefix.store.layout
     layer = 2 * format.tensor_bytes * prefill.reused * runner.prefix._unit
     random = np.random.default_rng(0)
     arrays = []

@@ -91,7 +91,7 @@ def tiers(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         tier.write(key, memoryview(blob))
     buffer = np.zeros(size, np.uint8)
     buffer[:] = 1
-    paths = [next((folder / "kvjax-kv-1").glob(f"*/{key}")) for key in keys]
+    paths = [next((folder / "kvjax-kv-2").glob(f"*/{key}")) for key in keys]
 
     def plain() -> None:
         for path in paths:
@@ -273,9 +273,9 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     with engine_on(plan.model, length + 64, store) as engine:
         cold, _ = ttft(engine, prompt(length, seed=7))
         engine.drain(60.0)
-    for number in range(plan.blocks - len(list((folder / "kvjax-kv-1").glob("*/" + "?" * 64)))):
+    for number in range(plan.blocks - len(list((folder / "kvjax-kv-2").glob("*/" + "?" * 64)))):
         key = f"{number % 256:02x}{number:062x}"
-        (folder / "kvjax-kv-1" / key[:2] / key).write_bytes(b"x")
+        (folder / "kvjax-kv-2" / key[:2] / key).write_bytes(b"x")
     began = time.perf_counter()
     with engine_on(plan.model, length + 64, store) as engine:
         ready, opened = time.perf_counter() - began, engine._seconds["store"]

@@ -85,7 +85,7 @@ class GenerationWriters:
         if saver is None or self.cache is None:
             return
         saver.tail(layers, workspaces, size)
-        if layers.stop == self.cache.store.format.layers:
+        if layers.stop == self.cache.store.layout.layers:
             self._savers[slot] = saver
 
     def keep_up(self, views: tuple[View, ...], lengths: Int[np.ndarray, "B"], ahead: int) -> None:
@@ -225,7 +225,7 @@ class ChunkAssembler:
         chunk = self._cache.chunk_size
         while len(self._tokens) >= chunk and self._front - self._base >= chunk:
             names = BlockKey.chain(self._parent, np.asarray(self._tokens[:chunk], np.int32))
-            with self._cache.store.save(names) as saving:
+            with self._cache.store.insert(names) as saving:
                 for block in saving.wanted:
                     rows = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
                     for layer, (k, v) in enumerate(self._buffers[0]):
@@ -235,7 +235,7 @@ class ChunkAssembler:
             del self._tokens[:chunk], self._buffers[0]
 
     def _buffer(self, index: int) -> np.ndarray:
-        format = self._cache.store.format
+        format = self._cache.store.layout
         shape = (format.layers, 2, format.kv_heads, self._cache.chunk_size, format.head_dim)
         while len(self._buffers) <= index:
             self._buffers.append(np.empty(shape, DTYPES[format.dtype][1]))
@@ -252,4 +252,4 @@ class ChunkAssembler:
 
 
 def _gather(cache: PrefixCache, reach: int, views: tuple[View, ...], slot: int, start: int) -> Gathered:
-    return steps.gather_tokens(reach, cache.store.format.kv_heads, views, np.int32(slot), np.int32(start))
+    return steps.gather_tokens(reach, cache.store.layout.kv_heads, views, np.int32(slot), np.int32(start))

@@ -116,7 +116,7 @@ class PrefixCache:
         tokens = tokens[: most * self.chunk_size]
         generated = self.store.config.store_generated
         fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
-        return self.store.fetch(self.names(tokens, salt), unit=self._unit, on_done=on_done, fork=fork)
+        return self.store.load(self.names(tokens, salt), unit=self._unit, on_done=on_done, fork=fork)
 
     def take(self, fetch: PrefixLoad) -> int:
         """How many chunks of a fetch to use; from now on it brings no more. None at all if it is to be checked."""
@@ -134,7 +134,7 @@ class PrefixCache:
         Raises:
             LeaseExpiredError: the fetch does not hold them any more.
         """
-        format = self.store.format
+        format = self.store.layout
         for chunk in range(count):
             yield tuple(format.tensors(fetch.blob(chunk * self._unit + block), layer) for block in range(self._unit))
 
@@ -150,7 +150,7 @@ class PrefixCache:
         """
         check = None if first else fetch
         # behind chunks that decode steps had part in, the chain goes on from theirs
-        fork = fetch.fork if fetch is not None and first * self._unit > fetch.fork else None
+        fork = fetch.dense_prefix_length if fetch is not None and first * self._unit > fetch.dense_prefix_length else None
         names = self.names(tokens, salt, decoding, fork)
         parent = self.parent(names, salt, decoding) if fork is None else names[-1].key
         return PromptWriter(self, names[first * self._unit :], self._unit, parent, check)
@@ -230,7 +230,7 @@ class PromptWriter:
         self._cache.put(self._end)
 
     def _begin(self) -> None:
-        self._saving = self._cache.store.save(self._names)
+        self._saving = self._cache.store.insert(self._names)
 
     def _fill(self, chunk: int, layer: int, k: jax.Array, v: jax.Array) -> None:
         if self._saving is None:  # it could not begin, or has been given up
@@ -240,8 +240,8 @@ class PromptWriter:
             rows = slice(index % self._unit * BLOCK_TOKENS, (index % self._unit + 1) * BLOCK_TOKENS)
             if index in self._saving.wanted:
                 self._saving.fill(index, layer, keys[:, rows], values[:, rows])
-            if self._check is not None and index < min(self._check.loaded, self._check.fork):
-                stored = self._cache.store.format.tensors(self._check.blob(index), layer)
+            if self._check is not None and index < min(self._check.loaded, self._check.dense_prefix_length):
+                stored = self._cache.store.layout.tensors(self._check.blob(index), layer)
                 same = all(
                     a.tobytes() == b.tobytes() for a, b in zip(stored, (keys[:, rows], values[:, rows]), strict=True)
                 )

@@ -63,7 +63,7 @@ class BlockLayout:
     @functools.cached_property
     def start(self) -> int:
         """Where the tensors begin."""
-        nothing = BlockKey(bytes(32), bytes(32), bytes(32))
+        nothing = BlockKey(bytes(32), bytes(32), bytes(32), bytes(32))
         return math.ceil((8 + len(self._json(nothing, [0] * 2 * self.layers))) / PAGE) * PAGE
 
     @property
@@ -108,13 +108,14 @@ class BlockLayout:
 
     def _json(self, name: BlockKey, checksums: Sequence[int]) -> bytes:
         # the last one is of the name: whoever lists a folder has nothing else to compare it with
-        checksums = [*checksums, crc32c.crc32c(name.key + name.parent + name.tokens)]
+        checksums = [*checksums, crc32c.crc32c(name.key + name.parent + name.tokens + name.previous)]
         header: dict[str, object] = {
             "__metadata__": {
                 "format": FORMAT,
                 "key": name.hex,
                 "parent": name.parent.hex(),
                 "tokens": name.tokens.hex(),
+                "previous": name.previous.hex(),
                 "crc32c": "".join(f"{checksum:08x}" for checksum in checksums),
             }
         }
@@ -143,7 +144,7 @@ class BlockLayout:
             dtype = {short: name for name, (short, _) in DTYPES.items()}[header["layers.0.k"]["dtype"]]
             said = cls((len(header) - 1) // 2, int(kv_heads), int(head_dim), dtype)
             fields = header["__metadata__"]
-            name = BlockKey(*(bytes.fromhex(fields[field]) for field in ("key", "parent", "tokens")))
+            name = BlockKey(*(bytes.fromhex(fields[field]) for field in ("key", "parent", "tokens", "previous")))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CorruptBlockError(f"no header of a block: {error!r}") from error
         said.check(blob, name)

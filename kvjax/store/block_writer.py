@@ -1,57 +1,73 @@
-"""New blocks on their way into the host tier: places that one writer fills, layer by layer, and then seals."""
-
-from __future__ import annotations
+"""Block writer: new blocks on their way into host memory, filled layer by layer and found as soon as they are whole."""
 
 import collections
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Num
 
-from kvjax.store.host import HostBuffer
+from kvjax.store.block import BlockLayout
+from kvjax.store.host import HostBuffer, HostTier
 from kvjax.store.keys import BlockKey
-
-if TYPE_CHECKING:
-    from kvjax.store.store import KVStore
+from kvjax.store.load_queue import LoadQueue
+from kvjax.store.write_queue import WriteQueue
 
 
 class BlockWriter:
-    """A context manager: what was not sealed by its end is given up.
+    """Places in host memory for blocks that are being computed. A context manager: what is not whole is given up.
+
+    One thread at a time may fill and close it. A block may be found by others from the moment at which its last layer
+    is filled, and waited for from the beginning.
 
     Attributes:
-        wanted: which of the blocks, by index, have a place; the others are there already, or there is no room.
+        wanted: indices of the blocks that have a place; the others are there already, or nothing may leave for them.
     """
 
-    def __init__(self, store: KVStore, names: Sequence[BlockKey], buffers: Sequence[HostBuffer | None]) -> None:
-        """`KVStore.save` makes it."""
-        self._store, self._names = store, names
-        self._buffers = {index: buffer for index, buffer in enumerate(buffers) if buffer is not None}
+    def __init__(
+        self,
+        layout: BlockLayout,
+        keys: Sequence[BlockKey],
+        host: HostTier,
+        loads: LoadQueue,
+        writes: WriteQueue,
+        mutex: threading.RLock,
+    ) -> None:
+        """`KVStore.insert` makes it, under the mutex."""
+        self._layout, self._keys = layout, keys
+        self._host, self._loads, self._writes, self._mutex = host, loads, writes, mutex
+        self._buffers: dict[int, HostBuffer] = {}
+        for index, key in enumerate(keys):
+            buffer = host.take(key.hex, key.previous.hex())
+            if buffer is not None:
+                self._buffers[index] = buffer
         self.wanted = tuple(self._buffers)
         self._filled: collections.Counter[int] = collections.Counter()
 
-    def __enter__(self) -> BlockWriter:
+    def __enter__(self) -> "BlockWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def fill(self, index: int, layer: int, k: Num[np.ndarray, "K C D"], v: Num[np.ndarray, "K C D"]) -> None:
-        """Copies one layer of one block into its place."""
-        keys, values = self._store.format.tensors(self._buffers[index].blob, layer)
+        """Copies one layer of one block into its place; the last layer makes it whole."""
+        buffer = self._buffers[index]
+        keys, values = self._layout.tensors(buffer.blob, layer)
         keys[...], values[...] = k, v
         self._filled[index] += 1
-
-    def seal(self) -> None:
-        """Blocks of which every layer was filled may be found from now on; the others are given up."""
-        while self._buffers:
-            index, buffer = self._buffers.popitem()
-            if self._filled[index] == self._store.format.layers:
-                self._store.format.seal(buffer.blob, self._names[index])
-                self._store.saved(buffer)
-            self._store.release(buffer)
+        if self._filled[index] == self._layout.layers:
+            self._layout.seal(buffer.blob, self._keys[index])
+            with self._mutex:
+                self._loads.arrived(self._buffers.pop(index))
+                self._writes.sealed(buffer)
+                self._host.release(buffer)
 
     def close(self) -> None:
-        """Gives up what is not sealed. May be called twice."""
-        while self._buffers:
-            self._store.release(self._buffers.popitem()[1])
+        """Gives up what is not whole. May be called twice."""
+        with self._mutex:
+            while self._buffers:
+                buffer = self._buffers.popitem()[1]
+                key = buffer.key
+                self._host.release(buffer)
+                self._loads.lost(key)

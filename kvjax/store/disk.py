@@ -3,8 +3,8 @@
 Writes go from the caller's memory and reads into it, without a copy between. The files are the truth: what another
 server adds or removes is seen because its folder's time changes, and a start needs nothing but a listing.
 
-    ROOT/kvjax-kv-1/lock            held while space is made and taken, against other processes
-    ROOT/kvjax-kv-1/ab/abcdef...    a block; its time says when it was last read
+    ROOT/kvjax-kv-2/lock            held while space is made and taken, against other processes
+    ROOT/kvjax-kv-2/ab/abcdef...    a block; its time says when it was last read
 """
 
 import collections

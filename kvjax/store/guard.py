@@ -1,8 +1,8 @@
-"""A tier that answers in time: deadlines, few attempts and a circuit breaker around one that may do neither.
+"""Guarded tier: deadlines, few attempts and a circuit breaker around a tier that may do neither.
 
-The engine's threads call `Guarded`; each call of the tier itself runs in a thread of `Workers`. Between the two
-bytes pass through buffers of the guard's own, for a call that was given up may go on for minutes, while the
-caller's memory has long been lent to somebody else: neither may it be written then, nor read.
+The engine's threads call `Guarded`; each call of the tier itself runs in a thread of `Workers`. A call that was given
+up may go on for minutes and use its memory. So bytes pass through buffers of the guard's own, or, where a copy would be
+most of the time that a call takes, the error says when the memory is free again.
 """
 
 import collections
@@ -41,6 +41,7 @@ class Guarded(Tier):
         failures: int = 5,
         pause: float = 5.0,
         backoff: float = 0.02,
+        copies: bool = True,
         scan_deadline: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,6 +53,8 @@ class Guarded(Tier):
             failures: failed calls in a row that open the breaker.
             pause: seconds until an open breaker lets one call through.
             backoff: seconds before the second attempt, about twice that before the third.
+            copies: whether bytes pass through buffers of the guard's own. Without them a call that is given up may
+                still use the caller's memory: its TierError says by `finished` when it no longer does.
             clock: what the breaker measures its pause by; deadlines are in real time.
         """
         if not 1 <= attempts <= MOST_ATTEMPTS:
@@ -60,10 +63,12 @@ class Guarded(Tier):
             raise ValueError(f"deadlines must be above 0 s and backoff no less: {deadline}, {scan_deadline}, {backoff}")
         self.name = tier.name
         self.read_only = tier.read_only
+        self.evicts = tier.evicts
         self.deadline = deadline
         self.scan_deadline = scan_deadline
         self._tier = tier
         self._attempts = attempts
+        self._copies = copies
         self._backoff = backoff
         self._breaker = Breaker(failures, pause, clock)
         self._workers = Workers(threads, f"kvjax-{tier.name}")
@@ -96,6 +101,9 @@ class Guarded(Tier):
         return self._workers.lost
 
     def read(self, key: str, into: memoryview) -> bool:
+        if not self._copies:
+            return self._ask(lambda _: self._tier.read(key, into), self._attempts)
+
         def work(_: threading.Event) -> tuple[bool, np.ndarray]:
             buffer = self._buffers.take(into.nbytes)
             return self._tier.read(key, memoryview(buffer)[: into.nbytes]), buffer
@@ -116,6 +124,9 @@ class Guarded(Tier):
             return buffer
 
         self._refuse_if_read_only("write")
+        if not self._copies:
+            self._ask(lambda _: self._tier.write(key, blob, parent))
+            return
         self._buffers.put(self._ask(work))
 
     def contains(self, key: str) -> bool:
@@ -134,6 +145,9 @@ class Guarded(Tier):
     def unpin(self, keys: Sequence[str]) -> None:
         self._refuse_if_read_only("unpin")
         self._ask(lambda _: self._tier.unpin(keys))
+
+    def reject(self, key: str) -> None:
+        self._ask(lambda _: self._tier.reject(key))
 
     def delete(self, key: str) -> None:
         self._refuse_if_read_only("delete")
@@ -187,9 +201,10 @@ class Guarded(Tier):
             healthy = error.reason not in FAILURES
             self._failed(error)
             raise
-        except LateError:
+        except LateError as late:
             healthy = False
-            raise self._failed(TierError("timeout", f"{self.name}: no answer within {seconds:g} s")) from None
+            finished = None if self._copies else late.finished
+            raise self._failed(TierError("timeout", f"{self.name}: no answer within {seconds:g} s", finished)) from None
         except BusyError as busy:
             reason = "breaker" if busy.lost else "timeout"
             raise self._failed(TierError(reason, f"{self.name}: {busy}, {self._workers.threads} of them")) from None

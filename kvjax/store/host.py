@@ -1,7 +1,7 @@
-"""The host tier: verified blocks in one block of memory that is allocated once.
+"""Host tier: verified blocks in one piece of memory that is allocated once.
 
-Memory that is allocated anew costs thirty times a copy into memory that is there, so blocks live in buffers of one size.
-Everything that comes from or goes to the device passes through here. The store's lock guards it.
+Memory that is allocated anew costs thirty times a copy into memory that is there, so blocks live in buffers of one
+size. Everything that comes from or goes to the device passes through here. The store's lock guards it.
 """
 
 import dataclasses
@@ -15,54 +15,55 @@ from kvjax.store.pages import HostPages
 
 @dataclasses.dataclass(eq=False)
 class HostBuffer:
-    """One block in memory. Whoever holds a lease on it may read `blob`; before it is `ready` its writer alone may.
+    """One block in memory. A holder of a lease may read `blob`; before it is `ready` only its writer may.
 
     Attributes:
-        key: of the block; "" where the buffer is nobody's.
-        ready: whether the block is whole and proven.
+        key: of the block, as tiers spell it; "" where the buffer is free. `parent` is that of the block before it; ""
+            for the first of a prompt.
+        ready: whether the block is whole and proven; until then it is *pending*.
         leases: how many hold it.
-        dirty: whether a tier below does not have it yet.
-        writing: whether it is on its way there.
-        passing: whether it leaves with its last lease.
-        hits: how often it was found.
+        missing: names of the tiers below that should have it and, as far as is known, do not.
+        transient: whether it leaves with its last lease.
+        hits: how often it was used.
     """
 
     blob: Blob
     key: str = ""
+    parent: str = ""
     ready: bool = False
     leases: int = 0
-    dirty: bool = False
-    writing: bool = False
-    passing: bool = False
+    missing: set[str] = dataclasses.field(default_factory=set)
+    transient: bool = False
     hits: int = 0
 
 
 class HostTier:
-    """Buffers and who is in them.
+    """Buffers, and the block that each of them holds.
 
     Args:
-        most_bytes: of all buffers; no more is ever allocated.
+        max_bytes: of all buffers; no more is ever allocated.
         block_bytes: of one block.
-        policy: who leaves first.
-        leaving: is asked of each block before it leaves whether it may; a block that may not yet stays for now.
+        policy: the order of eviction.
+        may_leave: asked of a block before it is evicted; one that may not stays for now, and so do its ancestors.
     """
 
     def __init__(
         self,
-        most_bytes: int,
+        max_bytes: int,
         block_bytes: int,
         policy: EvictionPolicy,
-        leaving: Callable[[HostBuffer], bool] = lambda buffer: True,
+        may_leave: Callable[[HostBuffer], bool] = lambda buffer: True,
     ) -> None:
         stride = -(-block_bytes // PAGE) * PAGE
-        count = most_bytes // stride
+        count = max_bytes // stride
         self._pages = HostPages(count * stride)
         begins = range(0, count * stride, stride)
         self._free = [HostBuffer(self._pages.memory[begin : begin + block_bytes]) for begin in reversed(begins)]
         self._buffers: dict[str, HostBuffer] = {}
-        self._policy, self._leaving = policy, leaving
+        self._policy, self._may_leave = policy, may_leave
         self.capacity, self.stride = count, stride
         self.evictions = 0
+        self._quarantined = 0
 
     def __len__(self) -> int:
         return len(self._buffers)
@@ -72,7 +73,7 @@ class HostTier:
         return len(self._buffers) * self.stride
 
     def held(self) -> dict[str, Any]:
-        """What the tier knows of its state."""
+        """Its state, by the names of `TierStats`."""
         return {
             "blocks": len(self),
             "used_bytes": self.used_bytes,
@@ -85,48 +86,58 @@ class HostTier:
         buffer = self._buffers.get(key)
         return buffer if buffer is not None and buffer.ready else None
 
-    def holds(self, key: str) -> bool:
-        """Whether a block is here, or somebody writes it."""
-        return key in self._buffers
+    def pending(self, key: str) -> bool:
+        """Whether a block is being written or loaded: ready soon, or given up."""
+        buffer = self._buffers.get(key)
+        return buffer is not None and not buffer.ready
 
     def ready(self) -> list[HostBuffer]:
         """Every block that may be found."""
         return [buffer for buffer in self._buffers.values() if buffer.ready]
 
-    def use(self, buffer: HostBuffer) -> None:
-        """A block was found: it leaves later."""
-        buffer.hits += 1
-        self._policy.use(buffer.key)
+    def lineage(self, key: str) -> list[HostBuffer]:
+        """A block and its ancestors as far as they are here and ready, the first of the chain first."""
+        chain: list[HostBuffer] = []
+        buffer = self.find(key)
+        while buffer is not None:
+            chain.append(buffer)
+            buffer = self.find(buffer.parent)
+        return chain[::-1]
 
-    def touch(self, chain: Sequence[HostBuffer | None]) -> None:
-        """What goes on from this chain was used: the chain leaves later than that, and its beginning last."""
+    def use(self, chain: Sequence[HostBuffer]) -> None:
+        """Blocks of one chain, from its beginning on, are used now: its end leaves first."""
         for buffer in reversed(chain):
-            if buffer is not None:
-                self._policy.use(buffer.key)
+            buffer.hits += 1
+            self._policy.use(buffer.key)
 
-    def take(self, key: str) -> HostBuffer | None:
-        """A buffer to write a new block to, leased to its writer; None if it is being written, or all are leased."""
+    def take(self, key: str, parent: str = "") -> HostBuffer | None:
+        """A buffer for a new block, leased to its writer; None if the block is here already, or nothing may leave."""
         if key in self._buffers or not (self._free or self._evict()):
             return None
         buffer = self._free.pop()
-        buffer.key, buffer.leases, buffer.hits = key, 1, 0
-        buffer.ready = buffer.dirty = buffer.writing = buffer.passing = False
-        self._buffers[key] = buffer
-        self._policy.add(key)
+        buffer.key, buffer.parent, buffer.leases, buffer.hits = key, parent, 1, 0
+        buffer.ready, buffer.transient, buffer.missing = False, False, set()
+        self._buffers[buffer.key] = buffer
+        self._policy.add(buffer.key, buffer.parent)
         return buffer
 
     def release(self, buffer: HostBuffer) -> None:
-        """Gives a lease back; a block that never became ready is gone with the last one."""
+        """Gives a lease back; a block that never became ready, or is transient, goes with the last one."""
         assert buffer.leases > 0, "a lease was given back twice"
         buffer.leases -= 1
-        if not buffer.ready and buffer.leases == 0:
+        if buffer.leases == 0 and (buffer.transient or not buffer.ready):
             self._drop(buffer)
 
-    def discard(self, key: str) -> None:
-        """Lets go of a block that nobody holds; no effect on others."""
-        buffer = self._buffers.get(key)
-        if buffer is not None and buffer.leases == 0:
-            self._drop(buffer)
+    def quarantine(self, buffer: HostBuffer) -> None:
+        """The block is given up, but its memory may still be written to: nobody gets it until `readmit`."""
+        self._forget(buffer)
+        self._quarantined += 1
+
+    def readmit(self, buffer: HostBuffer) -> None:
+        """Nothing writes to a buffer any more that was quarantined."""
+        buffer.leases = 0
+        self._quarantined -= 1
+        self._free.append(buffer)
 
     def close(self) -> None:
         """Lets go of the memory, which is back with the last lease. No call may follow."""
@@ -135,23 +146,28 @@ class HostTier:
         self._pages.close()
 
     def _evict(self) -> bool:
-        for key in self._policy.order():
-            buffer = self._buffers[key]
-            if buffer.leases == 0 and self._leaving(buffer):
-                self._drop(buffer)
-                self.evictions += 1
-                return True
+        for key in self._policy.order(self._stays):
+            self._drop(self._buffers[key])
+            self.evictions += 1
+            return True
         return False
 
+    def _stays(self, key: str) -> bool:
+        buffer = self._buffers[key]
+        return buffer.leases > 0 or not self._may_leave(buffer)
+
     def _drop(self, buffer: HostBuffer) -> None:
+        self._forget(buffer)
+        self._free.append(buffer)
+
+    def _forget(self, buffer: HostBuffer) -> None:
         self._policy.remove(buffer.key)
         del self._buffers[buffer.key]
-        buffer.key, buffer.ready = "", False
-        self._free.append(buffer)
+        buffer.key, buffer.parent, buffer.ready = "", "", False
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a buffer is lost, in two places, or leased while nobody works with the store."""
-        assert len(self._free) + len(self._buffers) == self.capacity
+        assert len(self._free) + len(self._buffers) + self._quarantined == self.capacity
         assert all(buffer.key == key for key, buffer in self._buffers.items())
         assert sorted(self._policy.order()) == sorted(self._buffers)
         for buffer in self._buffers.values():

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Integer
 
 BLOCK_TOKENS = 256  # tokens: the unit of hashing, storing and hitting
-FORMAT = "kvjax-kv-1"
+FORMAT = "kvjax-kv-2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,26 +65,40 @@ class Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class BlockKey:
-    """Which block: its key, the key of the block before it, and the SHA-256 of its tokens. 32 bytes each."""
+    """A block by what it holds. Each field is 32 bytes, but for a `previous` of none.
+
+    Attributes:
+        key: what it is found by.
+        parent: what its key goes on from: a root, a fork, or the key of the block before it.
+        tokens: SHA-256 of its tokens.
+        previous: key of the block before it, without which it is of no use; b"" for the first of a prompt.
+    """
 
     key: bytes
     parent: bytes
     tokens: bytes
+    previous: bytes = b""
 
     @classmethod
-    def chain(cls, root: bytes, tokens: Integer[np.ndarray, "T"]) -> list["BlockKey"]:
-        """The names of all whole blocks of a prompt; what is left over has none.
+    def chain(
+        cls, root: bytes, tokens: Integer[np.ndarray, "T"], previous: bytes = b"", *, tail: bool = False
+    ) -> list["BlockKey"]:
+        """The keys of all whole blocks of a prompt, behind the block `previous`.
+
+        Args:
+            tail: whether what is left over has a key as well, the last one. Its length is in the hash.
 
         Raises:
             ValueError: a token id does not fit int32.
         """
-        names, parent = [], root
-        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        keys, parent = [], root
+        end = len(tokens) if tail else len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS
+        for start in range(0, end, BLOCK_TOKENS):
             read = _token_bytes(tokens[start : start + BLOCK_TOKENS])
-            name = cls(hashlib.sha256(parent + read).digest(), parent, hashlib.sha256(read).digest())
-            names.append(name)
-            parent = name.key
-        return names
+            key = cls(hashlib.sha256(parent + read).digest(), parent, hashlib.sha256(read).digest(), previous)
+            keys.append(key)
+            parent = previous = key.key
+        return keys
 
     @property
     def hex(self) -> str:

@@ -1,51 +1,71 @@
-"""Blocks on their way to host memory for one request, and the leases that keep them there.
+"""Prefix load: the blocks of one request on their way to host memory, and the leases that keep them there.
 
-A fetch loads the beginning of a chain and nothing behind a gap: what is missing, late or harmed ends it there, and the
-rest is computed. Several requests that want one block wait for one load of it.
+A load brings the beginning of a chain and nothing behind a gap: what is missing, late or harmed ends it there, and the
+rest is computed. It owns its state; `LoadQueue` decides when it begins and brings the blocks.
 """
 
-from __future__ import annotations
-
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from kvjax.store.block import Blob
 from kvjax.store.host import HostBuffer
 from kvjax.store.keys import BlockKey
+from kvjax.store.planner import Planner
+from kvjax.store.stats import HOST
 
-if TYPE_CHECKING:
-    from kvjax.store.store import KVStore
+LEASE = 600.0  # seconds after which a load that nothing has been asked of loses its leases
+SHORTEST_WAIT = 0.05  # seconds that a block may be late, however fast it could be computed
 
-LEASE = 600.0  # seconds after which a fetch that nobody has asked anything loses its leases
+Chain = Callable[[int], Sequence[BlockKey]]
 
 
 class LeaseExpiredError(Exception):
-    """A fetch was asked for blocks that it had held too long without a word."""
+    """A load was asked for blocks that it had held for too long without being used."""
 
 
 class PrefixLoad:
-    """The blocks of one prompt. A context manager: on exit nothing is leased any more.
+    """A context manager: on exit nothing is leased any more.
+
+    All that says "under the mutex" is for `LoadQueue` alone; the rest may be called from any thread.
 
     Attributes:
-        names: of all whole blocks of the prompt that may be used.
-        fork: how many of them are of the chain that was asked for first; behind it another one goes on.
-        started: when it began, by `time.monotonic`.
-        done: whether nothing more will come.
+        keys: of all blocks of the prompt that may be used; `dense_keys` are those that it was opened for.
+        chain: where the dense chain ends after so many blocks, the keys to look for behind; None for none.
+        unit: blocks that count together; a load is cut to a multiple of it.
+        dense_prefix_length: blocks of the chain that was asked for first; behind them another chain goes on.
+        started: when it began to load, by `time.monotonic`; before that, when it was made.
+        admitted: whether host memory is reserved for it.
+        done: whether nothing more is on its way; `stopped`: because its request has taken what there was.
+        sources: the tier of each block from the first on, as far as they are located; `located` once there are no more.
+        limit: blocks behind it are not wanted any more.
     """
 
-    def __init__(self, store: KVStore, names: Sequence[BlockKey], unit: int, on_done: Callable[[], None]) -> None:
-        """`KVStore.fetch` makes it. `unit`: blocks of a chunk; `on_done` is called, from any thread, once it is done."""
-        self.names, self.fork, self.started, self.done = names, len(names), time.monotonic(), False
-        self._store, self.unit, self._on_done = store, unit, on_done
-        self.buffers: list[HostBuffer | None] = [None] * len(names)
-        self.tiers: list[str] = []  # where each block was found
-        self.limit = len(names)  # blocks behind it are not wanted any more
-        self.closed = False
+    def __init__(
+        self,
+        keys: Sequence[BlockKey],
+        unit: int,
+        mutex: threading.RLock,
+        planner: Callable[[], Planner],
+        release: Callable[[HostBuffer], None],
+        on_done: Callable[[], None],
+        on_close: Callable[["PrefixLoad"], None],
+        chain: Chain | None = None,
+    ) -> None:
+        """`LoadQueue.open` makes it."""
+        self.keys, self.dense_keys, self.unit, self.chain = list(keys), tuple(keys), unit, chain
+        self.dense_prefix_length, self.started = len(self.keys), time.monotonic()
+        self.admitted = self.located = self.done = self.stopped = self.closed = False
+        self.buffers: list[HostBuffer | None] = [None] * len(self.keys)
+        self.sources: list[str] = []
+        self.limit = len(self.keys)
         self.deadline = self.started + LEASE
-        self._asked, self._front, self._measured = 0, 0, self.started
+        self._mutex, self._planner, self._release = mutex, planner, release
+        self._on_done, self._on_close = on_done, on_close
+        self._requested: set[int] = set()
+        self._front, self._progress = 0, self.started  # blocks that have come without a gap, and when the last did
 
-    def __enter__(self) -> PrefixLoad:
+    def __enter__(self) -> "PrefixLoad":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -53,31 +73,44 @@ class PrefixLoad:
 
     @property
     def loaded(self) -> int:
-        """How many blocks from the first on are in host memory, without a gap. Whole chunks count only."""
-        with self._store.mutex:
-            return self._whole()
+        """Blocks from the first on that are in host memory, without a gap; a multiple of `unit`."""
+        with self._mutex:
+            return self.whole
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Which tier each of the loaded blocks came from."""
-        with self._store.mutex:
-            return tuple(self.tiers[: self._whole()])
+        """The tier that each of the loaded blocks came from."""
+        with self._mutex:
+            return tuple(self.sources[: self.whole])
+
+    def patience(self, seconds: float, now: float) -> float:
+        """Seconds that its request should still wait for it: at most `seconds` from its start.
+
+        No longer without a new block than computing what is missing would take.
+        """
+        if self.done:
+            return 0.0
+        with self._mutex:
+            compute = self._planner().compute_seconds(self._front, max(self.limit - self._front, 1))
+            left = self.started + seconds - now
+            if compute is not None:
+                left = min(left, self._progress + max(compute, SHORTEST_WAIT) - now)
+        return max(left, 0.0)
 
     def stop(self) -> None:
         """Takes what is loaded now and nothing more: leases behind it are given back."""
-        with self._store.mutex:
-            whole = self._whole()
-            self.limit, self.done = whole, True
-            for index in range(whole, len(self.buffers)):
+        with self._mutex:
+            self.limit, self.done, self.stopped = self.whole, True, True
+            for index in range(self.limit, len(self.buffers)):
                 self._let_go(index)
 
     def blob(self, index: int) -> Blob:
-        """The bytes of a loaded block, which stay as they are until the fetch is closed.
+        """The bytes of a loaded block, which stay as they are until the load is closed.
 
         Raises:
-            LeaseExpiredError: nobody asked for anything for `LEASE` seconds.
+            LeaseExpiredError: nothing was asked of the load for `LEASE` seconds.
         """
-        with self._store.mutex:
+        with self._mutex:
             buffer = self.buffers[index]
             if self.closed or buffer is None:
                 raise LeaseExpiredError(f"block {index} was held for more than {LEASE:.0f} s without being used")
@@ -85,98 +118,107 @@ class PrefixLoad:
             return buffer.blob
 
     def renew(self) -> None:
-        """Says that somebody still wants the blocks."""
+        """Its request still wants the blocks: the leases last for `LEASE` seconds from now on."""
         self.deadline = time.monotonic() + LEASE
 
     def close(self) -> None:
         """Gives every lease back. May be called twice."""
-        with self._store.mutex:
+        with self._mutex:
             if self.closed:
                 return
             self.closed = self.done = True
+            self._on_close(self)  # which counts the blocks as used, so before they are let go
             for index in range(len(self.buffers)):
                 self._let_go(index)
-            self._store.forget(self)
 
-    # What follows is the store's side, under its mutex.
+    # Under the mutex.
 
     @property
     def held(self) -> int:
         """Blocks from the first on that are in host memory, without a gap."""
         return next((index for index, buffer in enumerate(self.buffers) if buffer is None), len(self.buffers))
 
-    def turn(self, fork: int, names: Sequence[BlockKey]) -> bool:
-        """The first chain ends after `fork` blocks: other names stand behind. Not any more for a fetch that is done."""
-        if self.done:
-            return False
-        for index in range(fork, len(self.buffers)):
+    @property
+    def whole(self) -> int:
+        return min(self.held, self.limit) // self.unit * self.unit
+
+    def admit(self) -> None:
+        """Host memory is reserved: from now on it may load."""
+        self.admitted = True
+        self.started = self._progress = time.monotonic()
+
+    def switch_chain(self, end: int, keys: Sequence[BlockKey]) -> None:
+        """The dense chain is used for `end` blocks: others follow there."""
+        for index in range(end, len(self.buffers)):
             self._let_go(index)
-        self.names, self.fork = [*self.names[:fork], *names], fork
-        return True
+        self.keys, self.dense_prefix_length = [*self.dense_keys[:end], *keys], end
+        self.buffers = [*self.buffers[:end], *([None] * len(keys))]
+        self.limit = min(max(self.limit, end), len(self.keys))
+        del self.sources[end:]
+        self._requested = {index for index in self._requested if index < end}
 
     def due(self) -> list[int]:
-        """The blocks to load now, each only once.
+        """Located blocks to load now, each once.
 
-        All that are wanted, but of a tier that nobody has measured one chunk: whether to want more is chosen then.
+        All that are wanted; but of a tier that was never measured one unit, after which the rest is chosen again.
         """
-        first = self._asked
-        if self.closed or self.held < first:
+        if self.done or not self.admitted:
             return []
-        self._asked = max(first, self.limit)
-        for index in range(first, self._asked):
-            if self.buffers[index] is None and self._store.planner.load_seconds(self.tiers[index]) is None:
-                self._asked = min((index // self.unit + 1) * self.unit, self.limit)
+        due: list[int] = []
+        for index in range(self._front, min(self.limit, len(self.sources))):
+            if self.buffers[index] is not None or index in self._requested:
+                continue
+            source = self.sources[index]
+            unknown = source != HOST and self._planner().load_seconds(source) is None
+            if unknown and index >= (self._front // self.unit + 1) * self.unit:
                 break
-        return [index for index in range(first, self._asked) if self.buffers[index] is None]
+            due.append(index)
+        self._requested.update(due)
+        return due
 
     def place(self, index: int, buffer: HostBuffer, tier: str) -> None:
-        """A block has come, with a lease for this fetch."""
+        """A block has come, with a lease for this load."""
         if self.closed or index >= self.limit:
-            self._store.release(buffer)
+            self._release(buffer)
             return
         self.buffers[index] = buffer
-        if index < len(self.tiers):
-            self.tiers[index] = tier
-        self._replan()
+        if index < len(self.sources):
+            self.sources[index] = tier
 
     def miss(self, index: int) -> None:
-        """A block will not come: nor does what is behind it matter."""
+        """A block will not come, so what is behind it is of no use."""
         self.limit = min(self.limit, index)
-        self.settle()
 
-    def wants(self, index: int) -> bool:
-        return not self.closed and index < self.limit
+    def measure(self) -> tuple[str, float, int] | None:
+        """After each unit: the slowest tier it came from, the seconds that it took, and its blocks."""
+        whole = self.whole
+        if whole <= self._front:
+            return None
+        now = time.monotonic()
+        took, blocks, sources = now - self._progress, whole - self._front, set(self.sources[self._front : whole])
+        self._front, self._progress = whole, now
+        return max(sources, key=lambda tier: self._planner().load_seconds(tier) or 0.0), took, blocks
 
     def settle(self) -> None:
-        """Ends the fetch if nothing that it wants is missing."""
-        if not self.done and all(buffer is not None for buffer in self.buffers[: self.limit]):
+        """Ends the load if it is located and nothing that it wants is missing."""
+        if self.located and not self.done and all(buffer is not None for buffer in self.buffers[: self.limit]):
             self.done = True
             self._on_done()
 
-    def _whole(self) -> int:
-        return min(self.held, self.limit) // self.unit * self.unit
+    def end_location(self) -> None:
+        """Nothing more of the chain lies anywhere."""
+        self.located = True
+        self.limit = min(self.limit, len(self.sources))
 
-    def _replan(self) -> None:
-        """After each chunk: how long did it take, and is the rest still worth it?"""
-        whole = self._whole()
-        if whole > self._front:
-            now, tier = time.monotonic(), slowest(self.tiers[self._front : whole])
-            if tier != "host":
-                self._store.planner.loaded(tier, now - self._measured, (whole - self._front) / self.unit)
-            self._front, self._measured = whole, now
-            ahead = [
-                slowest(self.tiers[start : start + self.unit])
-                for start in range(whole, min(self.limit, len(self.tiers)), self.unit)
-            ]
-            self.limit = min(self.limit, whole + self._store.planner.choose(ahead, whole // self.unit) * self.unit)
-        self.settle()
+    def reopen(self, sources: Sequence[str]) -> None:
+        """Blocks behind those that are loaded have become available meanwhile."""
+        whole = self.whole
+        self.sources = [*self.sources[:whole], *sources]
+        self.limit = len(self.sources) // self.unit * self.unit
+        self._requested = {index for index in self._requested if index < whole}
+        self._progress, self.done, self.located = time.monotonic(), False, True
 
     def _let_go(self, index: int) -> None:
         buffer, self.buffers[index] = self.buffers[index], None
         if buffer is not None:
-            self._store.release(buffer)
-
-
-def slowest(tiers: Sequence[str]) -> str:
-    """The tier that decides how long a chunk takes: the one farthest from the device."""
-    return max(tiers, key=("host", "disk", "remote").index)
+            self._release(buffer)

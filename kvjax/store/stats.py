@@ -1,9 +1,11 @@
-"""What a store has done: counts by tier, for metrics, logs and the page."""
+"""Store statistics: counts by tier, for metrics, logs and the page."""
 
 import collections
 import dataclasses
 import threading
 from collections.abc import Mapping
+
+HOST = "host"  # the name of host memory among the tiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +14,7 @@ class TierStats:
 
     Attributes:
         hits: blocks that requests took from here.
-        checked: layers of found blocks that were computed again and compared, at the rate of `StoreConfig.canary`.
+        checked: layers of found blocks that were computed again and compared, at the rate of `StoreConfig.verify_hits`.
         errors: by reason: those of `TierError`, "corrupt", and "verify" for what was not the same then.
         breaker: "closed", "open" or "half-open"; "" for a tier without one.
     """
@@ -49,4 +51,4 @@ class Counters:
     def of(self, tier: str) -> tuple[dict[str, int], float]:
         """The counts of a tier by name, and its seconds of loading."""
         with self._mutex:
-            return {name: count for (its, name), count in self._counts.items() if its == tier}, self._seconds[tier]
+            return {name: count for (owner, name), count in self._counts.items() if owner == tier}, self._seconds[tier]

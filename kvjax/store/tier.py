@@ -7,6 +7,7 @@ evicts lets a key leave only after all that descend from it.
 
 import abc
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -18,11 +19,14 @@ class TierError(Exception):
 
     Attributes:
         reason: for metrics, one of few.
+        finished: set once the call no longer touches memory that it was given, where it was given up before that;
+            None where it has ended.
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, finished: threading.Event | None = None) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+        self.finished = finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +49,12 @@ class Tier(abc.ABC):
     Attributes:
         name: in logs and metrics, as "host", "disk", "remote"; a store gives each of its tiers a name of its own.
         read_only: whether `write`, `delete`, `pin` and `unpin` are refused.
+        evicts: whether it makes room by an order of last use, which `touch` renews.
     """
 
     name: str
     read_only: bool = False
+    evicts: bool = False
 
     @abc.abstractmethod
     def read(self, key: str, into: memoryview) -> bool:
@@ -127,6 +133,15 @@ class Tier(abc.ABC):
             TierError: as `pin`.
         """
         raise TierError("refused", f"the {self.name} tier cannot pin objects")
+
+    def reject(self, key: str) -> None:
+        """The object was read and is not what its key says: it is removed where the tier can do that.
+
+        Raises:
+            TierError: as `delete`.
+        """
+        if not self.read_only:
+            self.delete(key)
 
     def load(self, key: str) -> bytes | None:
         """A whole object of a length that nobody knows before; None if it is not there. For tools, not for speed.

@@ -14,7 +14,15 @@ from typing import Any
 
 
 class LateError(Exception):
-    """The work was not done in time; it may be going on."""
+    """The work was not done in time; it may be going on.
+
+    Attributes:
+        finished: set once it has ended after all.
+    """
+
+    def __init__(self, finished: threading.Event) -> None:
+        super().__init__("not done in time")
+        self.finished = finished
 
 
 class BusyError(Exception):
@@ -76,7 +84,7 @@ class Workers:
         finally:  # an interrupted caller gives up too
             late = self._give_up(call)
         if late:
-            raise LateError
+            raise LateError(call.done)
         try:
             if call.error is not None:
                 raise call.error

@@ -162,7 +162,7 @@ class Everything(Planner):
 def behind(engine, seconds: float) -> SlowTier:
     """Everything that the host tier holds moves behind a tier that takes so many seconds for each block."""
     store, far = engine._prefix.store, SlowTier()
-    with store.mutex:
+    with store._mutex:
         for buffer in store._host.ready():
             far.write(buffer.key, memoryview(buffer.blob))
             store._host.discard(buffer.key)

@@ -64,7 +64,7 @@ def test_after_a_restart_the_disk_answers_as_the_first_run_did(folder, copied):
 def forget_host(engine: Engine) -> None:
     """Only the tiers below hold anything now."""
     store = engine._prefix.store
-    with store.mutex:
+    with store._mutex:
         for buffer in store._host.ready():
             store._host.discard(buffer.key)
 

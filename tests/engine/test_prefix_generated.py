@@ -69,8 +69,8 @@ def stored(engine: Engine, tokens, salt: str, fork: int) -> list[list[tuple[np.n
         buffer = store._host.find(name.hex)
         if buffer is None:
             break
-        store.format.check(buffer.blob, name)
-        blocks.append([store.format.tensors(buffer.blob, layer) for layer in range(store.format.layers)])
+        store.layout.check(buffer.blob, name)
+        blocks.append([store.layout.tensors(buffer.blob, layer) for layer in range(store.layout.layers)])
     return blocks
 
 

@@ -41,11 +41,10 @@ def blob_of(name: BlockKey, format: BlockLayout = FORMAT) -> np.ndarray:
 
 def save(store: KVStore, names: list[BlockKey]) -> None:
     """Saves those of the blocks that are not there."""
-    with store.save(names) as saving:
+    with store.insert(names) as saving:
         for index in saving.wanted:
             for layer, (k, v) in enumerate(kv_of(names[index])):
                 saving.fill(index, layer, k, v)
-        saving.seal()
 
 
 def holds(blob: np.ndarray, name: BlockKey) -> bool:

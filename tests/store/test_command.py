@@ -22,7 +22,7 @@ def folder(tmp_path):
     tier = DiskTier(tmp_path / "store", 1 << 30, least_free=0)
     for age, name in enumerate(names_of(5)):
         tier.write(name.hex, memoryview(blob_of(name)))
-        path = tmp_path / "store" / "kvjax-kv-1" / name.hex[:2] / name.hex
+        path = tmp_path / "store" / "kvjax-kv-2" / name.hex[:2] / name.hex
         os.utime(path, (time.time() - 3600 * age,) * 2)
     tier.close()
     return tmp_path / "store"
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 def path_of(folder, index):
     name = names_of(5)[index].hex
-    return folder / "kvjax-kv-1" / name[:2] / name
+    return folder / "kvjax-kv-2" / name[:2] / name
 
 
 def run(capsys, *args) -> tuple[int, str]:

@@ -132,5 +132,5 @@ def test_killed_at_random(tmp_path, kills):
         said = crash(tmp_path, seed, seconds=rng.uniform(0.0, 0.05))
         assert said
         check(tmp_path, said, names)
-        for key in [key for key in names if not (tmp_path / "kvjax-kv-1" / key[:2] / key).exists()]:
+        for key in [key for key in names if not (tmp_path / "kvjax-kv-2" / key[:2] / key).exists()]:
             del names[key]

@@ -101,7 +101,7 @@ def test_a_start_knows_who_was_used_last(open_disk, tmp_path):
     first = open_disk(blocks=3)
     write(first, 1, 2, 3)
     for age, number in ((300, 2), (200, 3), (100, 1)):
-        path = tmp_path / "kvjax-kv-1" / key(number)[:2] / key(number)
+        path = tmp_path / "kvjax-kv-2" / key(number)[:2] / key(number)
         os.utime(path, (time.time() - age,) * 2)
     second = open_disk(blocks=3)
     assert read(second, 2)
@@ -124,7 +124,7 @@ def test_what_was_there_before_counts_and_is_left_alone(open_disk, tmp_path):
 
 def test_temporary_files_count_and_are_swept_at_the_start(open_disk, tmp_path):
     write(open_disk(), 1)
-    left = tmp_path / "kvjax-kv-1" / "07" / (key(7) + TEMPORARY)
+    left = tmp_path / "kvjax-kv-2" / "07" / (key(7) + TEMPORARY)
     left.write_bytes(bytes(3 * SIZE))
     tier = open_disk(blocks=5)
     assert not left.exists()
@@ -142,9 +142,9 @@ def test_temporary_files_count_and_are_swept_at_the_start(open_disk, tmp_path):
 
 def test_files_of_other_names_are_never_blocks(open_disk, tmp_path):
     tier = open_disk()
-    (tmp_path / "kvjax-kv-1" / "00" / "README").write_bytes(b"hello")
-    (tmp_path / "kvjax-kv-1" / "00" / ("A" * 64)).write_bytes(b"hello")
-    (tmp_path / "kvjax-kv-1" / "stray").mkdir()
+    (tmp_path / "kvjax-kv-2" / "00" / "README").write_bytes(b"hello")
+    (tmp_path / "kvjax-kv-2" / "00" / ("A" * 64)).write_bytes(b"hello")
+    (tmp_path / "kvjax-kv-2" / "stray").mkdir()
     write(tier, 1, 2)
     assert held(tier) == [1, 2]
 
@@ -153,7 +153,7 @@ def test_files_of_other_names_are_never_blocks(open_disk, tmp_path):
 def test_a_file_of_another_length_is_an_error(open_disk, tmp_path, size):
     tier = open_disk()
     write(tier, 1)
-    (tmp_path / "kvjax-kv-1" / key(1)[:2] / key(1)).write_bytes(bytes(size))
+    (tmp_path / "kvjax-kv-2" / key(1)[:2] / key(1)).write_bytes(bytes(size))
     with pytest.raises(TierError) as error:
         read(tier, 1)
     assert error.value.reason == "length"
@@ -178,10 +178,10 @@ def test_two_owners_of_one_folder_see_each_others_blocks_and_keep_one_cap(open_d
 
 def test_the_folder_is_its_owners_alone(open_disk, tmp_path):
     write(open_disk(), 1)
-    for path in (tmp_path / "kvjax-kv-1").rglob("*"):
+    for path in (tmp_path / "kvjax-kv-2").rglob("*"):
         assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) or path.parent.stat().st_mode & 0o77 == 0, path
-    assert stat.S_IMODE((tmp_path / "kvjax-kv-1").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "kvjax-kv-1" / key(1)[:2] / key(1)).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "kvjax-kv-2").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "kvjax-kv-2" / key(1)[:2] / key(1)).stat().st_mode) == 0o600
 
 
 def test_the_file_system_keeps_its_free_space(open_disk):
@@ -260,7 +260,7 @@ def test_two_processes_on_one_folder(tmp_path, seconds):
 def test_a_list_of_ten_thousand_blocks_takes_less_than_a_second(tmp_path):
     DiskTier(tmp_path, SIZE, least_free=0).close()
     for number in range(10_000):
-        (tmp_path / "kvjax-kv-1" / key(number)[:2] / key(number)).touch()
+        (tmp_path / "kvjax-kv-2" / key(number)[:2] / key(number)).touch()
     began = time.thread_time()  # of this thread alone, whatever else the machine does
     tier = DiskTier(tmp_path, 1 << 40, least_free=0)
     assert time.thread_time() - began < 1.0

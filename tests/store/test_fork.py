@@ -12,10 +12,10 @@ from tests.store.chains import NAMESPACE, blob_of, holds, names_of, save, store_
 from tests.store.memory_tier import MemoryTier
 
 # by struct.pack and hashlib alone, from the words at the top of kvjax/store/keys.py
-GOLDEN_FORK = "53b55c6a1002482e69e8a7f53061d657860ac9a23e178967b1a59a2895c7dd3d"
+GOLDEN_FORK = "2806b74f3b02c5e5f1d9b79566d9cb2abe236310da7ca4e36de56c6361a431ca"
 GOLDEN_KEYS = (
-    "e6ff37a96b0db39a23724decf90298713160e63b65a8b7d3d18eb2377a540e06",
-    "0d03d036c048e4746325345c1940d3ce494bfc3331ce387c8dd1f99972fa78a5",
+    "dec6fd1f38a6733e4bfcfefb7340ee5e3a6aff2f86aa041894ebb9a7ce2cc4a3",
+    "57cebf03425b8fbd2d6de96ee3c12564e6a8102ecd24f230608fb37eea8daa9c",
 )
 TOKENS = np.arange(3 * BLOCK_TOKENS)
 PROFILE = "p" * 64
@@ -24,7 +24,8 @@ PROFILE = "p" * 64
 def forked(dense: list[BlockKey], at: int, profile: str = PROFILE, blocks: int = 2) -> list[BlockKey]:
     """Generated blocks behind the first `at` dense ones."""
     tokens = np.random.default_rng(at).integers(0, 1000, blocks * BLOCK_TOKENS, np.int32)
-    return BlockKey.chain(NAMESPACE.fork(dense[at - 1].key if at else NAMESPACE.root(), profile), tokens)
+    root, previous = (dense[at - 1].key,) * 2 if at else (NAMESPACE.root(), b"")
+    return BlockKey.chain(NAMESPACE.fork(root, profile), tokens, previous)
 
 
 def test_golden_vectors():
@@ -38,13 +39,13 @@ def test_golden_vectors():
 
 def test_the_words_at_the_top_of_the_module_are_what_is_done():
     fields = {
-        "format": "kvjax-kv-1", "block": "256", "weights": "w" * 64, "tokenizer": "t" * 64, "rope": "theta=10000",
+        "format": "kvjax-kv-2", "block": "256", "weights": "w" * 64, "tokenizer": "t" * 64, "rope": "theta=10000",
         "numerics": "jax 0.11 cpu chunk=512", "dtype": "float32", "shape": "2 x 2 x 4", "adapter": "",
         "profile": PROFILE, "salt": "",
     }  # fmt: skip
     parts = [part.encode() for pair in fields.items() for part in pair]
     root = hashlib.sha256(b"".join(struct.pack("<I", len(part)) + part for part in parts)).digest()
-    parent = bytes.fromhex("0c9be785b0af13ced11b8f58a2d73634eefd1d4888ce611ee8d1fbd3c5622d3c")
+    parent = bytes.fromhex("acb20d5baebdc5d9984677d0b7e551981d6c21969cd4e29b3998f9e6b6359178")
     fork = hashlib.sha256(parent + root).digest()
     assert fork.hex() == GOLDEN_FORK
     keys = []
@@ -90,13 +91,13 @@ class Behind:
             return behind(end)
 
         done = threading.Event()
-        with self.store.fetch(names, unit=unit, on_done=done.set, fork=fork) as fetch:
+        with self.store.load(names, unit=unit, on_done=done.set, chain=fork) as fetch:
             assert done.wait(10)
             for index in range(fetch.loaded):
-                assert holds(fetch.blob(index), fetch.names[index])
-            assert len(fetch.names) == len(names) // unit * unit
+                assert holds(fetch.blob(index), fetch.keys[index])
+            assert len(fetch.keys) == len(names) // unit * unit
             assert len(fetch.found) == fetch.loaded
-            return fetch.loaded, fetch.fork
+            return fetch.loaded, fetch.dense_prefix_length
 
 
 @pytest.fixture(params=["host", "remote"])
@@ -155,12 +156,12 @@ def test_of_a_conversation_the_generated_end_leaves_before_the_dense_beginning()
     store, dense = store_of(blocks=6), names_of(4)
     generated = forked(dense, 2)
     save(store, [*dense[:2], *generated])
-    with store.fetch(dense, unit=1, fork=lambda end: forked(dense, end)) as fetch:
+    with store.load(dense, unit=1, chain=lambda end: forked(dense, end)) as fetch:
         assert fetch.loaded == 4
     there = [*dense[:2], *generated]
     for seed, left in ((1, 4), (2, 4), (3, 3), (4, 2), (5, 1)):
         save(store, names_of(1, seed=seed))
-        held = [name for name in there if store._host.holds(name.hex)]
+        held = [name for name in there if store._host.find(name.hex)]
         assert held == there[:left]
     store.check_integrity()
     store.close()

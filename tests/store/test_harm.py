@@ -27,13 +27,13 @@ def open_store(folder, format: BlockLayout = FORMAT) -> KVStore:
 
 
 def path_of(folder, name: BlockKey):
-    return folder / "kvjax-kv-1" / name.hex[:2] / name.hex
+    return folder / "kvjax-kv-2" / name.hex[:2] / name.hex
 
 
 def loaded(store: KVStore, names: list[BlockKey]) -> list[np.ndarray]:
     """The blocks that a fetch brings."""
     done = threading.Event()
-    with store.fetch(names, unit=1, on_done=done.set) as fetch:
+    with store.load(names, unit=1, on_done=done.set) as fetch:
         assert done.wait(10)
         blobs = [fetch.blob(index).copy() for index in range(fetch.loaded)]
     assert store.wait(10.0)
@@ -122,7 +122,7 @@ def test_each_byte_and_each_length_of_a_file(tmp_path, reason):
             place = start + offset
             path_of(tmp_path, name).write_bytes(flipped(place)(blob) if reason == "corrupt" else blob[:place])
         with contextlib.ExitStack() as stack:
-            fetches = [stack.enter_context(store.fetch([name], unit=1)) for name in names]
+            fetches = [stack.enter_context(store.load([name], unit=1)) for name in names]
             wait_until(lambda fetches=fetches: all(fetch.done for fetch in fetches), 60.0)
             assert not [start + offset for offset, fetch in enumerate(fetches) if fetch.loaded]
         assert store.wait(60.0)

@@ -100,7 +100,7 @@ class Buffers(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 9))
     def take(self, key):
-        buffer = self.tier.take(str(key))
+        buffer = self.tier.take(str(key), str(key // 2) if key else "")  # a tree of chains
         if buffer is not None:
             assert buffer not in self.held
             assert buffer not in self.writing
@@ -118,7 +118,7 @@ class Buffers(RuleBasedStateMachine):
     def lease(self, key):
         buffer = self.tier.find(str(key))
         if buffer is not None:
-            self.tier.use(buffer)
+            self.tier.use(self.tier.lineage(buffer.key))
             buffer.leases += 1
             self.held.append(buffer)
 
@@ -129,7 +129,10 @@ class Buffers(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 9))
     def discard(self, key):
-        self.tier.discard(str(key))
+        buffer = self.tier.find(str(key))
+        if buffer is not None:
+            buffer.leases, buffer.transient = buffer.leases + 1, True
+            self.tier.release(buffer)
 
     @invariant()
     def what_is_held_stays(self):

@@ -14,10 +14,10 @@ from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 from tests.store.chains import NAMESPACE, names_of
 
 # by struct.pack and hashlib alone, from the words at the top of kvjax/store/keys.py
-GOLDEN_ROOT = "2896bbe39d586ee078b5035f4cc835557ca9d871b7a521cc9cbc966481c851ea"
+GOLDEN_ROOT = "239ef70529fede482edc0c7fd3e5212e27c11e6c31654c01c4e11b0d28b4f6f4"
 GOLDEN_KEYS = (
-    "0c9be785b0af13ced11b8f58a2d73634eefd1d4888ce611ee8d1fbd3c5622d3c",
-    "a594e081ca284bfe45052c829c5cb5a17b0b3b58fbe1cc6f2747ae222db2c079",
+    "acb20d5baebdc5d9984677d0b7e551981d6c21969cd4e29b3998f9e6b6359178",
+    "a5b392271a77bd8089dd17946fef8a69a30eda7b3d2b63f535d9f45b1d1f608f",
 )
 
 PROGRAM = """

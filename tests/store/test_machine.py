@@ -52,7 +52,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(chain=chains, length=lengths, unit=st.integers(1, 2), keep=st.booleans())
     def fetch(self, chain, length, unit, keep):
         done = threading.Event()
-        fetch = self.store.fetch(CHAINS[chain][:length], unit=unit, on_done=done.set)
+        fetch = self.store.load(CHAINS[chain][:length], unit=unit, on_done=done.set)
         assert done.wait(20)
         count = fetch.loaded
         assert count % unit == 0

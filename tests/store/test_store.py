@@ -51,7 +51,7 @@ def opened():
 def found(store: KVStore, names, unit: int = 1) -> int:
     """How many blocks a fetch brings, each of which is looked at."""
     done = threading.Event()
-    with store.fetch(names, unit=unit, on_done=done.set) as fetch:
+    with store.load(names, unit=unit, on_done=done.set) as fetch:
         assert done.wait(10)
         for index in range(fetch.loaded):
             assert holds(fetch.blob(index), names[index])
@@ -99,24 +99,43 @@ def test_salts_share_nothing(opened):
     assert found(store, names_of(3)) == 0
 
 
-def test_what_was_not_sealed_is_not_found(opened):
+def test_what_is_being_computed_is_waited_for_and_given_up_with_its_writer(opened):
     store, names = opened(), names_of(2)
-    saving = store.save(names)
-    assert found(store, names) == 0
-    assert store.save(names).wanted == (), "somebody is writing them"
-    saving.close()
+    writer = store.insert(names)
+    assert store.insert(names).wanted == (), "somebody is writing them"
+    done = threading.Event()
+    with store.load(names, on_done=done.set) as load:
+        assert not done.wait(0.05)
+        assert load.loaded == 0
+        writer.close()
+        assert done.wait(10)
+        assert load.loaded == 0
     save(store, names)
     assert found(store, names) == 2
 
 
+def test_a_block_is_found_as_soon_as_its_last_layer_is_there(opened):
+    store, names = opened(), names_of(3)
+    done = threading.Event()
+    with store.insert(names) as writer, store.load(names, on_done=done.set) as load:
+        for layer, (k, v) in enumerate(kv_of(names[0])):
+            assert load.loaded == 0
+            writer.fill(0, layer, k, v)
+        assert load.loaded == 1
+        assert holds(load.blob(0), names[0])
+        assert found(store, names[:1]) == 1
+        writer.close()
+        assert done.wait(10)
+        assert load.loaded == 1
+
+
 def test_a_block_with_a_layer_missing_is_given_up(opened):
     store, names = opened(), names_of(2)
-    with store.save(names) as saving:
+    with store.insert(names) as saving:
         for index in saving.wanted:
             for layer, (k, v) in enumerate(kv_of(names[index])):
                 if (index, layer) != (1, 0):
                     saving.fill(index, layer, k, v)
-        saving.seal()
     assert found(store, names) == 1
 
 
@@ -129,8 +148,8 @@ def test_a_fetch_that_was_stopped_before_its_blocks_were_located_keeps_what_it_h
     assert store.wait(10.0)
     for index in range(4):
         store.planner.computed(index, 0.0)  # nothing is worth loading
-    with store.mutex:  # its threads wait
-        fetch = store.fetch(names, unit=1)
+    with store._mutex:  # its threads wait
+        fetch = store.load(names, unit=1)
         fetch.stop()
         assert fetch.loaded == 2
     assert store.wait(10.0)
@@ -153,7 +172,7 @@ def test_no_room_is_no_error(opened):
     store = opened(blocks=2)
     save(store, names_of(5))
     assert store.stats()["host"].blocks == 2
-    with store.fetch(names_of(5), unit=1) as fetch:
+    with store.load(names_of(5), unit=1) as fetch:
         assert fetch.loaded == 2
         save(store, names_of(3, seed=1))
         assert holds(fetch.blob(0), names_of(5)[0])
@@ -198,7 +217,7 @@ def test_a_fetch_may_stop_early_and_keeps_what_it_has(opened):
     far, names = FarTier(seconds=0.05), names_of(8)
     put(far, names)
     store = opened(far)
-    with store.fetch(names, unit=1) as fetch:
+    with store.load(names, unit=1) as fetch:
         wait_until(lambda: fetch.loaded >= 2)
         fetch.stop()
         count = fetch.loaded
@@ -212,8 +231,8 @@ def test_a_fetch_that_is_closed_while_it_loads_leaves_nothing_leased(opened):
     far, names = FarTier(seconds=0.05), names_of(6)
     put(far, names)
     store = opened(far)
-    store.fetch(names, unit=2).close()
-    fetch = store.fetch(names, unit=2)
+    store.load(names, unit=2).close()
+    fetch = store.load(names, unit=2)
     wait_until(lambda: fetch.loaded)
     fetch.close()
     fetch.close()
@@ -268,17 +287,33 @@ def test_a_tier_that_fails_is_a_miss(opened, error):
 
 def test_write_back_writes_what_leaves_and_flush_the_rest(opened):
     far = FarTier()
-    store = opened(far, blocks=4, write_policy="write_back")
+    store = opened(far, blocks=8, write_policy="write_back")
     save(store, names_of(4))
     assert store.wait(10.0)
     assert not list(far.scan())
-    save(store, names_of(2, seed=1))  # no room before the oldest are written
-    assert store.wait(10.0)
+    for seed in (1, 2, 3):  # more than half of host memory would have to be written before it could leave
+        save(store, names_of(2, seed=seed))
+        assert store.wait(10.0)
     assert len(list(far.scan())) >= 2
-    assert store.stats()["host"].blocks == 4
+    assert store.stats()["host"].blocks == 8
     assert store.flush(10.0)
-    assert len(list(far.scan())) == 6
+    assert len(list(far.scan())) == 10
     assert found(store, names_of(4)) == 4
+    assert store.stats()["host"].errors == {}
+
+
+def test_write_back_drops_and_counts_what_a_stuck_tier_would_make_it_wait_for(opened):
+    far = FarTier()
+    store = opened(far, blocks=4, write_policy="write_back")
+    release = threading.Event()
+    far.write, write = lambda *arguments: (release.wait(10), write(*arguments)), far.write
+    began = time.monotonic()
+    for seed in range(4):
+        save(store, names_of(2, seed=seed))
+    assert time.monotonic() - began < 1.0, "nothing waits for a tier"
+    assert store.stats()["host"].errors["full"] >= 2
+    release.set()
+    assert store.flush(10.0)
 
 
 def test_write_through_selective_writes_what_is_found_again(opened):
@@ -337,7 +372,7 @@ def test_a_fast_tier_brings_everything_from_the_first_time(opened):
 def test_a_forgotten_fetch_loses_its_leases(opened, monkeypatch):
     store = opened(blocks=2)
     save(store, names_of(2))
-    lost = store.fetch(names_of(2), unit=1)
+    lost = store.load(names_of(2), unit=1)
     lost.deadline = time.monotonic() - 1
     save(store, names_of(2, seed=1))
     with pytest.raises(Exception, match="was held for more than"):
@@ -386,9 +421,9 @@ def test_a_fault_at_any_call_costs_no_more_than_blocks(opened, call, error):
     save(store, names)
     store.flush(10.0)
     for _ in range(2):
-        with store.mutex:
+        with store._mutex:
             for buffer in store._host.ready():
-                store._host.discard(buffer.key)
+                store._host._drop(buffer)
         assert found(store, names) <= 3  # each of which is looked at
         assert store.wait(10.0)
     save(store, names)
