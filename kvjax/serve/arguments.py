@@ -28,13 +28,19 @@ def yes_no(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A field of ServeConfig as a flag, a variable and a key. `parse` raises ValueError with a reason."""
+    """A field of ServeConfig as a flag, a variable and a key. `parse` raises ValueError with a reason.
+
+    Attributes:
+        many: whether it may be given several times.
+        former: its names one version ago, which still work and are not shown.
+    """
 
     field: str
     parse: Callable[[str], Any]
     metavar: str
     help: str
     many: bool = False
+    former: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -71,7 +77,13 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("method", str, "NAME", "how the KV cache is compressed: full, rocketkv, snapkv ... or module:Class"),
         Option("token_budget", size, "TOKENS", "KV pairs a step reads a layer; alone it means rocketkv"),
         Option("budgets", str, "FILE", "a budget for each layer, found by search, instead of --token-budget"),
-        Option("headroom", size, "TOKENS", "entries of a compressed view that are kept free for generated tokens"),
+        Option(
+            "headroom",
+            size,
+            "TOKENS",
+            "entries of a compressed view that are reserved for generated tokens",
+            former=("room",),
+        ),
         Option("when_full", str, "|".join(WHEN_FULL), "what an output does that is longer than the headroom"),
         Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
     ),
@@ -81,13 +93,26 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("disk_cache_size", memory, "SIZE", "most that may lie in that folder, as 100GiB"),
         Option("disk_sync", yes_no, "yes|no", "whether a block on the disk survives a power cut"),
         Option("remote_cache", str, "URL", "gs://, s3://, redis://, mooncake://, or http(s):// read-only"),
+        Option(
+            "tier",
+            str,
+            "URL",
+            "a tier below host memory, as disk:///path?size=100GiB or s3://bucket/kv; may repeat, nearest first",
+            many=True,
+        ),
         Option("prefetch_policy", str, "|".join(PREFETCH), "how long a request waits for stored KV"),
         Option("write_policy", str, "|".join(WRITE), "when KV goes to the disk and the remote tier"),
         Option("eviction_policy", str, "|".join(POLICIES), "which KV leaves a full tier first"),
         Option(
             "store_generated", yes_no, "yes|no", "keep answers too; turns behind them may differ from computed ones"
         ),
-        Option("verify_hits", float, "SHARE", "share of found KV that is computed all the same and compared"),
+        Option(
+            "verify_hits",
+            float,
+            "SHARE",
+            "share of found KV that is computed all the same and compared",
+            former=("canary",),
+        ),
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),
@@ -101,13 +126,18 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         ),
         Option("shutdown_timeout", float, "SECONDS", "time for running requests after SIGTERM"),
         Option(
-            "session_dir", str, "DIR", "a folder where answers that it cuts off wait for the next start, to go on there"
+            "session_dir",
+            str,
+            "DIR",
+            "a folder where answers that it cuts off wait for the next start, to go on there",
+            former=("park",),
         ),
         Option("compile_cache", str, "DIR", "where compiled steps wait for the next start; none: nowhere"),
         Option("log_level", str, "|".join(LOG_LEVELS), "how much to log"),
     ),
 }
 OPTIONS = {option.field: option for group in GROUPS.values() for option in group}
+FORMER = {former: option.field for option in OPTIONS.values() for former in option.former}
 FILES = {
     "api_key_file": "keys that open the server, one a line, # for comments",
     "config": "flags by name, as `max-model-len: 32k`",
@@ -131,7 +161,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 def merge(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConfig:
     """Joins the parsed command line with the environment and the file. Raises ConfigError or ValueError."""
     names = ("model", *OPTIONS, "api_key_file")
-    variables = {name: environment["KVJAX_" + name.upper()] for name in names if "KVJAX_" + name.upper() in environment}
+    variables = {
+        FORMER.get(name, name): environment["KVJAX_" + name.upper()]
+        for name in (*FORMER, *names)  # the name of today wins
+        if "KVJAX_" + name.upper() in environment
+    }
     path = given.get("config") or environment.get("KVJAX_CONFIG")
     if len(given.get("served_model_name", ())) > 1 and "model" not in given:
         raise ConfigError("--served-model-name takes all names after it: write MODEL before the flags")
@@ -187,8 +221,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help=option.help + shown,
                 # names as vLLM takes them; keys one a flag, or they would swallow MODEL
                 nargs="+" if option.field == "served_model_name" else None,
-                action={"served_model_name": "extend", "api_key": "append"}.get(option.field, "store"),
+                action={"served_model_name": "extend", "api_key": "append", "tier": "append"}.get(
+                    option.field, "store"
+                ),
             )
+            for former in option.former:
+                parser.add_argument("--" + former.replace("_", "-"), dest=option.field, help=argparse.SUPPRESS)
         if title == "server":
             group.add_argument("--api-key-file", metavar="FILE", help=FILES["api_key_file"])
     return parser
@@ -208,6 +246,7 @@ def read_config(path: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in (content or {}).items():
         name = str(key).replace("-", "_")
+        name = FORMER.get(name, name)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""

@@ -23,12 +23,13 @@ class ServeConfig:
     gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
     shutdown_timeout: seconds that running requests get to finish after SIGTERM.
-    session_dir: directory where the conversations of requests that are cut off then wait for the next start; None ends them.
+    session_dir: directory where the conversations of requests that are cut off then wait for the next start; None ends
+        them.
     method, token_budget, budgets, headroom, group_layers: how the KV cache is compressed, as in `EngineConfig`.
-    host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, prefetch_policy, write_policy,
-        eviction_policy, verify_hits, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`; sizes in
-        bytes.
-    attention_backend: what computes attention, as `EngineConfig.kernels`.
+    host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, tier, prefetch_policy, write_policy,
+        eviction_policy, verify_hits, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`;
+        sizes in bytes.
+    attention_backend: what computes attention, as in `EngineConfig`.
     when_full: what happens to an output longer than the headroom of a compressed view.
     """
 
@@ -62,6 +63,7 @@ class ServeConfig:
     disk_cache_size: int = 0
     disk_sync: bool = False
     remote_cache: str | None = None
+    tier: tuple[str, ...] = ()
     prefetch_policy: str = "timeout"
     write_policy: str = "write_through"
     eviction_policy: str = "lru"
@@ -119,6 +121,7 @@ class ServeConfig:
             disk_cache_size=self.disk_cache_size,
             disk_sync=self.disk_sync,
             remote_cache=self.remote_cache,
+            tiers=self.tier,
             prefetch_policy=self.prefetch_policy,
             write_policy=self.write_policy,
             eviction_policy=self.eviction_policy,

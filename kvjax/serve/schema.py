@@ -57,6 +57,10 @@ def _add_rules(document: dict[str, Any], model: type[Any]) -> None:
         document["allOf"] = list(model.rules)
 
 
+# the names of fields one version ago; hidden, and gone with the next
+FORMER_FIELDS = {"return_kept": "return_retained", "select_after": "compress_after"}
+
+
 class Body(BaseModel):
     """Strict types; unknown fields are kept, to be warned about.
 
@@ -107,7 +111,8 @@ class GenerationRequest(Body):
         None, description="Requests share cached prefixes only with those of the same salt."
     )
     return_retained: bool | None = Field(
-        None, description="Tell with each choice, as `kvjax.kept`, what share of its prompt each layer's view keeps."
+        None,
+        description="Tell with each choice, as `kvjax.retained`, what share of its prompt each layer's view keeps.",
     )
     compress_after: Positive | None = Field(
         None,
@@ -132,6 +137,17 @@ class GenerationRequest(Body):
     guided_choice: NoConstraint = None
     guided_grammar: NoConstraint = None
     structured_outputs: NoConstraint = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, data: Any) -> Any:
+        """Takes the former name of a field for one version more; not beside the new one."""
+        if isinstance(data, dict):
+            for former, name in FORMER_FIELDS.items():
+                if former in data and name not in data:
+                    data = {**data, name: data[former]}
+                    del data[former]
+        return data
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "GenerationRequest":

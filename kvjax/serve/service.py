@@ -87,8 +87,8 @@ class Service:
         if compress_after is not None and compress_after > prompt:
             raise ApiError(
                 400,
-                f"compress_after={compress_after} is more than the {prompt} tokens of the prompt: give 1 to {prompt}, or "
-                f"leave it out to choose after all of them",
+                f"compress_after={compress_after} is more than the {prompt} tokens of the prompt: give 1 to {prompt}, "
+                "or leave it out to choose after all of them",
                 param="compress_after",
             )
 

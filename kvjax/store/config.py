@@ -20,7 +20,9 @@ class StoreConfig:
         disk_cache_size: most that may lie under that folder, whatever it is.
         disk_sync: whether a block on the disk survives a power cut, not only a crash of the server.
         remote_cache: URL of a remote tier; None for none.
-        remote_deadline: most that one call to the remote tier may take.
+        tiers: URLs of more tiers, nearest first: `disk:///path?size=100GiB&sync=yes`, or a form of `url.FORMS`. They
+            come behind `disk_cache` and before `remote_cache`.
+        disk_deadline, remote_deadline: most that one call to such a tier may take.
         prefetch_policy: how long a waiting request lets blocks come nearer: until a slot is free, until they are all
             there, or for `prefetch_base` seconds and `prefetch_per_1k` more for each 1,000 tokens that are stored.
         write_policy: when a block goes to the tiers below: at once, once it was found `selective_hits` times, or when
@@ -40,6 +42,8 @@ class StoreConfig:
     disk_cache_size: int = 0
     disk_sync: bool = False
     remote_cache: str | None = None
+    tiers: tuple[str, ...] = ()
+    disk_deadline: float = 10.0
     remote_deadline: float = 5.0
     prefetch_policy: str = "timeout"
     prefetch_base: float = 1.0
@@ -65,11 +69,12 @@ class StoreConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.verify_hits <= 1:
             raise ValueError(f"verify_hits={self.verify_hits} is a share, from 0 to 1")
-        if self.remote_deadline <= 0 or self.selective_hits < 1:
-            raise ValueError(f"remote_deadline={self.remote_deadline} and selective_hits must be positive")
+        for name in ("disk_deadline", "remote_deadline", "selective_hits"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if (self.disk_cache is None) != (self.disk_cache_size == 0):
             raise ValueError("a disk tier takes both a folder (--disk-cache) and a size (--disk-cache-size)")
-        if not self.host_cache_size and (self.disk_cache or self.remote_cache or self.store_generated):
+        if not self.host_cache_size and (self.disk_cache or self.remote_cache or self.tiers or self.store_generated):
             raise ValueError("blocks of every tier pass through host memory: give --host-cache-size as well")
 
     def patience(self, tokens: int) -> float:

@@ -1,6 +1,6 @@
-"""A binary heap of keys by rank, of which any key can be changed or removed in O(log n), and which can be read in order.
+"""Ranked heap: keys by rank, of which any can be changed or removed in O(log n), and which can be read in order.
 
-    index i ── its entry is no larger than those at 2 i + 1 and 2 i + 2
+index i ── its entry is no larger than those at 2 i + 1 and 2 i + 2
 """
 
 from typing import Any
