@@ -125,7 +125,7 @@ def test_no_blocks_no_measurement():
 
 @pytest.mark.parametrize(("load", "compute"), [(0.01, 0.1), (0.05, 0.06), (0.2, 0.1), (1.0, 0.1), (5.0, 0.1)])
 def test_no_minute_with_hiccups_is_worse_than_the_better_of_both_by_more_than_five_percent(load, compute):
-    """Requests of eight blocks behind each other; now and then the tier stops for 1.2 s, as a Redis that is paused does.
+    """Requests of eight blocks behind each other; now and then the tier stops for 1.2 s, as a paused Redis does.
 
     A request that waits gives a tier up once it is later than computing would be, as `PrefixLoad.patience` has it.
     """
