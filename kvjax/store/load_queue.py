@@ -67,6 +67,7 @@ class LoadQueue:
             lambda: self.planner,
             self._host.release,
             lambda: self._callbacks.submit(on_done) and None,
+            self._used,
             self._closed,
             chain,
         )
@@ -143,14 +144,14 @@ class LoadQueue:
             self._lease(load, 0)
             self._locate(load)
 
+    def _used(self, chain: Sequence[HostBuffer]) -> None:
+        self._host.use(chain)
+        self._writes.used(chain)
+
     def _closed(self, load: PrefixLoad) -> None:
         self._loads.remove(load)
         if load.admitted:
             self._reserved -= collections.Counter({key.hex for key in load.dense_keys})
-        chain = [buffer for buffer in load.buffers[: load.whole] if buffer is not None]
-        if chain:
-            self._host.use(chain)
-            self._writes.used(chain)
         if load.stopped and load.keys and not load.admitted:
             self._counters.add(HOST, "error no place")
         self._admit()

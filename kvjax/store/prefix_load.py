@@ -49,6 +49,7 @@ class PrefixLoad:
         planner: Callable[[], Planner],
         release: Callable[[HostBuffer], None],
         on_done: Callable[[], None],
+        on_use: Callable[[Sequence[HostBuffer]], None],
         on_close: Callable[["PrefixLoad"], None],
         chain: Chain | None = None,
     ) -> None:
@@ -61,7 +62,8 @@ class PrefixLoad:
         self.limit = len(self.keys)
         self.deadline = self.started + LEASE
         self._mutex, self._planner, self._release = mutex, planner, release
-        self._on_done, self._on_close = on_done, on_close
+        self._on_done, self._on_use, self._on_close = on_done, on_use, on_close
+        self._used = False
         self._requested: set[int] = set()
         self._front, self._progress = 0, self.started  # blocks that have come without a gap, and when the last did
 
@@ -101,6 +103,7 @@ class PrefixLoad:
         """Takes what is loaded now and nothing more: leases behind it are given back."""
         with self._mutex:
             self.limit, self.done, self.stopped = self.whole, True, True
+            self._use()
             for index in range(self.limit, len(self.buffers)):
                 self._let_go(index)
 
@@ -126,10 +129,11 @@ class PrefixLoad:
         with self._mutex:
             if self.closed:
                 return
+            self._use()
             self.closed = self.done = True
-            self._on_close(self)  # which counts the blocks as used, so before they are let go
             for index in range(len(self.buffers)):
                 self._let_go(index)
+            self._on_close(self)
 
     # Under the mutex.
 
@@ -217,6 +221,13 @@ class PrefixLoad:
         self.limit = len(self.sources) // self.unit * self.unit
         self._requested = {index for index in self._requested if index < whole}
         self._progress, self.done, self.located = time.monotonic(), False, True
+
+    def _use(self) -> None:
+        """Once: what has come counts as used, before anything is stored behind it."""
+        chain = [buffer for buffer in self.buffers[: self.whole] if buffer is not None]
+        if chain and not self._used:
+            self._used = True
+            self._on_use(chain)
 
     def _let_go(self, index: int) -> None:
         buffer, self.buffers[index] = self.buffers[index], None

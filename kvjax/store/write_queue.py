@@ -179,7 +179,10 @@ class WriteQueue:
             return None
         parent = self._host.find(buffer.parent)
         if parent is not None and tier.name in parent.missing and (tier.name, parent.key) not in self._writing:
-            tier.count("error full")
+            if parent.key in self._jobs[tier.name]:
+                self._submit(tier, key, ())  # behind it
+            else:
+                tier.count("error full")  # it was refused, and without it this block is of no use
             return None
         buffer.leases += 1
         self._writing.add((tier.name, key))
