@@ -6,6 +6,7 @@ meanwhile is written to it again while host memory has it. Nothing here waits fo
 """
 
 import collections
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from kvjax.store.tier import TierError
 logger = logging.getLogger(__name__)
 MAX_JOBS = 1 << 16  # of a tier; of more the oldest are dropped and counted
 TOUCH = "touch "
+LOOK_AHEAD = 16  # jobs that are looked at for one that may begin
 
 
 class WriteQueue:
@@ -35,6 +37,7 @@ class WriteQueue:
         self._unwritten: collections.OrderedDict[str, None] = collections.OrderedDict()  # with write-back, oldest first
         self._running: collections.Counter[str] = collections.Counter()
         self._writing: set[tuple[str, str]] = set()  # tier and key
+        self._early: set[tuple[str, str]] = set()  # those that were written while their parent still was
         self._held: list[tuple[threading.Event, Callable[[], None]]] = []
 
     def attach(self, host: HostTier, tiers: Sequence[ManagedTier]) -> None:
@@ -156,10 +159,10 @@ class WriteQueue:
             while True:
                 with self._mutex:
                     self.release_finished()
-                    jobs = self._jobs.get(tier.name)
-                    if not jobs:
+                    name = self._next(tier)
+                    if name is None:
                         return
-                    name, keys = jobs.popitem(last=False)
+                    keys = self._jobs[tier.name].pop(name)
                     buffer = None if keys else self._lease(tier, name)
                     self._start(tier)  # a second thread, where there is enough to do
                 if keys:
@@ -170,6 +173,15 @@ class WriteQueue:
             with self._mutex:
                 self._running[tier.name] -= 1
                 self._changed.notify_all()
+
+    def _next(self, tier: ManagedTier) -> str | None:
+        """The oldest job that may begin; None if there is none, or those there are wait for a write under way."""
+        assert self._host is not None
+        for name in itertools.islice(self._jobs.get(tier.name, ()), LOOK_AHEAD):
+            buffer = self._host.find(name) if (tier.name, name) in self._early else None
+            if buffer is None or (tier.name, buffer.parent) not in self._writing:
+                return name
+        return None
 
     def _lease(self, tier: ManagedTier, key: str) -> HostBuffer | None:
         """The block to write, leased; None if it has left, is there already, or its parent could not be written."""
@@ -205,8 +217,14 @@ class WriteQueue:
             tier.failed(TierError("io", repr(error)))
         with self._mutex:
             self._writing.discard((tier.name, key))
-            if stored:
+            self._early.discard((tier.name, key))
+            if stored and (tier.name, buffer.parent) in self._writing:
+                # it was there before its parent, which may have evicted it: looked at again once that is written
+                self._early.add((tier.name, key))
+                self._submit(tier, key, ())
+            elif stored:
                 buffer.missing.discard(tier.name)
+            self._start(tier)
             assert self._host is not None
             if finished is None:
                 self._host.release(buffer)
