@@ -189,7 +189,7 @@ def page_choice(page: int, implementation: str | None = None) -> Program:
 def steps() -> dict[str, Program]:
     """Whole decode steps: compressed views of 8 conversations, and one full cache."""
     from benchmarks.aot_decode import LLAMA, caches, decode_step
-    from kvjax.engine.memory import weights
+    from kvjax.engine.device.memory import weights
 
     # of the embedding table a step reads single rows
     read = sum(nbytes for path, nbytes in weights(LLAMA, "bfloat16").items() if path != "embedding")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from benchmarks.aot_decode import LLAMA
 from kvjax import cache, models
 from kvjax.cache import ArraySpec
-from kvjax.engine import steps
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device import steps
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.pallas.prefill_attention import prefill_attention
 
 Make = Callable[[str], tuple[Callable[..., Any], tuple[Any, ...]]]

@@ -22,7 +22,7 @@ from benchmarks.device_rig import Rig, noise
 from benchmarks.device_torch import torch_seconds
 from kvjax.attention.dense import DECODE_BLOCK
 from kvjax.attention.read_units import ReadUnits
-from kvjax.engine.caches import HALVED
+from kvjax.engine.device.cache_config import HALVED
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.pallas.observation_scores import observation_scores

@@ -23,9 +23,9 @@ from benchmarks.device_torch import torch_decode
 from kvjax import cache
 from kvjax.attention.dense import DECODE_BLOCK
 from kvjax.cache import View
-from kvjax.engine import steps
-from kvjax.engine.caches import CacheConfig
-from kvjax.engine.memory import plan
+from kvjax.engine.device import steps
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.memory import plan
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.roofline import decode_step
 from kvjax.store.sizes import show_size

@@ -17,11 +17,11 @@ from benchmarks.device_model import CALL, FULL, unfit
 from benchmarks.device_point import XLA, Guess, Point
 from benchmarks.device_rig import Rig, noise
 from kvjax import cache
-from kvjax.engine import steps
-from kvjax.engine.caches import CacheConfig
-from kvjax.engine.memory import plan
+from kvjax.engine.device import steps
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.memory import plan
 from kvjax.engine.request import SamplingParams
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.runner import Runner
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.roofline import prefill_seconds
 from kvjax.store.sizes import show_size

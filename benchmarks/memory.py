@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.memory import plan
+from kvjax.engine.device.memory import plan
 from kvjax.engine.request import SamplingParams
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.runner import Runner
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.store.sizes import show_size
 

@@ -15,7 +15,7 @@ import jax
 from benchmarks.methods_cell import Cell
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
 from kvjax.engine import EngineConfig
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
 from kvjax.models import DecoderConfig, read_config
 from kvjax.store.config import StoreConfig

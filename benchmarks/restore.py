@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from benchmarks.store_engine import Plan, engine_on, in_turns, prefix_of, prompt, ttft
-from kvjax.engine.prefill import Prefill
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.prefill import Prefill
+from kvjax.engine.device.runner import Runner
 from kvjax.store.config import StoreConfig
 
 

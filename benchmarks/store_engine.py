@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from kvjax.engine import Engine, EngineConfig, SamplingParams
-from kvjax.engine.prefix import PrefixCache
+from kvjax.engine.kv.prefix_cache import PrefixCache
 from kvjax.store.config import StoreConfig
 from kvjax.store.store import KVStore
 

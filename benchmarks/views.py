@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks.memory import alive, forget_peak, make_model, resident
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.memory import plan
+from kvjax.engine.device.memory import plan
 from kvjax.engine.request import SamplingParams
-from kvjax.engine.runner import Runner
-from kvjax.engine.steps import DecodeState
+from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.steps import DecodeState
 from kvjax.store.sizes import show_size
 
 ROOM = 128

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 
 TRIED = 2000  # tokens of the vocabulary that are looked at
 

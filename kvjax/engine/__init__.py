@@ -1,4 +1,4 @@
-"""Prompts in, tokens out: the scheduler, the compiled steps, sampling, and the `Engine` in front of them."""
+"""Engine: prompts in, tokens out. The scheduler, the compiled steps, sampling, and the `Engine` in front of them."""
 
 from kvjax.engine.config import EngineConfig
 from kvjax.engine.engine import Engine

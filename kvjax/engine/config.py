@@ -1,4 +1,4 @@
-"""How an engine is laid out: frozen, validated once, derived values as properties."""
+"""Engine configuration: frozen, validated once, derived values as properties."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ class EngineConfig:
     Attributes:
         max_model_len: most tokens of one sequence, prompt and generated; None takes the model's own context.
         max_num_seqs: slots, that is sequences decoding or prefilling at the same time. Every decode step computes
-            all of them, whoever is there: an answer never depends on who else is being served.
+            all of them, in use or not: an answer never depends on the other requests.
         max_num_queued_reqs: how many more requests may wait.
         prefill_chunk_size: tokens pushed through a layer group at a time, a multiple of 256; None chooses by device.
         decode_steps: most decode steps a dispatch, that is between two looks at the queue.
@@ -37,8 +37,8 @@ class EngineConfig:
         session_dir: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
-        attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a device,
-            "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
+        attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a
+            device, "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
     """
 
     max_model_len: int | None = None
@@ -104,7 +104,7 @@ class ResolvedConfig:
     """An `EngineConfig` with nothing left open, for one model on one kind of device.
 
     Attributes:
-        kernels: "auto" only where the device has kernels.
+        attention_backend: "auto" only where the device has kernels.
     """
 
     max_model_len: int
@@ -131,7 +131,7 @@ class ResolvedConfig:
             platform: JAX's name of the device: "cpu", "gpu" or "tpu".
 
         Raises:
-            ValueError: a longer context is asked for than the model has, or kernels for another device.
+            ValueError: the context is longer than the model has, or kernels for another device.
         """
         length = config.max_model_len or max_position
         if length > max_position:
@@ -140,8 +140,8 @@ class ResolvedConfig:
             )
         if config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
-                f"kernels={config.attention_backend!r} run on a {config.attention_backend.upper()} and not on a {platform.upper()}: choose "
-                "--attention-backend reference, or auto for the kernels of whatever device there is"
+                f"attention_backend={config.attention_backend!r} runs on a {config.attention_backend.upper()} and not "
+                f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever device there is"
             )
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32

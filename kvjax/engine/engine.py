@@ -1,4 +1,4 @@
-"""The engine: a model that generates for many callers at once. The one door to everything below it."""
+"""Engine: a model that generates for many callers at once. The one door to everything below it."""
 
 import asyncio
 import contextlib
@@ -6,46 +6,31 @@ import dataclasses
 import logging
 import os
 import pathlib
-import queue
 import random
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kvjax import models
-from kvjax.budget import BudgetProfile, ModelFingerprint
-from kvjax.engine.admission import Admission, Reservation
-from kvjax.engine.caches import CacheConfig
-from kvjax.engine.compiles import CompileCounter
+from kvjax.engine.active_request import ActiveRequest, CallerGoneError, DeltaCallback
+from kvjax.engine.batch import generate_batch
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.kernels import check_kernels, settle
-from kvjax.engine.limit import limit
-from kvjax.engine.loop import EngineLoop
-from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes
-from kvjax.engine.prefix import PrefixCache
-from kvjax.engine.report import startup_report
-from kvjax.engine.request import (
-    MAX_STOP_TOKENS,
-    Completion,
-    Delta,
-    EngineDeadError,
-    Finish,
-    RequestFailedError,
-    SamplingParams,
-)
-from kvjax.engine.runner import Runner
-from kvjax.engine.sampling import MAX_STOP_TOKEN_IDS
-from kvjax.engine.sequence import ActiveRequest, CallerGoneError, DeltaCallback
-from kvjax.engine.sessions import SessionStore
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.kernels import check_kernels, resolve_backend
+from kvjax.engine.device.memory import check_fits, free_bytes
+from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.sampling import MAX_STOP_TOKEN_IDS
+from kvjax.engine.generation_limit import generation_limit
+from kvjax.engine.kv.prefix_cache import PrefixCache
+from kvjax.engine.request import MAX_STOP_TOKENS, Completion, Delta, EngineDeadError, SamplingParams
+from kvjax.engine.scheduling.admission import Admission, Reservation
+from kvjax.engine.scheduling.loop import EngineLoop
+from kvjax.engine.startup import Startup
 from kvjax.engine.stats import EngineStats
-from kvjax.engine.suspended import SuspendedSlots
-from kvjax.engine.tokenizer import Tokenizer
-from kvjax.models.sharding import tensor_mesh
-from kvjax.store.digest import weights_digest
+from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.store.stats import TierStats
 
 logger = logging.getLogger(__name__)
@@ -78,25 +63,17 @@ class Engine:
         """`from_pretrained` reads these from a folder."""
         self.tokenizer = tokenizer
         self.model_config = model_config
-        self.layout = settle(ResolvedConfig.resolve(config, model_config.max_position, jax.default_backend()))
+        self.layout = resolve_backend(ResolvedConfig.resolve(config, model_config.max_position, jax.default_backend()))
         if len(model_config.eos_token_ids) > MAX_STOP_TOKEN_IDS - MAX_STOP_TOKENS:
             raise ValueError(f"the model has {len(model_config.eos_token_ids)} end-of-sequence tokens; at most 8 fit")
         self.max_model_len = self.layout.max_model_len
         self._caches = CacheConfig.declare(model_config, self.layout)
-        self._devices = config.tensor_parallel_size
-        check_kernels(self._caches, self._devices)
+        check_kernels(self._caches, config.tensor_parallel_size)
         self.model_name = pathlib.Path(path).name
-        self._path = path
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
         self._seeds = random.Random(config.seed)
-        self._counter = CompileCounter()
-        self._seconds: dict[str, float] = {}
-        self._prefix: PrefixCache | None = None
-        self._suspend, self._restored = config.session_dir, 0
-        self._suspending: SessionStore | None = None
-        self._runner: Runner | None = None
-        self._loop: EngineLoop | None = None
+        self._parts = Startup(pathlib.Path(path), self._caches, config.tensor_parallel_size, config.session_dir)
 
     @classmethod
     def from_pretrained(
@@ -117,7 +94,21 @@ class Engine:
 
     @property
     def phase(self) -> Phase:
-        return "failed" if self.failure is not None else self._phase
+        if self.failure is not None:
+            return "failed"
+        return self._parts.phase if self._phase == "loading" else self._phase
+
+    @property
+    def _prefix(self) -> PrefixCache | None:
+        return self._parts.prefix_cache
+
+    @property
+    def _runner(self) -> Runner | None:
+        return self._parts.runner
+
+    @property
+    def _loop(self) -> EngineLoop | None:
+        return self._parts.loop
 
     @property
     def failure(self) -> BaseException | None:
@@ -142,55 +133,12 @@ class Engine:
             TierError, ValueError, ImportError: a tier of the store cannot be opened; the message says why.
         """
         check_fits(self.model_config, self.layout, free_bytes())
-        try:
-            self._start()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise InsufficientMemoryError(
-                f"a device ran out of memory while {self._phase}: lower --max-num-seqs from {self.layout.max_num_seqs} or "
-                f"--max-model-len from {self.max_model_len} ({str(error).splitlines()[0]})"
-            ) from error
-
-    def _check_budgets(self) -> None:
-        """Refuses a profile that was found for other weights."""
-        budgets = self.layout.budgets
-        if budgets is not None and BudgetProfile.made_for(budgets).weights is not None:
-            weights = weights_digest(pathlib.Path(self._path))
-            BudgetProfile.load(budgets, ModelFingerprint.of(self.model_config, weights))
-
-    def _start(self) -> None:
-        with self._timed("store"):  # first: a folder or a URL that is wrong is said at once
-            self._prefix = PrefixCache.open(pathlib.Path(self._path), self._caches, self._devices)
-            mesh = tensor_mesh(self._devices)
-            if self._suspend is not None:
-                self._suspending = SessionStore.open(self._suspend, pathlib.Path(self._path), self._caches, mesh)
-        with self._timed("weights"):
-            self._check_budgets()
-            model = models.load(
-                self._path, dtype=jnp.dtype(self.layout.dtype), mesh=mesh, max_model_len=self.max_model_len
-            )
-        with self._timed("allocate"):
-            self._runner = Runner(model, self._caches, mesh, self._prefix)
-        self._phase = "compiling"
-        with self._timed("compile"):
-            self._compiled = self._runner.warm_up()
-        suspended = SuspendedSlots(self._runner)
-        if self._suspending is not None:
-            with self._timed("suspended"):
-                self._restored = suspended.restore(self._suspending)
-        self._counter.start()
-        self._loop = EngineLoop(self._runner, suspended)
-        self._loop.start()
+        self._parts.run()
         self._phase = "ready"
-        if self._suspending is not None:  # now, for an engine that ends before it is ready saves nothing
-            self._suspending.consume()
 
     def startup_report(self) -> str:
         """What start-up did and what fits, as lines for a person. Only once the engine is ready."""
-        assert self._runner is not None
-        restored = None if self._suspending is None else self._restored
-        return startup_report(self._runner, self._seconds, self._compiled, restored)
+        return self._parts.report()
 
     def reserve(self, count: int = 1) -> Reservation:
         """Holds places for `count` requests, before any work is spent on them.
@@ -259,45 +207,22 @@ class Engine:
             EngineDeadError: the engine is not ready, or fails on the way.
             RequestFailedError: one of the requests failed; the others are cancelled.
         """
-        from tqdm.auto import tqdm
-
         if self.phase != "ready":
             raise EngineDeadError(f"the engine is {self.phase}")
-        given = params or SamplingParams()
-        each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
+        default = params or SamplingParams()
+        each = [default] * len(prompts) if isinstance(default, SamplingParams) else list(default)
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
-        for prompt, its_params in zip(tokens, each, strict=True):
-            limit(self._caches, prompt, its_params)
-        results: queue.SimpleQueue[tuple[int, Delta]] = queue.SimpleQueue()
-        requests: list[ActiveRequest] = []
-        received: list[list[Delta]] = [[] for _ in prompts]
-        bar = tqdm(total=len(prompts), unit="req", disable=not progress)
-        began, generated, unfinished = time.monotonic(), 0, len(prompts)
-        try:
-            for index, (prompt, its_params) in enumerate(zip(tokens, each, strict=True)):
-                on_delta = lambda delta, index=index: results.put((index, delta))  # noqa: E731
-                requests.append(self._submit(prompt, its_params, on_delta, f"batch-{index}"))
-            while unfinished:
-                index, delta = results.get()
-                received[index].append(delta)
-                generated += len(delta.tokens)
-                if delta.finish is Finish.ERROR:
-                    raise (EngineDeadError if self.failure else RequestFailedError)(delta.error)
-                if delta.finish:
-                    unfinished -= 1
-                    bar.set_postfix_str(f"{generated / (time.monotonic() - began):,.0f} tok/s", refresh=False)
-                    bar.update()
-        finally:
-            bar.close()
-            for request in requests:
-                self._cancel(request)
-        return [Completion.join(prompt, deltas) for prompt, deltas in zip(tokens, received, strict=True)]
+        for prompt, own in zip(tokens, each, strict=True):
+            generation_limit(self._caches, prompt, own)
+        return generate_batch(
+            tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress=progress
+        )
 
     def stats(self) -> EngineStats:
-        """What the engine is doing now. GenerationWriters in every phase."""
+        """Snapshot of what the engine is doing. Answers in every phase."""
         if self._loop is None:
             return EngineStats()
-        return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._counter.count)
+        return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._parts.compiles.count)
 
     def store_stats(self) -> dict[str, TierStats]:
         """What each tier of the KV store holds and has done, the nearest first; {} without a store."""
@@ -306,8 +231,8 @@ class Engine:
     def drain(self, timeout: float) -> None:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
-        Where the engine suspends, the next one goes on with those of them that decode (`EngineConfig.park`).
-        Blocks until all of them have been told, and what they computed is stored as far as the time allows.
+        With a `session_dir`, the next engine goes on with those of them that decode.
+        Blocks until all of them have ended, and what they computed is stored as far as the time allows.
         """
         self._admission.close()
         if self._phase == "ready":
@@ -316,8 +241,8 @@ class Engine:
         empty = self._admission.wait_empty(timeout)
         if self._loop is not None:
             done = self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty
-            if self._suspending is not None:
-                self._suspending.save(self._loop.suspend())
+            if self._parts.session_store is not None:
+                self._parts.session_store.save(self._loop.suspend())
             elif not done:
                 self._loop.cancel_all()
             self._loop.wait_idle(5.0)
@@ -328,14 +253,7 @@ class Engine:
     def close(self) -> None:
         """Ends the engine's thread and frees the device; requests still there end with an error."""
         self._admission.close()
-        if self._loop is not None:
-            self._loop.stop()
-        self._counter.stop()
-        if self._runner is not None:
-            self._runner.free()
-        if self._prefix is not None:
-            self._prefix.close()
-        self._prefix = self._runner = None
+        self._parts.close()
         self._phase = "stopped"
 
     def check_integrity(self) -> None:
@@ -368,7 +286,7 @@ class Engine:
         request_id: str,
         cache_salt: str = "",
     ) -> ActiveRequest:
-        most, limited_by = limit(self._caches, prompt, params)
+        limit, limited_by = generation_limit(self._caches, prompt, params)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
@@ -380,7 +298,7 @@ class Engine:
             self.tokenizer,
             on_delta,
             stop_token_ids=(*eos, *params.stop_token_ids),
-            limit=most,
+            limit=limit,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
@@ -394,9 +312,3 @@ class Engine:
     def _cancel(self, request: ActiveRequest) -> None:
         if self._loop is not None and not request.finished:
             self._loop.cancel(request)
-
-    @contextlib.contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._seconds[phase] = time.monotonic() - began

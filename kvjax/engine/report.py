@@ -1,18 +1,23 @@
-"""What a person reads when the engine is ready: seconds of each phase, memory by purpose, and what fits."""
+"""Start-up report: seconds of each phase, memory by purpose, and what fits, as lines of text for people."""
 
 from collections.abc import Mapping
 
 import jax
 
-from kvjax.engine.caches import CacheConfig
-from kvjax.engine.memory import plan
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.memory import plan
+from kvjax.engine.device.runner import Runner
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.sizes import show_size
+from kvjax.store.store import KVStore
 
 
 def startup_report(
-    runner: Runner, seconds: Mapping[str, float], compiled: Mapping[str, float], restored: int | None = None
+    runner: Runner,
+    store: KVStore | None,
+    seconds: Mapping[str, float],
+    compiled: Mapping[str, float],
+    restored: int | None = None,
 ) -> str:
     """Lines of text; bytes are over all devices, from the shapes of the arrays.
 
@@ -26,14 +31,16 @@ def startup_report(
     shapes = ", ".join(f"{shape} {value:.1f} s" for shape, value in compiled.items())
     memory = plan(runner.caches)
     table = [f"  {purpose:<14} {show_size(value):>10}" for purpose, value in memory.items()]
+    backend = layout.attention_backend
+    attention = "jax.numpy" if backend == "reference" else f"kernels, {backend}"
     per_token = memory["views"] / (layout.max_num_seqs * layout.max_model_len)
     return "\n".join(
         [
             f"device      {devices} x {device.device_kind} ({device.platform})",
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
-            f"attention   {'jax.numpy' if layout.attention_backend == 'reference' else f'kernels, {layout.attention_backend}'}",
-            f"store       {stored(runner)}",
+            f"attention   {attention}",
+            f"store       {stored(store)}",
             *([] if restored is None else [f"suspended      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",
             f"compiled    {shapes} (tokens of a prompt's bucket)",
@@ -46,11 +53,10 @@ def startup_report(
     )
 
 
-def stored(runner: Runner) -> str:
-    """Where the KV of earlier prompts is kept: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
-    if runner.prefix is None:
+def stored(store: KVStore | None) -> str:
+    """Tiers in which the KV of earlier prompts is kept: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
+    if store is None:
         return "none: every prompt is computed from its first token on (--host-cache-size)"
-    store = runner.prefix.store
     tiers = []
     for name, tier in store.stats().items():
         if name == "host":
@@ -64,7 +70,7 @@ def stored(runner: Runner) -> str:
 
 
 def keeps(caches: CacheConfig) -> str:
-    """What the views keep, and a step reads, of a prompt as long as the context; shares are bytes of the full cache.
+    """Shares that the views retain, and a step reads, of a prompt as long as the context; shares are bytes of the full cache.
 
     `rocketkv, token budget 64: 298 of 2,048 entries in 8 layers (pages of 8), 15.5% of the full cache's bytes; ...`.
     """

@@ -1,4 +1,4 @@
-"""What a caller asks of the engine and what it gets back: plain frozen data, no arrays, no threads.
+"""Requests and their results: plain frozen data between the engine and its callers, no arrays, no threads.
 
 Everything is validated once, here, before a token is computed: an `Engine` never sees a value out of
 bounds. `ValueError` messages name the value, the bound and the field, and a server may show them as they are.

@@ -1,4 +1,4 @@
-"""What the engine is doing now, as one frozen snapshot: for metrics, logs and the page. No live objects."""
+"""Engine statistics: one frozen snapshot of what it is doing, for metrics, logs and the page. No live objects."""
 
 import dataclasses
 from typing import Literal
@@ -8,7 +8,7 @@ from typing import Literal
 class SlotStats:
     """One slot: `tokens` are those in its context so far; `progress` is the share of its prompt that is done.
 
-    A suspended one holds a conversation that nobody has asked for again.
+    A suspended one holds a conversation that no request has gone on with yet.
     """
 
     state: Literal["free", "prefill", "decode", "suspended"]
@@ -23,7 +23,7 @@ class EngineStats:
 
     Attributes:
         waiting: requests in the queue; `running` are those prefilling or decoding.
-        suspended: conversations from before a restart that nobody has asked for again.
+        suspended: conversations from before a restart that no request has gone on with yet.
         decode_steps: steps over all slots; `busy_seconds` is the time the engine's thread had work.
         compiles_after_warmup: stays 0 in a healthy server: every shape was compiled before it was ready.
     """

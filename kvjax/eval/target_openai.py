@@ -194,7 +194,7 @@ def _addresses(url: str) -> tuple[str, str]:
 def _read_tokenizer(folder: str | None) -> Any:
     if folder is None:
         return None
-    from kvjax.engine.tokenizer import Tokenizer
+    from kvjax.engine.text.tokenizer import Tokenizer
 
     try:
         return Tokenizer.from_pretrained(folder)

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from kvjax.cache import TENSOR
-from kvjax.engine.abstract import abstract_steps
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.abstract import abstract_steps
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.plan.devices import Device
 from kvjax.plan.estimate import Compiled, declare
 from kvjax.plan.topology import ENVIRONMENT, as_if_on, topology_devices

@@ -6,7 +6,7 @@ The choice is that of the store's own `Planner`, told rooflines instead of what 
 import dataclasses
 import itertools
 
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.plan.devices import Device
 from kvjax.plan.roofline import prefill_seconds
 from kvjax.store.block import BlockLayout

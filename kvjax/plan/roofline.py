@@ -7,8 +7,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.engine.caches import CacheConfig
-from kvjax.engine.memory import weights
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.memory import weights
 from kvjax.plan.devices import Device
 
 

@@ -144,6 +144,6 @@ def _actors(config: SearchConfig, model: Decoder | None) -> RayEvaluator:
 
 
 def _tokenizer(config: SearchConfig) -> Callable[[str], list[int]]:
-    from kvjax.engine.tokenizer import Tokenizer
+    from kvjax.engine.text.tokenizer import Tokenizer
 
     return Tokenizer.from_pretrained(config.model).encode

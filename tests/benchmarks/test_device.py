@@ -18,7 +18,7 @@ from benchmarks.device_rig import Rig, noise
 from benchmarks.device_table import choosing, ratios, savings
 from benchmarks.device_torch import TorchSteps, shared, torch_seconds
 from kvjax.attention.read_units import ReadUnits
-from kvjax.engine import steps
+from kvjax.engine.device import steps
 from kvjax.pallas.decode_attention import decode_attention
 from kvjax.plan.devices import find_device
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from kvjax.attention.eviction import Observation
-from kvjax.engine.compiles import CompileCounter
+from kvjax.engine.device.compiles import CompileCounter
 from kvjax.search import evaluation
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator

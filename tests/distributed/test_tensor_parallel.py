@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from kvjax import models
 from kvjax.cache import TENSOR
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.request import SamplingParams
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.runner import Runner
 
 CONFIG = models.DecoderConfig(
     family="llama",

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.eval.tasks import find_task
 from kvjax.search.result import SearchResult
 from kvjax.search.samples import draw_sets

@@ -3,7 +3,7 @@
 import pytest
 
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import Client, settle
 

@@ -10,7 +10,7 @@ import numpy as np
 from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.models import causal_attention
 from tests.attention import oracle, rocketkv_oracle
 from tests.engine import tiny

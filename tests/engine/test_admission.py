@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from kvjax.engine.admission import Admission
+from kvjax.engine.scheduling.admission import Admission
 from kvjax.engine.request import QueueFullError
 
 

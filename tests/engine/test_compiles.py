@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvjax.engine import Engine, EngineConfig, Finish, SamplingParams
-from kvjax.engine.compiles import CompileCounter
+from kvjax.engine.device.compiles import CompileCounter
 from kvjax.models import LayerConfig, RopeConfig
 from tests.engine import tiny
 from tests.engine.client import Client, settle

@@ -19,7 +19,7 @@ from kvjax.engine.config import BLOCK_TOKENS, SHORTEST_BUCKET, EngineConfig, Res
         ("prefill_chunk_size", 255, "prefill_chunk_size=255 must be a positive multiple of 256"),
         ("prefill_chunk_size", 0, "prefill_chunk_size=0 must be a positive multiple of 256"),
         ("prefill_chunk_size", 300, "prefill_chunk_size=300 must be a positive multiple of 256"),
-        ("kernels", "flash", "kernels='flash': choose one of reference, auto, tpu, gpu"),
+        ("attention_backend", "flash", "attention_backend='flash': choose one of reference, auto, tpu, gpu"),
         ("dtype", "fp8", "dtype='fp8': choose float32, bfloat16 or float16"),
         ("kv_cache_dtype", "int8", "kv_cache_dtype='int8': choose float32, bfloat16 or float16"),
     ],
@@ -43,7 +43,7 @@ def test_a_layout_is_chosen_by_model_and_device():
     )
     layout = ResolvedConfig.resolve(asked, 4096, "tpu")
     assert layout == ResolvedConfig(
-        max_model_len=1000, slots=7, chunk=512, decode_steps=9, dtype="float16", kv_dtype="float32"
+        max_model_len=1000, max_num_seqs=7, prefill_chunk_size=512, decode_steps=9, dtype="float16", kv_dtype="float32"
     )
     assert ResolvedConfig.resolve(EngineConfig(dtype="float16"), 9, "cpu").kv_dtype == "float16"
 

@@ -5,8 +5,8 @@ import hypothesis.strategies as st
 import pytest
 from tokenizers import decoders
 
-from kvjax.engine.detokenizer import Detokenizer, StopStrings
-from kvjax.engine.tokenizer import REPLACEMENT, Tokenizer
+from kvjax.engine.text.detokenizer import Detokenizer, StopStrings
+from kvjax.engine.text.tokenizer import REPLACEMENT, Tokenizer
 from tests.engine import tiny, vocabularies
 from tests.engine.vocabularies import TEXT
 

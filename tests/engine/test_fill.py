@@ -5,7 +5,7 @@ import pytest
 
 from kvjax.attention.eviction import Observation
 from kvjax.attention.methods import LayerCacheConfig
-from kvjax.engine.fill import Fill
+from kvjax.engine.device.occupancy import Occupancy
 
 STAGE1 = Observation(4)
 OWN = (
@@ -19,7 +19,7 @@ ALL = np.ones(2, np.bool_)
 
 @pytest.fixture
 def fill():
-    fill = Fill(OWN, slots=2)
+    fill = Occupancy(OWN, slots=2)
     fill.written(0, 100, OWN)
     fill.written(1, 100, SMALL)
     yield fill
@@ -51,7 +51,7 @@ def test_a_slot_forgets_the_plans_of_the_request_before(fill):
 
 
 def test_a_view_that_holds_too_much_is_found():
-    fill = Fill(OWN, slots=2)
+    fill = Occupancy(OWN, slots=2)
     fill.written(1, 100, SMALL)
     fill.check_integrity()
     fill._used[0, 1] = 11

@@ -9,11 +9,11 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
-from kvjax.engine.kernels import check_kernels, settle
-from kvjax.engine.prefix import namespace
-from kvjax.engine.sessions import identity
+from kvjax.engine.device.kernels import check_kernels, resolve_backend
+from kvjax.engine.kv.namespace import namespace
+from kvjax.engine.sessions.snapshot import identity
 from kvjax.models import DecoderConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
@@ -50,7 +50,7 @@ def test_an_engine_with_kernels_answers_as_one_without(on_tpu, tmp_path, setting
         with Engine.from_pretrained(folder, config(kernels, **settings)) as engine:
             answers[kernels] = [each.tokens for each in generate(engine, asked)]
             assert engine.stats().compiles_after_warmup == 0
-            assert {kind.kernels for kind in engine._runner._kinds} == {kernels}
+            assert {kind.attention_backend for kind in engine._runner.model.kinds} == {kernels}
     assert answers["tpu"] == answers["reference"]
     assert len({*answers["tpu"][1]}) > 1  # no constant that anything would answer
 
@@ -64,7 +64,7 @@ def test_kernels_that_serve_an_engine_say_nothing(on_tpu, caplog):
 
 def test_kernels_by_name_that_do_not_serve_end_the_start_before_weights_are_read(on_tpu, tmp_path):
     folder = tiny.write(tmp_path)
-    with pytest.raises(ValueError, match=r"kernels='tpu' do not serve this engine: .*sliding window of 100.*decode"):
+    with pytest.raises(ValueError, match=r"attention_backend='tpu' do not serve this engine: .*sliding window of 100.*decode"):
         Engine.from_pretrained(folder, config("tpu"))
     Engine.from_pretrained(folder, config("auto"))
     Engine.from_pretrained(folder, config("reference"))
@@ -89,8 +89,8 @@ def test_what_auto_leaves_to_the_reference_is_logged_once(on_tpu, caplog):
         ("gpu", "8.0", "auto", "reference"),
         ("gpu", "8.0", "reference", "reference"),
         ("gpu", "8.0", "gpu", "compute capability 8.0, and the kernels are for 9.0"),
-        ("gpu", "9.0", "tpu", "kernels='tpu' run on a TPU and not on a GPU"),
-        ("cpu", None, "gpu", "kernels='gpu' run on a GPU and not on a CPU"),
+        ("gpu", "9.0", "tpu", "attention_backend='tpu' runs on a TPU and not on a GPU"),
+        ("cpu", None, "gpu", "attention_backend='gpu' runs on a GPU and not on a CPU"),
     ],
 )
 def test_kernels_are_for_the_devices_that_are_here(monkeypatch, platform, capability, asked, settled):
@@ -99,7 +99,7 @@ def test_kernels_are_for_the_devices_that_are_here(monkeypatch, platform, capabi
     monkeypatch.setattr(jax, "devices", lambda: [device])
     refused = settled not in ("reference", "auto", asked)
     with pytest.raises(ValueError, match=settled) if refused else contextlib.nullcontext():
-        assert settle(ResolvedConfig.resolve(config(asked), 256, platform)).kernels == settled
+        assert resolve_backend(ResolvedConfig.resolve(config(asked), 256, platform)).attention_backend == settled
 
 
 def test_kernels_are_a_part_of_what_stored_kv_is_found_by(tmp_path):

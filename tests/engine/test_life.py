@@ -20,7 +20,7 @@ from kvjax.engine import (
     RequestFailedError,
     SamplingParams,
 )
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 from tests.engine import tiny
 from tests.engine.client import PATIENCE, settle
 from tests.engine.conftest import CONFIG

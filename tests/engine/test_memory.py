@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from kvjax import models
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.engine import Engine
-from kvjax.engine.memory import InsufficientMemoryError, check_fits, free_bytes, plan
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.memory import InsufficientMemoryError, check_fits, free_bytes, plan
+from kvjax.engine.device.runner import Runner
 from kvjax.store.sizes import show_size
 from tests.engine.tiny import CONFIG, CONTEXT, GLOBAL
 
@@ -86,11 +86,11 @@ def test_one_byte_short_names_fewer_conversations_and_they_fit():
         check_fits(LARGE, LAYOUT, total(LAYOUT) - 1)
     assert show_size(total(LAYOUT)) in str(refused.value)
     assert "--max-num-seqs 7 fits" in str(refused.value)
-    check_fits(LARGE, dataclasses.replace(LAYOUT, slots=7), total(LAYOUT) - 1)
+    check_fits(LARGE, dataclasses.replace(LAYOUT, max_num_seqs=7), total(LAYOUT) - 1)
 
 
 def test_one_conversation_too_long_names_a_length_that_fits():
-    one = dataclasses.replace(LAYOUT, slots=1)
+    one = dataclasses.replace(LAYOUT, max_num_seqs=1)
     with pytest.raises(InsufficientMemoryError, match=r"--max-model-len \d+ fits") as refused:
         check_fits(LARGE, one, total(one) - 1)
     length = int(str(refused.value).split("--max-model-len ")[1].split()[0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvjax.engine import Engine
-from kvjax.engine.generation_writer import ChunkAssembler
+from kvjax.engine.kv.chunk_assembler import ChunkAssembler
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
@@ -243,14 +243,14 @@ def test_several_at_once(engine):
 def test_a_thread_that_is_far_behind_costs_what_it_would_have_stored_and_no_time(full, monkeypatch):
     salt, prompt = "behind", tiny.prompt(300, seed=12)
     cold = ask(full, prompt, 250, "cold " + salt)
-    monkeypatch.setattr(full._prefix, "_offers", threading.Semaphore(1))
+    monkeypatch.setattr(full._prefix.executor, "_offered", threading.Semaphore(1))
     stopped, go_on = threading.Event(), threading.Event()
 
     def stop() -> None:
         stopped.set()
         assert go_on.wait(60)
 
-    full._prefix.put(stop)
+    full._prefix.executor.put(stop)
     assert stopped.wait(60)
     with Client() as client:  # the answer is there while nothing can be saved
         first = client.submit(full, prompt, dataclasses.replace(GREEDY, max_tokens=250), cache_salt=salt).result()

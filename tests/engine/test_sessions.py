@@ -13,10 +13,11 @@ import pytest
 
 from kvjax import cache
 from kvjax.engine import Completion, Engine, EngineConfig, Finish, SamplingParams, TokenLogprob
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
-from kvjax.engine.conversation import Conversation
-from kvjax.engine.sessions import NAME, SessionStore, _checksum, identity
+from kvjax.engine.scheduling.work import Admit
+from kvjax.engine.sessions.conversation import Conversation
+from kvjax.engine.sessions.snapshot import NAME, SessionStore, _checksum, identity
 from tests.engine import tiny
 from tests.engine.client import GREEDY, PATIENCE, Caller, Client, settle
 
@@ -36,7 +37,7 @@ def requests(method: str) -> list[tuple[list[int], SamplingParams, str]]:
     return [(tiny.prompt(300), LONG, ""), (tiny.prompt(40), SAMPLED, "tenant"), (tiny.prompt(200, seed=3), told, "")]
 
 
-def config(method: str, park: Path | None) -> EngineConfig:
+def config(method: str, session_dir: Path | None) -> EngineConfig:
     return EngineConfig(
         max_model_len=CONTEXT,
         max_num_seqs=SLOTS,
@@ -44,12 +45,12 @@ def config(method: str, park: Path | None) -> EngineConfig:
         token_budget=BUDGETS[method],
         headroom=ROOM,
         prefill_chunk_size=256,
-        session_dir=park,
+        session_dir=session_dir,
     )
 
 
-def engine_of(folder: Path, method: str, park: Path | None) -> Engine:
-    return Engine.from_pretrained(folder, config(method, park))
+def engine_of(folder: Path, method: str, session_dir: Path | None) -> Engine:
+    return Engine.from_pretrained(folder, config(method, session_dir))
 
 
 def cut_off(engine: Engine, asked: list[tuple[list[int], SamplingParams, str]]) -> list[Caller]:
@@ -101,15 +102,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=BUDGETS)
 def suspended(request, folder, tmp_path_factory):
     """The method, a folder with three conversations, and what their callers have heard."""
-    return park(folder, request.param, tmp_path_factory)
+    return cut_off_engine(folder, request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def full(folder, tmp_path_factory):
-    return park(folder, "full", tmp_path_factory)
+    return cut_off_engine(folder, "full", tmp_path_factory)
 
 
-def suspend(folder, method, tmp_path_factory):
+def cut_off_engine(folder, method, tmp_path_factory):
     place = tmp_path_factory.mktemp("suspended") / method
     with engine_of(folder, method, place) as engine:
         assert "suspended      0 conversations are back" in engine.startup_report()
@@ -168,21 +169,26 @@ def test_a_new_request_takes_the_oldest_slot_and_never_waits(folder, full, copie
         equal(first.result(), ask(engine, *asked[1]).result())
 
 
-def test_a_request_that_comes_between_resuming_and_admitting_waits_for_the_next_turn(folder, copied):
+def test_a_request_that_comes_between_two_pieces_of_work_goes_on_with_its_conversation(folder, copied):
+    """The scheduler looks at conversations and at free slots under one lock: none is read anew in between."""
     with engine_of(folder, "full", copied) as engine:
-        loop = engine._loop
+        loop, late = engine._loop, []
         assert loop is not None
-        resume, missed = loop._resume, []
+        execute = loop._execute
 
-        def late():
-            if loop._scheduler.waiting and not missed:
-                missed.append(True)  # as if it had come just now
-            else:
-                resume()
+        def executed(work, conversation):
+            if isinstance(work, Admit) and not late:  # the other one comes while a slot is being taken
+                late.append(client.submit(engine, *requests("full")[2][:2]))
+                while engine.stats().submitted < 2:
+                    time.sleep(0.01)
+            execute(work, conversation)
 
-        loop._resume = late
-        assert resumed(ask(engine, *requests("full")[0])) > 0
-        assert missed
+        loop._execute = executed
+        with Client() as client:
+            client.submit(engine, tiny.prompt(9), GREEDY).wait()
+            late[0].wait()
+        settle(engine)
+        assert resumed(late[0]) > 0
 
 
 def test_only_the_same_request_is_attached(folder, copied):
@@ -209,7 +215,7 @@ def active(engine: Engine, prompt, params, salt):
     return made[0]
 
 
-def test_what_nobody_asks_for_is_parked_again(folder, full, copied):
+def test_what_nobody_asks_for_is_suspended_again(folder, full, copied):
     with engine_of(folder, "full", copied) as engine:
         engine.drain(PATIENCE)
         assert (copied / NAME).is_dir()
@@ -325,7 +331,7 @@ def test_values_are_compared_with_what_was_written(folder, copied, tmp_path, mon
     loaded = list(session_store_of(folder, copied).load())
     session_store = session_store_of(folder, tmp_path / "place")
     with monkeypatch.context() as patch:
-        patch.setattr("kvjax.engine.sessions._checksum", lambda array: _checksum(array) ^ (array.ndim == 3))
+        patch.setattr("kvjax.engine.sessions.snapshot._checksum", lambda array: _checksum(array) ^ (array.ndim == 3))
         session_store.save(loaded)
     assert not list(session_store.load())
     assert [record.getMessage().count("is not what was written") for record in caplog.records] == [1] * SLOTS

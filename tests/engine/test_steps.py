@@ -1,5 +1,6 @@
 """Views as rings, and what the compiled steps do to memory."""
 
+import dataclasses
 import functools
 import re
 
@@ -13,7 +14,8 @@ from kvjax import cache, models
 from kvjax.attention import decode_attention, views
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.cache import View, Workspace
-from kvjax.engine import steps
+from kvjax.engine.device import steps
+from kvjax.engine.device.split_model import SplitModel
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from tests.attention import oracle
 
@@ -175,15 +177,9 @@ def shapes(specs):
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs, is_leaf=cache._is_spec)
 
 
-def abstract_parts():
-    """Layer kinds with their leaves, and the rest of the model with its leaves; all leaves are shapes."""
-    model = models.abstract(MEDIUM)
-    split = [steps.Part.split(layer) for layer in model.layers]
-    kinds = [
-        steps.LayerKind(part, layer.window, 0.125, None) for (part, _), layer in zip(split, MEDIUM.layers, strict=True)
-    ]
-    model.layers = nnx.List([])
-    return kinds, [leaves for _, leaves in split], *steps.Part.split(model)
+def abstract_model() -> SplitModel:
+    """The medium model, taken apart; all leaves are shapes."""
+    return SplitModel.of(models.abstract(MEDIUM))
 
 
 def sizes(text: str) -> set[tuple[int, ...]]:
@@ -202,28 +198,28 @@ def check_no_copies(compiled, donated: int):
 
 def test_decode_copies_no_cache():
     slots = 4
-    kinds, layer_leaves, part, leaves = abstract_parts()
+    model = abstract_model()
     specs = tuple(
         View.declare(slots=slots, kv_heads=2, capacity=layer.window or CONTEXT, head_dim=64, dtype=jnp.float32)
         for layer in MEDIUM.layers
     )
     state = shapes(steps.DecodeState.declare(slots, MEDIUM.vocab_size))
     alive, count = jax.ShapeDtypeStruct((slots,), jnp.bool_), jax.ShapeDtypeStruct((), jnp.int32)
-    plans = (PLAN,) * len(kinds)
+    plans = (PLAN,) * len(model.kinds)
     lowered = steps.decode.lower(
-        part, tuple(kinds), plans, 4, leaves, tuple(layer_leaves), shapes(specs), state, alive, count
+        model.trunk, model.kinds, plans, 4, model.trunk_leaves, model.layer_leaves, shapes(specs), state, alive, count
     )
     check_no_copies(lowered.compile(), cache.nbytes(specs))
 
 
 @pytest.mark.parametrize("layer", [0, 1], ids=["full", "window"])
 def test_prefill_copies_no_cache_and_never_multiplies_the_context_with_itself(layer):
-    kinds, layer_leaves, _, _ = abstract_parts()
+    model = abstract_model()
     workspace = Workspace.declare(kv_heads=2, tokens=CONTEXT, head_dim=64, dtype=jnp.float32)
     hidden = jax.ShapeDtypeStruct((CONTEXT, MEDIUM.width), jnp.float32)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = steps.prefill_layer.lower(
-        kinds[layer], CHUNK, layer_leaves[layer], hidden, shapes(workspace), start, start
+        model.kinds[layer], CHUNK, model.layer_leaves[layer], hidden, shapes(workspace), start, start
     )
     check_no_copies(lowered.compile(), cache.nbytes(workspace) + 4 * hidden.size)
 
@@ -247,3 +243,18 @@ def test_taking_tokens_from_views_copies_none_of_them():
     number = jax.ShapeDtypeStruct((), jnp.int32)
     memory = steps.gather_tokens.lower(CHUNK, 2, shapes(specs), number, number).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.01 * cache.nbytes(specs)
+
+
+def test_layers_of_a_kind_are_one_object_and_the_decoder_keeps_its_layers():
+    config = dataclasses.replace(MEDIUM, layers=(*MEDIUM.layers, *MEDIUM.layers), max_position=CONTEXT)
+    decoder = models.abstract(config)
+    model = SplitModel.of(decoder, backend="tpu")
+    assert len(decoder.layers) == 4
+    assert [kind is model.kinds[0] for kind in model.kinds] == [True, False, True, False]
+    assert [kind.window for kind in model.kinds] == [None, 1024] * 2
+    assert {kind.attention_backend for kind in model.kinds} == {"tpu"}
+    assert len({len(leaves) for leaves in model.layer_leaves}) == 1
+    assert len(model.trunk_leaves) + sum(map(len, model.layer_leaves)) == len(jax.tree.leaves(nnx.state(decoder)))
+    bare = model.without_leaves()
+    assert (bare.trunk, bare.kinds) == (model.trunk, model.kinds)
+    assert not bare.trunk_leaves + bare.layer_leaves

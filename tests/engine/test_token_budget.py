@@ -7,7 +7,7 @@ import pytest
 
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate, settle

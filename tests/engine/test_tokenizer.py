@@ -1,7 +1,7 @@
 import hypothesis
 import pytest
 
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 from tests.engine import tiny, vocabularies
 from tests.engine.vocabularies import TEXT
 

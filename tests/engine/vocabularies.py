@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kvjax.engine.tokenizer import REPLACEMENT, Tokenizer
+from kvjax.engine.text.tokenizer import REPLACEMENT, Tokenizer
 from tests.engine import tiny
 
 PUBLISHED = Path(__file__).parents[2] / "models" / "kvjax_small"

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from kvjax import cache, models
-from kvjax.engine.caches import CacheConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.memory import InsufficientMemoryError, check_fits, plan
-from kvjax.engine.runner import Runner
+from kvjax.engine.device.memory import InsufficientMemoryError, check_fits, plan
+from kvjax.engine.device.runner import Runner
 from kvjax.plan import Device, PlanQuestion, estimate
 from kvjax.plan.devices import Chip
 from kvjax.plan.loading import TierRate, prefix

@@ -13,7 +13,7 @@ import pytest
 
 from kvjax.attention.eviction import Observation, Streaming
 from kvjax.budget import BudgetProfile
-from kvjax.engine.compiles import CompileCounter
+from kvjax.engine.device.compiles import CompileCounter
 from kvjax.search import run
 from kvjax.search.config import SearchConfig
 from kvjax.search.evaluation import Evaluator

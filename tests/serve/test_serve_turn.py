@@ -3,7 +3,7 @@
 import pytest
 from fake_engine import FakeEngine, FakeTokenizer
 
-from kvjax.engine.tokenizer import Tokenizer
+from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.serve.chat_template import apply_template
 from kvjax.serve.checkpoint import find_model
 from kvjax.serve.schema import Message

@@ -1,0 +1,42 @@
+"""Generation limit: the tokens that a request may generate, by its own limit, the context, and the views' headroom."""
+
+from collections.abc import Sequence
+
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.request import ContextLengthExceededError, SamplingParams
+
+
+def generation_limit(caches: CacheConfig, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
+    """The most tokens that a valid request may generate, and why these are fewer than it requests (None if not).
+
+    Raises:
+        ContextLengthExceededError: prompt and `max_tokens` exceed the context.
+        ValueError: the prompt is empty, a token is none of the model's, or the token budget is not served.
+    """
+    layout, vocab_size = caches.layout, caches.model.vocab_size
+    if not prompt:
+        raise ValueError("the prompt is empty: give at least one token")
+    if not (min(prompt) >= 0 and max(prompt) < vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}); the prompt has {min(prompt)} to {max(prompt)}")
+    outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {vocab_size})")
+    headroom = layout.max_model_len - len(prompt)
+    requested = max(headroom, 1) if params.max_tokens is None else params.max_tokens
+    if requested > headroom:
+        raise ContextLengthExceededError(len(prompt), requested, layout.max_model_len)
+    selected = min(params.compress_after or len(prompt), len(prompt))
+    caches = caches.within(params.token_budget)
+    view = None if layout.reselect else caches.headroom(selected)
+    if view is None:
+        return requested, None
+    left = view - (len(prompt) - selected)
+    if left < 0:
+        raise ValueError(
+            f"the prompt behind compress_after={selected} is {-left} tokens longer than the views' headroom of {view}: "
+            f"select later, or start the engine with --headroom {len(prompt) - selected} or without --when-full stop"
+        )
+    if requested <= left + 1:  # the last token never enters a view
+        return requested, None
+    reason = f"the views' headroom of {view} tokens is used up: raise --headroom, or drop --when-full stop"
+    return left + 1, reason

@@ -1,0 +1,165 @@
+"""KV transfers: all KV that moves between the runner's arrays and the store, in the order of a request's life.
+
+    lookup         a request comes: its stored prefix is brought to host memory
+    begin          its prefill begins: `PromptTransfer` loads workspaces before units, and slices new chunks after them
+    before_steps   decode steps follow: generated tokens are gathered that these would make the views forget
+    leave          the slot is free: what is left of the generated tokens is gathered
+
+The loop calls it around the runner, which knows nothing of it. Without a store every call does nothing.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Bool
+
+from kvjax.engine.device.prefill import Prefill
+from kvjax.engine.device.runner import EXTENSION, Runner
+from kvjax.engine.kv.generation_writer import GeneratedTokens, GenerationWriter, GenerationWriters
+from kvjax.engine.kv.prefix_cache import Prefix, PrefixCache
+from kvjax.engine.kv.prompt_writer import PromptWriter
+from kvjax.store.keys import BLOCK_TOKENS
+
+
+class KVTransfers:
+    """Those of one runner. The engine's thread owns it; only `lookup` and `release` are for any thread.
+
+    Args:
+        cache: None computes every prompt from its first token on.
+    """
+
+    def __init__(self, runner: Runner, cache: PrefixCache | None) -> None:
+        self._runner, self._cache = runner, cache
+        self._generated = GenerationWriters(cache, runner.caches)
+
+    def lookup(
+        self, prompt: np.ndarray, compress_after: int | None, salt: str, decoding: str, on_done: Callable[[], None]
+    ) -> Prefix | None:
+        """Starts to bring the stored KV of a prompt to host memory; None where nothing could be used.
+
+        Args:
+            compress_after: as for `Runner.begin`; the others as for `PrefixCache.lookup`.
+        """
+        caches = self._runner.caches
+        tokens = prompt[: caches.selected(len(prompt), compress_after)]
+        if self._cache is None or len(tokens) <= caches.layout.prefill_chunk_size:
+            return None
+        return self._cache.lookup(tokens, salt, on_done, decoding)
+
+    def release(self, prefix: Prefix | None) -> None:
+        """Gives back a prefix with which no prefill has begun."""
+        if self._cache is not None and prefix is not None:
+            self._cache.release(prefix)
+
+    def begin(self, prefill: Prefill, prefix: Prefix | None, salt: str, generated: GeneratedTokens) -> "PromptTransfer":
+        """Claims a prefix for a prefill before its first unit, and prepares to store the rest of the prompt.
+
+        Args:
+            prefix: what it has not brought by now is not waited for. It is the transfer's from now on.
+            generated: tokens that will follow, so that a store that keeps those as well can do so.
+        """
+        cache = self._cache
+        if cache is None:
+            return PromptTransfer(self._runner, prefill)
+        if prefix is not None:
+            prefill.reuse(cache.claim(prefix))
+        writer = answer = None
+        if prefill.chunk_size == cache.chunk_size or self._generated.cache:  # a shorter prompt fills no chunk
+            tokens = prefill.prompt[: prefill.length]
+            writer = cache.insert(tokens, salt, prefix, generated.decoding)
+            answer = self._generated.begin(writer.parent, prefill.prompt, prefill.length, generated)
+            prefix = prefix if prefill.reused else None  # which the writer verifies otherwise
+        return PromptTransfer(self._runner, prefill, cache, prefix, writer, answer, self._generated)
+
+    def before_steps(self, alive: Bool[np.ndarray, "B"], count: int) -> None:
+        """Gathers generated tokens before up to `count` steps: those that enter or a selection would make forget."""
+        self._generated.before_steps(self._runner, alive, count)
+
+    def leave(self, slot: int) -> None:
+        """The slot's request has ended, whichever way."""
+        self._generated.leave(self._runner.views, slot, self._runner.occupancy.length[slot])
+
+    def measured(self, chunk: int, seconds: float) -> None:
+        """Tells the store's planner that a chunk, alone on the device, went through one layer group in `seconds`."""
+        if self._cache is not None:
+            self._cache.store.planner.computed(chunk, seconds * len(self._runner.groups))
+
+    def warm_up(self) -> dict[str, float]:
+        """Compiles all that the runner and the transfers need; returns the seconds of each shape."""
+        seconds = self._runner.warm_up(None if self._cache is None else BLOCK_TOKENS)
+        self._generated.warm_up(self._runner.views)
+        return seconds
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if anything is held for a request; waits for what is still being saved."""
+        if self._cache is not None:
+            self._cache.check_integrity()
+        self._generated.check_integrity()
+
+
+class PromptTransfer:
+    """KV of one prompt: from the store into the workspaces of its prefill, and from these to the store."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        prefill: Prefill,
+        cache: PrefixCache | None = None,
+        prefix: Prefix | None = None,
+        writer: PromptWriter | None = None,
+        answer: GenerationWriter | None = None,
+        generated: GenerationWriters | None = None,
+    ) -> None:
+        """`KVTransfers.begin` makes it."""
+        self._runner, self._prefill, self._cache = runner, prefill, cache
+        self._prefix, self._writer, self._answer, self._generated = prefix, writer, answer, generated
+        self._group = 0  # the next whose new chunks are to be stored
+
+    @property
+    def cached_tokens(self) -> Mapping[str, int]:
+        """Prompt tokens that are loaded instead of computed, by tier."""
+        return {} if self._prefix is None else self._prefix.tokens
+
+    def before_unit(self) -> None:
+        """Loads the reused chunks of a group before its first unit; before the rest's tokens, gathers others."""
+        prefill = self._prefill
+        if not prefill.in_groups:
+            if self._generated is not None:
+                alone = np.arange(self._runner.layout.max_num_seqs) == prefill.slot
+                ahead = min(len(prefill.rest) - prefill.extended, EXTENSION)
+                self._generated.before_steps(self._runner, alone, ahead)
+            return
+        if self._prefix is None or self._cache is None:
+            return
+        self._prefix.blocks.renew()
+        if not prefill.starts_group:
+            return
+        for place, layer in enumerate(self._runner.groups[prefill.group]):
+            for chunk, blocks in enumerate(self._cache.load(self._prefix, layer)):
+                copied = self._runner.load_chunk(prefill, place, blocks, chunk * prefill.chunk_size)
+                self._prefix.copies[layer] = copied
+
+    def after_unit(self) -> None:
+        """Gives a finished group's new chunks to the store; after the last group later prompts will find them."""
+        prefill, writer, group = self._prefill, self._writer, self._group
+        if writer is None or group == prefill.group:
+            return
+        self._group = prefill.group
+        for chunk in range(writer.chunks):
+            start = (prefill.reused + chunk) * prefill.chunk_size
+            for place, layer in enumerate(self._runner.groups[group]):
+                writer.put(chunk, layer, *self._runner.slice_chunk(prefill, group, place, start))
+        if self._answer is not None and self._generated is not None:
+            self._generated.tail(self._answer, self._runner, prefill, group)
+        if not prefill.in_groups:
+            writer.seal()
+
+    def close(self) -> None:
+        """Lets go of everything that the store holds for the prompt. May be called twice, and before it is done.
+
+        Waits until the device has copied what it was given of the store's memory.
+        """
+        if self._writer is not None:
+            self._writer.abandon()
+        if self._prefix is not None and self._cache is not None:
+            self._cache.release(self._prefix)

@@ -1,0 +1,1 @@
+"""Sessions: conversations suspended in slots, and their snapshots on the disk."""

@@ -1,0 +1,121 @@
+"""Start-up of an engine: the parts behind its door, made one after the other, with the seconds of each phase."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from kvjax import models
+from kvjax.budget import BudgetProfile, ModelFingerprint
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.device.compiles import CompileCounter
+from kvjax.engine.device.memory import InsufficientMemoryError
+from kvjax.engine.device.runner import Runner
+from kvjax.engine.kv.prefix_cache import PrefixCache
+from kvjax.engine.kv.transfers import KVTransfers
+from kvjax.engine.report import startup_report
+from kvjax.engine.scheduling.loop import EngineLoop
+from kvjax.engine.sessions.snapshot import SessionStore
+from kvjax.engine.sessions.suspended import SuspendedSlots
+from kvjax.models.sharding import tensor_mesh
+from kvjax.store.digest import weights_digest
+
+
+class Startup:
+    """The parts of one engine. Each is None until its phase has begun, and stays if a later phase fails.
+
+    Attributes:
+        phase: the part of the start that is under way.
+        compiles: counts XLA compilations from the end of the warm-up on.
+    """
+
+    def __init__(self, path: pathlib.Path, caches: CacheConfig, devices: int, session_dir: pathlib.Path | None) -> None:
+        self.phase: Literal["loading", "compiling"] = "loading"
+        self.prefix_cache: PrefixCache | None = None
+        self.session_store: SessionStore | None = None
+        self.runner: Runner | None = None
+        self.loop: EngineLoop | None = None
+        self.compiles = CompileCounter()
+        self._path, self._caches, self._devices, self._session_dir = path, caches, devices, session_dir
+        self._seconds: dict[str, float] = {}
+        self._compiled: dict[str, float] = {}
+        self._restored: int | None = None
+
+    def run(self) -> None:
+        """Makes every part and starts the loop.
+
+        Raises:
+            InsufficientMemoryError: a device has run out of memory.
+            TierError, ValueError, ImportError: a tier of the store cannot be opened; the message says why.
+        """
+        try:
+            self._run()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            layout = self._caches.layout
+            raise InsufficientMemoryError(
+                f"a device ran out of memory while {self.phase}: lower --max-num-seqs from {layout.max_num_seqs} or "
+                f"--max-model-len from {layout.max_model_len} ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _run(self) -> None:
+        caches, path = self._caches, self._path
+        with self._timed("store"):  # first: a folder or a URL that is wrong ends the start at once
+            self.prefix_cache = PrefixCache.open(path, caches, self._devices)
+            mesh = tensor_mesh(self._devices)
+            if self._session_dir is not None:
+                self.session_store = SessionStore.open(self._session_dir, path, caches, mesh)
+        with self._timed("weights"):
+            check_budgets(path, caches)
+            dtype, length = jnp.dtype(caches.layout.dtype), caches.layout.max_model_len
+            decoder = models.load(path, dtype=dtype, mesh=mesh, max_model_len=length)
+        with self._timed("allocate"):
+            self.runner = Runner(decoder, caches, mesh)
+            transfers = KVTransfers(self.runner, self.prefix_cache)
+        self.phase = "compiling"
+        with self._timed("compile"):
+            self._compiled = transfers.warm_up()
+        suspended = SuspendedSlots(self.runner)
+        if self.session_store is not None:
+            with self._timed("suspended"):
+                self._restored = suspended.restore(self.session_store)
+        self.compiles.start()
+        self.loop = EngineLoop(self.runner, transfers, suspended)
+        self.loop.start()
+        if self.session_store is not None:  # now, for an engine that ends before it is ready saves nothing
+            self.session_store.consume()
+
+    def report(self) -> str:
+        """What start-up did and what fits, as lines for a person."""
+        assert self.runner is not None
+        store = None if self.prefix_cache is None else self.prefix_cache.store
+        return startup_report(self.runner, store, self._seconds, self._compiled, self._restored)
+
+    def close(self) -> None:
+        """Ends the loop, frees the device and closes the store, as far as they are there."""
+        if self.loop is not None:
+            self.loop.stop()
+        self.compiles.stop()
+        if self.runner is not None:
+            self.runner.free()
+        if self.prefix_cache is not None:
+            self.prefix_cache.close()
+        self.prefix_cache = self.runner = None
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._seconds[phase] = time.monotonic() - began
+
+
+def check_budgets(path: pathlib.Path, caches: CacheConfig) -> None:
+    """Refuses a profile of budgets that was made for other weights than those in folder `path`."""
+    budgets = caches.layout.budgets
+    if budgets is not None and BudgetProfile.made_for(budgets).weights is not None:
+        BudgetProfile.load(budgets, ModelFingerprint.of(caches.model, weights_digest(path)))

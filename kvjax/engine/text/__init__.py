@@ -1,0 +1,1 @@
+"""Text: the tokenizer, incremental detokenization, and stop strings."""
