@@ -91,6 +91,11 @@ class CloudTier(Remote):
         into.cast("B")[:] = held
         return True
 
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        return self._part(
+            self._store.read(self._name(key), byte_range=slice(0, nbytes)), time.monotonic() + self.timeout
+        )
+
     def load(self, key: str) -> bytes | None:
         result = self._result(self._store.read(self._name(key)), time.monotonic() + SCAN_TIMEOUTS * self.timeout)
         return None if result.state == "missing" else result.value

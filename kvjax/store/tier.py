@@ -86,6 +86,17 @@ class Tier(abc.ABC):
             TierError: it may still be there.
         """
 
+    def reject(self, key: str) -> None:
+        """Reports an object that was read and is not what its key says: it shall not be read again.
+
+        It is removed; a read-only tier takes it for missing for a while instead, if it remembers that.
+
+        Raises:
+            TierError: it may still be there.
+        """
+        if not self.read_only:
+            self.delete(key)
+
     @abc.abstractmethod
     def scan(self) -> Iterator[Stored]:
         """Every object that can be read, in no order.
@@ -127,6 +138,15 @@ class Tier(abc.ABC):
             TierError: as `pin`.
         """
         raise TierError("refused", f"the {self.name} tier cannot pin objects")
+
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        """The first bytes of an object, fewer where it is shorter; None if it is not there. For tools, not for speed.
+
+        Raises:
+            TierError: as `read`; or the tier cannot do this.
+        """
+        blob = self.load(key)
+        return None if blob is None else blob[:nbytes]
 
     def load(self, key: str) -> bytes | None:
         """A whole object of a length that nobody knows before; None if it is not there. For tools, not for speed.
