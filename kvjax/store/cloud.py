@@ -92,9 +92,12 @@ class CloudTier(Remote):
         return True
 
     def peek(self, key: str, nbytes: int) -> bytes | None:
-        return self._part(
-            self._store.read(self._name(key), byte_range=slice(0, nbytes)), time.monotonic() + self.timeout
-        )
+        end = time.monotonic() + self.timeout
+        head = self._part(self._store.read(self._name(key), byte_range=slice(0, nbytes)), end)
+        if head != b"":
+            return head
+        blob = self.load(key)  # it ends before: a range beyond the end has no bytes at all
+        return None if blob is None else blob[:nbytes]
 
     def load(self, key: str) -> bytes | None:
         result = self._result(self._store.read(self._name(key)), time.monotonic() + SCAN_TIMEOUTS * self.timeout)

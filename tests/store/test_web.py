@@ -207,7 +207,7 @@ def test_only_keys_can_be_rejected_and_not_after_close(tier):
 
 def test_the_memory_of_rejected_keys_is_bounded():
     clock = Clock()
-    rejected = RejectedKeys(seconds=10, capacity=3, clock=clock)
+    rejected = RejectedKeys(seconds=10.0, capacity=3, clock=clock)
     for n in (0, 1, 2, 0, 3):
         rejected.add(key(n))
         clock.now += 1
