@@ -16,11 +16,12 @@ CORE = {"budget", "cache"}
 MATH = CORE | {"attention"}
 KERNELS = MATH | {"pallas"}
 MODELS = KERNELS | {"models"}
-ENGINE = MODELS | {"store", "engine"}
+ENGINE = MODELS | {"store", "engine", "identity"}
 # A part is a module or a folder of kvjax; it may import itself, what is listed here, and `configs` (data).
 ALLOWED = {
     "budget": set(),
     "cache": CORE,
+    "identity": set(),
     "attention": MATH,
     "pallas": KERNELS,
     "models": MODELS,

@@ -22,6 +22,7 @@ from jaxtyping import Num, UInt8
 from kvjax.store.keys import BLOCK_TOKENS, FORMAT, BlockKey
 
 MOST_HEADER = 1 << 20
+LEAST_TENSOR = 60  # bytes of a header that say where one tensor is
 PAGE = 4096  # tensors begin at a memory page, so a mapped or a directly read file needs no copy to be aligned
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16), "float16": ("F16", np.float16)}
 
@@ -129,23 +130,93 @@ class BlockLayout:
         return json.dumps(header, separators=(",", ":")).encode()
 
     @classmethod
+    def read_header(cls, blob: Blob) -> tuple["BlockLayout", BlockKey]:
+        """Layout and key that a blob claims, of which nothing is proven yet.
+
+        Args:
+            blob: the first bytes of a block, as many as its header at least. Time and memory are linear in the header,
+                which is 1 MiB at most, whatever it says.
+
+        Raises:
+            CorruptBlockError: no block begins so.
+        """
+        try:
+            length = header_bytes(blob)
+            if 8 + length > blob.nbytes:
+                raise ValueError(f"a header of {length} bytes in {blob.nbytes}")
+            header = _parse(bytes(blob[8 : 8 + length]))
+            tensor, fields = _member(header, "layers.0.k", dict), _member(header, "__metadata__", dict)
+            shape, layers = _member(tensor, "shape", list), (len(header) - 1) // 2
+            if not (len(shape) == 3 and all(type(size) is int and size < 1 << 31 for size in shape)):
+                raise ValueError("a shape that is not three sizes below 2^31")
+            if shape[1] != BLOCK_TOKENS:
+                raise ValueError(f"blocks of {shape[1]} tokens instead of {BLOCK_TOKENS}")
+            if 2 * layers * LEAST_TENSOR > length:
+                raise ValueError(f"{layers} layers in a header of {length} bytes")
+            names = {short: name for name, (short, _) in DTYPES.items()}
+            layout = cls(layers, shape[0], shape[2], names[_member(tensor, "dtype", str)])
+            previous = _digest(fields, "previous") if fields.get("previous") else b""
+            key = BlockKey(*(_digest(fields, name) for name in ("key", "parent", "tokens")), previous)
+        except (ValueError, KeyError, RecursionError) as error:
+            raise CorruptBlockError(f"no header of a block: {str(error)[:200] or type(error).__name__}") from error
+        if layout.start != 8 + length:
+            raise CorruptBlockError(f"a header of {length} bytes instead of {layout.start - 8}")
+        return layout, key
+
+    @classmethod
     def read(cls, blob: Blob) -> tuple["BlockLayout", BlockKey]:
         """What a blob says it is, once that is proven but for the tokens, of which only a digest is there.
 
         Raises:
             CorruptBlockError: it is no block, or not an unharmed one.
         """
-        length = int.from_bytes(bytes(blob[:8]), "little")
-        try:
-            if length > MOST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(bytes(blob[8 : 8 + length]))
-            kv_heads, _, head_dim = header["layers.0.k"]["shape"]
-            dtype = {short: name for name, (short, _) in DTYPES.items()}[header["layers.0.k"]["dtype"]]
-            said = cls((len(header) - 1) // 2, int(kv_heads), int(head_dim), dtype)
-            fields = header["__metadata__"]
-            name = BlockKey(*(bytes.fromhex(fields[field]) for field in ("key", "parent", "tokens", "previous")))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CorruptBlockError(f"no header of a block: {error!r}") from error
-        said.check(blob, name)
-        return said, name
+        layout, key = cls.read_header(blob)
+        layout.check(blob, key)
+        return layout, key
+
+
+def header_bytes(blob: Blob) -> int:
+    """Length of the header that follows the first 8 bytes of a block.
+
+    Raises:
+        CorruptBlockError: no header has this length.
+    """
+    length = int.from_bytes(bytes(blob[:8]), "little")
+    if blob.nbytes < 8 or not 0 < length <= MOST_HEADER:
+        raise CorruptBlockError(f"no header of a block: its length would be {length} of at most {MOST_HEADER} bytes")
+    return length
+
+
+def _parse(text: bytes) -> dict[str, object]:
+    """A JSON object of ASCII text that says nothing twice and has no number but whole ones."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            raise ValueError("a name comes twice")
+        return members
+
+    def refuse(number: str) -> object:
+        raise ValueError(f"the number {number:.20}")
+
+    header = json.loads(text.decode("ascii"), object_pairs_hook=unique, parse_float=refuse, parse_constant=refuse)
+    if not isinstance(header, dict):
+        raise ValueError("not an object")
+    return header
+
+
+def _member[T](members: dict[str, object], name: str, kind: type[T]) -> T:
+    """Raises ValueError where there is none of this type."""
+    value = members.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"no {kind.__name__} {name!r}")
+    return value
+
+
+def _digest(members: dict[str, object], name: str) -> bytes:
+    """Raises ValueError unless it is 32 bytes in hexadecimal digits."""
+    text = _member(members, name, str)
+    digest = bytes.fromhex(text)
+    if digest.hex() != text or len(digest) != 32:
+        raise ValueError(f"{name} is not 64 hexadecimal digits")
+    return digest

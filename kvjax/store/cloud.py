@@ -91,6 +91,14 @@ class CloudTier(Remote):
         into.cast("B")[:] = held
         return True
 
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        end = time.monotonic() + self.timeout
+        head = self._part(self._store.read(self._name(key), byte_range=slice(0, nbytes)), end)
+        if head != b"":
+            return head
+        blob = self.load(key)  # it ends before: a range beyond the end has no bytes at all
+        return None if blob is None else blob[:nbytes]
+
     def load(self, key: str) -> bytes | None:
         result = self._result(self._store.read(self._name(key)), time.monotonic() + SCAN_TIMEOUTS * self.timeout)
         return None if result.state == "missing" else result.value

@@ -6,6 +6,7 @@ most of the time that a call takes, the error says when the memory is free again
 """
 
 import collections
+import logging
 import random
 import threading
 import time
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.store.breaker import Breaker, State
+from kvjax.store.breaker import Breaker, Closed, Opened, State
 from kvjax.store.tier import Reason, Stored, Tier, TierError
 from kvjax.store.workers import BusyError, LateError, Workers
+
+logger = logging.getLogger(__name__)
 
 # The tier's fault, which may pass. Whoever answers "refused", "full" or "length" is in good health.
 FAILURES: frozenset[Reason] = frozenset({"timeout", "io"})
@@ -153,6 +156,12 @@ class Guarded(Tier):
         self._refuse_if_read_only("delete")
         self._ask(lambda _: self._tier.delete(key))
 
+    def reject(self, key: str) -> None:
+        self._ask(lambda _: self._tier.reject(key))
+
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        return self._ask(lambda _: self._tier.peek(key, nbytes), self._attempts)
+
     def scan(self) -> Iterator[Stored]:
         """Everything at once, within `scan_deadline`: an iterator has no one call to put a deadline on."""
 
@@ -193,23 +202,39 @@ class Guarded(Tier):
         seconds = seconds or self.deadline
         end = time.monotonic() + seconds
         healthy: bool | None = None
+        failure = TierError("timeout", f"{self.name}: no answer within {seconds:g} s")
         try:
             result = self._workers.run(lambda given_up: self._attempt(work, attempts, end, given_up), seconds)
             healthy = True
             return result
         except TierError as error:
-            healthy = error.reason not in FAILURES
+            healthy, failure = error.reason not in FAILURES, TierError(error.reason, str(error))
             self._failed(error)
             raise
         except LateError as late:
             healthy = False
-            finished = None if self._copies else late.finished
-            raise self._failed(TierError("timeout", f"{self.name}: no answer within {seconds:g} s", finished)) from None
+            failure.finished = None if self._copies else late.finished
+            raise self._failed(failure) from None
         except BusyError as busy:
             reason = "breaker" if busy.lost else "timeout"
             raise self._failed(TierError(reason, f"{self.name}: {busy}, {self._workers.threads} of them")) from None
         finally:
-            self._breaker.report(ticket, healthy)
+            self._log(self._breaker.report(ticket, healthy), failure)
+
+    def _log(self, change: Opened | Closed | None, failure: TierError) -> None:
+        """One line when the breaker opens and one when it closes, however many calls fail in between."""
+        match change:
+            case Opened(failures):
+                logger.warning(
+                    "the %s tier is left alone: %d calls in a row failed (%s: %.300s); "
+                    "it is tried again every %g s, and meanwhile what it holds is computed",
+                    self.name, failures, failure.reason, failure, self._breaker.pause,
+                )  # fmt: skip
+            case Closed(seconds, refused):
+                logger.info(
+                    "the %s tier answers again after %.1f s, in which %d calls were refused",
+                    self.name, seconds, refused,
+                )  # fmt: skip
 
     def _attempt(
         self, work: Callable[[threading.Event], Any], attempts: int, end: float, given_up: threading.Event

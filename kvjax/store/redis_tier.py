@@ -65,6 +65,11 @@ class RedisTier(Remote):
         into.cast("B")[:] = held
         return True
 
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        name = self._name(key)
+        with self._errors():
+            return self._client.getrange(name, 0, nbytes - 1) or (b"" if self._client.exists(name) else None)
+
     def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         name = self._name(key)
         with self._errors():

@@ -92,6 +92,17 @@ class Tier(abc.ABC):
             TierError: it may still be there.
         """
 
+    def reject(self, key: str) -> None:
+        """Reports an object that was read and is not what its key says: it shall not be read again.
+
+        It is removed; a read-only tier takes it for missing for a while instead, if it remembers that.
+
+        Raises:
+            TierError: it may still be there.
+        """
+        if not self.read_only:
+            self.delete(key)
+
     @abc.abstractmethod
     def scan(self) -> Iterator[Stored]:
         """Every object that can be read, in no order.
@@ -134,14 +145,14 @@ class Tier(abc.ABC):
         """
         raise TierError("refused", f"the {self.name} tier cannot pin objects")
 
-    def reject(self, key: str) -> None:
-        """The object was read and is not what its key says: it is removed where the tier can do that.
+    def peek(self, key: str, nbytes: int) -> bytes | None:
+        """The first bytes of an object, fewer where it is shorter; None if it is not there. For tools, not for speed.
 
         Raises:
-            TierError: as `delete`.
+            TierError: as `read`; or the tier cannot do this.
         """
-        if not self.read_only:
-            self.delete(key)
+        blob = self.load(key)
+        return None if blob is None else blob[:nbytes]
 
     def load(self, key: str) -> bytes | None:
         """A whole object of a length that nobody knows before; None if it is not there. For tools, not for speed.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kvjax.store.rejected import RejectedKeys
 from kvjax.store.remote import Remote
 from kvjax.store.tier import Stored, TierError
 
@@ -21,7 +22,11 @@ REFUSED = {400, 401, 403, 405, 407, 451}
 
 
 class WebTier(Remote):
-    """Files called `base/ab/abcdef...`. No byte of a body is read before its announced length is the right one."""
+    """Files called `base/ab/abcdef...`. No byte of a body is read before its announced length is the right one.
+
+    An object that was rejected counts as missing for 10 minutes: nobody can remove it, and each request would download
+    it again.
+    """
 
     read_only = True
 
@@ -37,6 +42,7 @@ class WebTier(Remote):
         self._httpx = httpx
         self._auth = httpx.BasicAuth(user, password) if user else None
         self._home = _origin(httpx.URL(base))
+        self._rejected = RejectedKeys()
         self._client = httpx.Client(
             timeout=timeout,
             limits=httpx.Limits(max_connections=CONNECTIONS),
@@ -44,6 +50,8 @@ class WebTier(Remote):
         )
 
     def read(self, key: str, into: memoryview) -> bool:
+        if self._is_rejected(key):
+            return False
         end = time.monotonic() + self.timeout
         with self._ask("GET", key, end) as response:
             if response is None:
@@ -69,11 +77,17 @@ class WebTier(Remote):
         raise self._error("refused", "read-only")
 
     def contains(self, key: str) -> bool:
+        if self._is_rejected(key):
+            return False
         with self._ask("HEAD", key, time.monotonic() + self.timeout) as response:
             return response is not None
 
     def delete(self, key: str) -> None:
         raise self._error("refused", "read-only")
+
+    def reject(self, key: str) -> None:
+        self._name(key)
+        self._rejected.add(key)
 
     def scan(self) -> Iterator[Stored]:
         raise self._error("refused", "a web server does not say what it holds")
@@ -81,6 +95,10 @@ class WebTier(Remote):
     def close(self) -> None:
         super().close()
         self._client.close()
+
+    def _is_rejected(self, key: str) -> bool:
+        self._name(key)  # raises for what is no key, and after close
+        return key in self._rejected
 
     @contextlib.contextmanager
     def _ask(self, method: str, key: str, end: float) -> Iterator["httpx.Response | None"]:

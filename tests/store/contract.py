@@ -85,6 +85,11 @@ class ReadOnlyContract(ReadContract):
             assert error.value.reason == "refused"
         assert tier.contains(key(1))
 
+    def test_what_is_rejected_is_no_error(self, tier):
+        tier.reject(key(1))
+        tier.reject(key(99))
+        assert read(tier, 2) == bytes(blob(2))
+
 
 class TierContract(ReadContract):
     """As above, for a tier that may also be written to and scanned."""
@@ -114,6 +119,9 @@ class TierContract(ReadContract):
             return  # whoever does not know which objects there are is not asked this
         assert tier.load(key(1)) == bytes(blob(1))
         assert tier.load(key(99)) is None
+        for length in (1, 100, SIZE, SIZE + 100):
+            assert tier.peek(key(1), length) == bytes(blob(1))[:length]
+        assert tier.peek(key(99), 100) is None
 
     def test_the_same_may_be_written_again(self, tier):
         tier.write(key(1), blob(1))
@@ -131,6 +139,14 @@ class TierContract(ReadContract):
         assert read(tier, 1) is None
         assert self.held(tier, range(9)) == {0, 2}
         tier.delete(key(1))
+        tier.write(key(1), blob(1))
+        assert read(tier, 1) == bytes(blob(1))
+
+    def test_what_is_rejected_is_gone(self, tier):
+        tier.reject(key(1))
+        assert not tier.contains(key(1))
+        assert read(tier, 1) is None
+        tier.reject(key(1))
         tier.write(key(1), blob(1))
         assert read(tier, 1) == bytes(blob(1))
 

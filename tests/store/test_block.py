@@ -1,12 +1,17 @@
 """The bytes of a block: readable by others, and any harm is seen."""
 
+import json
+import time
+import tracemalloc
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import safetensors
 
-from kvjax.store.block import PAGE, BlockLayout, CorruptBlockError
+from kvjax.store.block import MOST_HEADER, PAGE, BlockLayout, CorruptBlockError
+from kvjax.store.keys import BlockKey
 from tests.store.chains import FORMAT, blob_of, kv_of, names_of
 
 
@@ -83,6 +88,108 @@ def test_a_header_that_asks_for_huge_tensors_allocates_nothing():
     name = names_of(1)[0]
     text = bytes(blob_of(name)[8 : FORMAT.start]).replace(b"[2,256,4]", b"[2000000000,256,4]")
     blob = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+    with pytest.raises(CorruptBlockError):
+        BlockLayout.read(blob)
+
+
+def blob_with_header(text: bytes, nbytes: int | None = None) -> np.ndarray:
+    blob = len(text).to_bytes(8, "little") + text
+    return np.frombuffer(blob.ljust(nbytes or len(blob), b"\0"), np.uint8)
+
+
+def header_with(**changes: object) -> bytes:
+    """The header of a small block, with other values in the first tensor (`shape`, `dtype`) or the metadata."""
+    header = json.loads(bytes(blob_of(names_of(1)[0])[8 : FORMAT.start]))
+    for name, value in changes.items():
+        header["__metadata__" if name in header["__metadata__"] else "layers.0.k"][name] = value
+    return json.dumps(header).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * (MOST_HEADER - 8),
+        b'{"a":' * 200_000,
+        b'{"__metadata__":' + b"[" * 500_000 + b"]" * 500_000 + b"}",
+        b'{"layers.0.k":{"shape":[' + b"9" * 5000 + b",256,4]}}",
+        header_with(shape=[10**17, 256, 10**17]),
+        header_with(shape=[float("nan"), 256, 4]),
+        header_with(shape=[float("inf"), 256, 4]),
+        header_with(shape=[1e300, 256, 4]),
+        header_with(shape=[-2, 256, 4]),
+        header_with(shape=[0, 256, 4]),
+        header_with(shape=[True, 256, 4]),
+        header_with(shape=["2", 256, "4"]),
+        header_with(shape=[2, 257, 4]),
+        header_with(shape=[2, 256]),
+        header_with(shape=None),
+        header_with(dtype=["F32"]),
+        header_with(dtype={"F32": 1}),
+        header_with(dtype="F64"),
+        header_with(key=""),
+        header_with(key="00" * 31),
+        header_with(key=" ".join(["00"] * 32)),
+        header_with(key=7),
+        header_with(parent="\u0660" * 64),
+        header_with(tokens="x" * 64),
+        b'{"layers.0.k":{},"layers.0.k":{}}',
+        b"null",
+        b"[]",
+        b"NaN",
+        "{}".encode("utf-16"),
+        b"{" + b",".join(b'"%d":0' % n for n in range(90_000)) + b"}",
+    ],
+    ids=lambda text: f"{len(text)} bytes, {text[:20].decode(errors='replace')}",
+)
+def test_a_header_of_any_content_is_refused_in_bounded_time_and_memory(text):
+    blob = blob_with_header(text, max(len(text) + 8, FORMAT.nbytes))
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        for read in (BlockLayout.read, BlockLayout.read_header):
+            with pytest.raises(CorruptBlockError):
+                read(blob)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 64 << 20
+    assert time.process_time() - began < 5.0
+    with pytest.raises(CorruptBlockError):
+        FORMAT.check(blob, names_of(1)[0])
+
+
+def test_a_key_of_another_length_is_no_key_though_its_checksum_is_right():
+    for short in (b"", b"k" * 31):
+        blob = blob_of(names_of(1)[0])
+        FORMAT.seal(blob, BlockKey(short, bytes(32), bytes(32)))
+        with pytest.raises(CorruptBlockError, match="64 hexadecimal digits"):
+            BlockLayout.read(blob)
+
+
+def test_the_header_alone_says_the_layout():
+    name = names_of(1)[0]
+    blob = blob_of(name)
+    assert BlockLayout.read_header(blob[: FORMAT.start]) == (FORMAT, name)
+    for length in (0, 7, 8, 100, FORMAT.start - 1):
+        with pytest.raises(CorruptBlockError):
+            BlockLayout.read_header(blob[:length])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=9,
+)
+
+
+@hypothesis.given(st.sampled_from(["key", "parent", "tokens", "crc32c", "format", "shape", "dtype"]), JSON)
+def test_a_header_with_any_value_in_any_place_is_refused(field, value):
+    header = header_with(**{field: value})
+    blob = blob_of(names_of(1)[0])
+    hypothesis.assume(json.loads(header) != json.loads(bytes(blob[8 : FORMAT.start])))
+    blob[: FORMAT.start] = np.frombuffer(
+        (FORMAT.start - 8).to_bytes(8, "little") + header.ljust(FORMAT.start - 8)[: FORMAT.start - 8], np.uint8
+    )
     with pytest.raises(CorruptBlockError):
         BlockLayout.read(blob)
 

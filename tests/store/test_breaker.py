@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvjax.store.breaker import Breaker
+from kvjax.store.breaker import Breaker, Closed, Opened
 
 
 class Clock:
@@ -113,3 +113,20 @@ def test_any_history(events):
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError, match="breaker needs"):
         Breaker(**wrong)
+
+
+def test_a_report_says_whether_it_opened_or_closed_the_breaker(breaker, clock):
+    assert breaker.report(breaker.admit(), True) is None
+    assert [breaker.report(breaker.admit(), False) for _ in range(3)] == [None, None, Opened(3)]
+    assert [breaker.admit() for _ in range(4)] == [None] * 4
+    for _ in range(2):  # a probe that fails is no news
+        clock.now += 5
+        assert breaker.report(breaker.admit(), False) is None
+        assert breaker.admit() is None
+    clock.now += 5
+    assert breaker.report(breaker.admit(), None) is None
+    assert breaker.report(breaker.admit(), True) == Closed(15.0, 6)
+    assert breaker.report(breaker.admit(), True) is None
+    assert [breaker.report(breaker.admit(), False) for _ in range(3)] == [None, None, Opened(3)]
+    clock.now += 5
+    assert breaker.report(breaker.admit(), True) == Closed(5.0, 0), "it counts from nothing again"

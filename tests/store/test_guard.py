@@ -329,6 +329,54 @@ def test_one_probe_however_many_ask(hang):
     assert guard.contains(key(1)) is False
 
 
+@pytest.mark.parametrize(("hangs", "reason"), [(False, "io: as scripted"), (True, "timeout: memory: no answer within")])
+def test_one_log_line_when_it_opens_and_one_when_it_closes(caplog, hang, hangs, reason):
+    clock = Clock()
+    tier = Scripted(*[hang.wait if hangs else fails()] * 4)
+    guard = Guarded(tier, 0.2, attempts=1, failures=2, pause=60.0, threads=9, clock=clock)
+    with caplog.at_level("DEBUG", "kvjax"):
+        for _ in range(2):
+            assert reason_of(lambda: guard.contains(key(1))) in ("io", "timeout")
+        for _ in range(2):
+            for _ in range(5):
+                assert reason_of(lambda: guard.contains(key(1))) == "breaker"
+            clock.now += 60
+            assert reason_of(lambda: guard.contains(key(1))) in ("io", "timeout"), "the probe"
+        [opened] = caplog.records
+        assert opened.levelname == "WARNING"
+        assert "the memory tier is left alone: 2 calls in a row failed" in opened.getMessage()
+        assert reason in opened.getMessage()
+        assert "again every 60 s" in opened.getMessage()
+        clock.now += 60
+        for _ in range(3):
+            assert guard.contains(key(1)) is False
+        [_, closed] = caplog.records
+        assert closed.levelname == "INFO"
+        assert closed.getMessage() == "the memory tier answers again after 180.0 s, in which 10 calls were refused"
+
+
+def test_failures_that_do_not_open_it_are_not_logged(caplog):
+    guard = Guarded(Scripted(fails(), fails("refused"), fails()), 5.0, attempts=1, failures=2)
+    with caplog.at_level("DEBUG", "kvjax"):
+        for _ in range(3):
+            reason_of(lambda: guard.contains(key(1)))
+        guard.close()
+    assert not caplog.records
+
+
+def test_an_object_is_rejected_where_its_tier_is(opened):
+    tier = fill(MemoryTier())
+    guard = Guarded(tier, 5.0)
+    guard.reject(key(1))
+    assert not tier.contains(key(1))
+    rejected = []
+    tier.read_only = True
+    tier.reject = rejected.append
+    Guarded(tier, 5.0).reject(key(2))
+    assert rejected == [key(2)]
+    assert guard.peek(key(2), 5) == bytes(blob(2))[:5]
+
+
 @pytest.mark.parametrize("reason", ["length", "refused", "full"])
 def test_an_answer_that_is_an_error_is_an_answer(reason):
     guard = Guarded(Scripted(*[fails(reason)] * 9), 5.0, failures=2)

@@ -4,11 +4,18 @@ import gzip
 import time
 from http.server import BaseHTTPRequestHandler
 
+import numpy as np
 import pytest
 
+from kvjax.store import web
+from kvjax.store.block import CorruptBlockError
+from kvjax.store.guard import Guarded
 from kvjax.store.names import object_name
+from kvjax.store.rejected import RejectedKeys
 from kvjax.store.tier import Tier, TierError
+from tests.store.chains import FORMAT, blob_of, names_of
 from tests.store.contract import SIZE, ReadOnlyContract, blob, key, read
+from tests.store.test_breaker import Clock
 from tests.store.web_server import Script, WebServer, answer
 
 
@@ -150,6 +157,66 @@ def test_a_body_that_drips(opened, server):
     begun = time.monotonic()
     assert reason_of_read(tier) == "timeout"
     assert time.monotonic() - begun < 1.0
+
+
+# Harmed objects
+
+
+def test_a_harmed_object_is_downloaded_once(opened, server):
+    """As the store does: read, prove, reject."""
+    name = names_of(1)[0]
+    harmed = blob_of(name)
+    harmed[-1] ^= 1
+    place = f"/pub/kv/{object_name(name.hex)}"
+    server.files[place] = harmed.tobytes()
+    tier = Guarded(opened(f"{server.url}/pub/kv", timeout=20.0), 20.0)
+    computed = 0
+    for _ in range(5):  # requests
+        buffer = np.zeros(FORMAT.nbytes, np.uint8)
+        if tier.contains(name.hex) and tier.read(name.hex, memoryview(buffer)):
+            with pytest.raises(CorruptBlockError):
+                FORMAT.check(buffer, name)
+            tier.reject(name.hex)
+        computed += 1
+    assert computed == 5
+    assert server.asked == [("HEAD", place), ("GET", place)]
+    assert tier.read(key(1), memoryview(bytearray(SIZE)))
+    tier.close()
+
+
+def test_a_rejected_object_is_asked_for_again_after_a_while(monkeypatch, server, opened):
+    clock = Clock()
+    monkeypatch.setattr(web, "RejectedKeys", lambda: RejectedKeys(clock=clock))
+    tier = opened(f"{server.url}/pub/kv", timeout=20.0)
+    tier.reject(key(1))
+    clock.now += 599
+    assert read(tier, 1) is None
+    assert not server.asked
+    clock.now += 1
+    assert read(tier, 1) == bytes(blob(1))
+
+
+def test_only_keys_can_be_rejected_and_not_after_close(tier):
+    for name in ("", "../x", "A" * 64):
+        with pytest.raises(TierError):
+            tier.reject(name)
+    tier.close()
+    with pytest.raises(TierError):
+        tier.reject(key(1))
+
+
+def test_the_memory_of_rejected_keys_is_bounded():
+    clock = Clock()
+    rejected = RejectedKeys(seconds=10.0, capacity=3, clock=clock)
+    for n in (0, 1, 2, 0, 3):
+        rejected.add(key(n))
+        clock.now += 1
+    assert [key(n) in rejected for n in range(4)] == [True, False, True, True], "rejected first, forgotten first"
+    assert len(rejected) == 3
+    clock.now += 7
+    assert [key(n) in rejected for n in range(4)] == [True, False, False, True]
+    clock.now += 10
+    assert len(rejected) == 0
 
 
 # Redirects

@@ -73,17 +73,16 @@ class ChunkAssembler:
         chunk = self._cache.chunk_size
         while len(self._tokens) >= chunk and self._front - self._base >= chunk:
             names = BlockKey.chain(self._parent, np.asarray(self._tokens[:chunk], np.int32))
-            with self._cache.store.save(names) as writer:
+            with self._cache.store.insert(names) as writer:
                 for block in writer.wanted:
                     rows = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
                     for layer, (k, v) in enumerate(self._buffers[0]):
                         writer.fill(block, layer, k[:, rows], v[:, rows])
-                writer.seal()
             self._parent, self._base = names[-1].key, self._base + chunk
             del self._tokens[:chunk], self._buffers[0]
 
     def _buffer(self, index: int) -> np.ndarray:
-        layout = self._cache.store.format
+        layout = self._cache.store.layout
         shape = (layout.layers, 2, layout.kv_heads, self._cache.chunk_size, layout.head_dim)
         while len(self._buffers) <= index:
             self._buffers.append(np.empty(shape, DTYPES[layout.dtype][1]))

@@ -153,4 +153,4 @@ class GenerationWriter:
 
 
 def _gather(cache: PrefixCache, reach: int, views: tuple[View, ...], slot: int, start: int) -> Gathered:
-    return steps.gather_tokens(reach, cache.store.format.kv_heads, views, np.int32(slot), np.int32(start))
+    return steps.gather_tokens(reach, cache.store.layout.kv_heads, views, np.int32(slot), np.int32(start))

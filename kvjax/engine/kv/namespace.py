@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.identity import KVIdentity
 from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.keys import Namespace
 
@@ -17,17 +18,24 @@ def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
         path: folder of the checkpoint, every tensor of which is read, unless its digest is known already.
         devices: how many share the model.
     """
-    device, model, layout = jax.devices()[0], caches.model, caches.layout
-    numerics = (
-        f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, chunk {layout.prefill_chunk_size}"
-    )
-    if layout.attention_backend != "reference":
-        numerics += f", kernels {layout.attention_backend}"
-    return Namespace(
+    model, layout = caches.model, caches.layout
+    identity = KVIdentity.of_device(
+        jax.devices()[0],
         weights=weights_digest(path),
         tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),
         rope=repr([layer.rope for layer in model.layers]),
-        numerics=numerics,
-        dtype=layout.kv_dtype,
         shape=f"{model.num_layers} x {model.num_kv_heads} x {model.head_dim}",
+        kv_dtype=layout.kv_dtype,
+        dtype=layout.dtype,
+        devices=str(devices),
+        attention_backend="" if layout.attention_backend == "reference" else layout.attention_backend,
+        prefill_shapes=f"chunks of {layout.prefill_chunk_size} tokens",
+    )
+    return Namespace(
+        weights=identity.weights,
+        tokenizer=identity.tokenizer,
+        rope=identity.rope,
+        numerics=identity.numerics,
+        dtype=identity.kv_dtype,
+        shape=identity.shape,
     )

@@ -105,9 +105,9 @@ class PrefixCache:
         chunks = max((len(tokens) - max(self._window, 1)) // self.chunk_size, 0)
         tokens = tokens[: chunks * self.chunk_size]
         generated = self.store.config.store_generated
-        fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
-        blocks = self.store.fetch(self.names(tokens, salt), unit=self.chunk_blocks, on_done=on_done, fork=fork)
-        return Prefix(blocks, self.store.config.patience(len(blocks.names) * BLOCK_TOKENS))
+        chain = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
+        blocks = self.store.load(self.names(tokens, salt), unit=self.chunk_blocks, on_done=on_done, chain=chain)
+        return Prefix(blocks, self.store.config.patience(len(blocks.keys) * BLOCK_TOKENS))
 
     def claim(self, prefix: Prefix) -> int:
         """Chunks of a prefix to use: nothing more is brought. 0 where it is to be verified by computing it again."""
@@ -125,7 +125,7 @@ class PrefixCache:
         Raises:
             LeaseExpiredError: the prefix was held for too long without being used.
         """
-        layout = self.store.format
+        layout = self.store.layout
         for chunk in range(prefix.chunks):
             first = chunk * self.chunk_blocks
             yield tuple(layout.tensors(prefix.blocks.blob(first + i), layer) for i in range(self.chunk_blocks))
@@ -139,7 +139,7 @@ class PrefixCache:
             decoding: as for `names`.
         """
         first = 0 if prefix is None else prefix.chunks
-        dense = None if prefix is None else prefix.blocks.fork
+        dense = None if prefix is None else prefix.blocks.dense_prefix_length
         # behind chunks that decode steps had part in, the chain goes on from theirs
         fork = dense if dense is not None and first * self.chunk_blocks > dense else None
         names = self.names(tokens, salt, decoding, fork)
@@ -164,7 +164,8 @@ class PrefixCache:
         names = BlockKey.chain(self._namespace.root(salt), tokens[:whole][:dense])
         if fork is None:
             return names
-        return names + BlockKey.chain(self.parent(names, salt, decoding), tokens[dense:whole])
+        previous = names[-1].key if names else b""
+        return names + BlockKey.chain(self.parent(names, salt, decoding), tokens[dense:whole], previous)
 
     def parent(self, names: list[BlockKey], salt: str, decoding: str) -> bytes:
         """The key that the chain of generated tokens begins with behind these dense blocks."""

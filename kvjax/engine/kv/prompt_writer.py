@@ -55,7 +55,7 @@ class PromptWriter:
         self._executor.put(self._close)
 
     def _open(self) -> None:
-        self._blocks = self._store.save(self._names)
+        self._blocks = self._store.insert(self._names)
 
     def _fill(self, chunk: int, layer: int, k: jax.Array, v: jax.Array) -> None:
         if self._blocks is None:  # it could not be opened, or has been abandoned
@@ -65,14 +65,12 @@ class PromptWriter:
             index, rows = chunk * self._chunk_blocks + part, slice(part * BLOCK_TOKENS, (part + 1) * BLOCK_TOKENS)
             if index in self._blocks.wanted:
                 self._blocks.fill(index, layer, keys[:, rows], values[:, rows])
-            if self._check is not None and index < min(self._check.loaded, self._check.fork):
-                stored = self._store.format.tensors(self._check.blob(index), layer)
+            if self._check is not None and index < min(self._check.loaded, self._check.dense_prefix_length):
+                stored = self._store.layout.tensors(self._check.blob(index), layer)
                 pairs = zip(stored, (keys[:, rows], values[:, rows]), strict=True)
                 self._store.checked(self._names[index], all(a.tobytes() == b.tobytes() for a, b in pairs))
 
     def _seal(self) -> None:
-        if self._blocks is not None:
-            self._blocks.seal()
         self._close()
 
     def _close(self) -> None:
