@@ -34,7 +34,8 @@ class EngineConfig:
         reselect: a view whose headroom is used up is selected anew; otherwise the output ends there.
         store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
             what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
-        session_dir: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
+        session_dir: folder in which conversations that `Engine.drain` cuts off wait for the next engine; None cancels
+            them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
         attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a
@@ -141,7 +142,8 @@ class ResolvedConfig:
         if config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
                 f"attention_backend={config.attention_backend!r} runs on a {config.attention_backend.upper()} and not "
-                f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever device there is"
+                f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever "
+                "device there is"
             )
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32

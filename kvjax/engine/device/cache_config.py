@@ -1,4 +1,4 @@
-"""Cache configuration: every cache of an engine, declared once from a model and a layout: allocation, memory and the steps follow it."""
+"""Cache configuration: every cache of an engine, declared once; allocation, memory and the steps follow it."""
 
 import dataclasses
 import functools

@@ -16,7 +16,7 @@ class Prefill:
 
     Attributes:
         prompt: token ids; of these `length` come before the views are selected, and the rest is read through them.
-        plans: what each layer retains of this prompt and reads of it a step: the runner's, or those of a smaller budget.
+        plans: tokens that each layer retains and reads: the runner's plans, or those of a smaller budget.
         turn_start: position at which the last turn begins; 0 where the views are chosen by whatever comes last.
         hidden: hidden states of all positions before layer group `group`, padded to the prompt's bucket of T tokens.
         reused: chunks from the first on that are not computed: their KV is loaded before each group's first unit.

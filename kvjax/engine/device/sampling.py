@@ -1,4 +1,4 @@
-"""Sampling: drawing the next token on the device. Every slot has its own parameters, and no parameter causes a compilation.
+"""Sampling: drawing the next token on the device. Slots have their own parameters, and none causes a compilation.
 
 The order is vLLM's: logit bias, minimum length, penalties, temperature, min-p, top-k, top-p. Thresholds are found
 by bisection over the bits of the logits (32 count-and-compare passes) instead of a sort: exact, and it lowers

@@ -33,7 +33,7 @@ from kvjax.store.store import KVStore
 
 
 @dataclasses.dataclass(eq=False)
-class Prefix:
+class StoredPrefix:
     """Stored KV of one prompt's beginning, from `PrefixCache.lookup` on until it is released.
 
     Attributes:
@@ -93,7 +93,7 @@ class PrefixCache:
         """Blocks of a chunk."""
         return self.chunk_size // BLOCK_TOKENS
 
-    def lookup(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> Prefix:
+    def lookup(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> StoredPrefix:
         """Starts to bring the stored blocks of a prompt nearer, but for its last tokens. For any thread.
 
         Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
@@ -107,9 +107,9 @@ class PrefixCache:
         generated = self.store.config.store_generated
         fork = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
         blocks = self.store.fetch(self.names(tokens, salt), unit=self.chunk_blocks, on_done=on_done, fork=fork)
-        return Prefix(blocks, self.store.config.patience(len(blocks.names) * BLOCK_TOKENS))
+        return StoredPrefix(blocks, self.store.config.patience(len(blocks.names) * BLOCK_TOKENS))
 
-    def claim(self, prefix: Prefix) -> int:
+    def claim(self, prefix: StoredPrefix) -> int:
         """Chunks of a prefix to use: nothing more is brought. 0 where it is to be verified by computing it again."""
         prefix.blocks.stop()
         if self._random.random() >= self.store.config.verify_hits:
@@ -117,10 +117,10 @@ class PrefixCache:
             prefix.chunks = prefix.blocks.loaded // self.chunk_blocks
         return prefix.chunks
 
-    def load(self, prefix: Prefix, layer: int) -> Iterator[HostBlocks]:
+    def load(self, prefix: StoredPrefix, layer: int) -> Iterator[HostBlocks]:
         """K and V [K, BLOCK_TOKENS, D] of the blocks of each claimed chunk, in the memory of the store.
 
-        A device that shares the host's memory may read them there: `Prefix.copies` says when it has.
+        A device that shares the host's memory may read them there: `StoredPrefix.copies` says when it has.
 
         Raises:
             LeaseExpiredError: the prefix was held for too long without being used.
@@ -130,7 +130,9 @@ class PrefixCache:
             first = chunk * self.chunk_blocks
             yield tuple(layout.tensors(prefix.blocks.blob(first + i), layer) for i in range(self.chunk_blocks))
 
-    def insert(self, tokens: np.ndarray, salt: str, prefix: Prefix | None = None, decoding: str = "") -> PromptWriter:
+    def insert(
+        self, tokens: np.ndarray, salt: str, prefix: StoredPrefix | None = None, decoding: str = ""
+    ) -> PromptWriter:
         """Begins to store the whole chunks of a prompt behind those of its claimed prefix.
 
         Args:
@@ -149,7 +151,7 @@ class PrefixCache:
             self.store, self.executor, names[first * self.chunk_blocks :], self.chunk_blocks, parent, check
         )
 
-    def release(self, prefix: Prefix) -> None:
+    def release(self, prefix: StoredPrefix) -> None:
         """Gives every block back, once the device has copied it. May be called twice, and before it is claimed."""
         jax.block_until_ready(prefix.copies)
         prefix.blocks.close()

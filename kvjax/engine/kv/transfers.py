@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from kvjax.engine.device.prefill import Prefill
 from kvjax.engine.device.runner import EXTENSION, Runner
 from kvjax.engine.kv.generation_writer import GeneratedTokens, GenerationWriter, GenerationWriters
-from kvjax.engine.kv.prefix_cache import Prefix, PrefixCache
+from kvjax.engine.kv.prefix_cache import PrefixCache, StoredPrefix
 from kvjax.engine.kv.prompt_writer import PromptWriter
 from kvjax.store.keys import BLOCK_TOKENS
 
@@ -34,7 +34,7 @@ class KVTransfers:
 
     def lookup(
         self, prompt: np.ndarray, compress_after: int | None, salt: str, decoding: str, on_done: Callable[[], None]
-    ) -> Prefix | None:
+    ) -> StoredPrefix | None:
         """Starts to bring the stored KV of a prompt to host memory; None where nothing could be used.
 
         Args:
@@ -46,12 +46,14 @@ class KVTransfers:
             return None
         return self._cache.lookup(tokens, salt, on_done, decoding)
 
-    def release(self, prefix: Prefix | None) -> None:
+    def release(self, prefix: StoredPrefix | None) -> None:
         """Gives back a prefix with which no prefill has begun."""
         if self._cache is not None and prefix is not None:
             self._cache.release(prefix)
 
-    def begin(self, prefill: Prefill, prefix: Prefix | None, salt: str, generated: GeneratedTokens) -> "PromptTransfer":
+    def begin(
+        self, prefill: Prefill, prefix: StoredPrefix | None, salt: str, generated: GeneratedTokens
+    ) -> "PromptTransfer":
         """Claims a prefix for a prefill before its first unit, and prepares to store the rest of the prompt.
 
         Args:
@@ -105,7 +107,7 @@ class PromptTransfer:
         runner: Runner,
         prefill: Prefill,
         cache: PrefixCache | None = None,
-        prefix: Prefix | None = None,
+        prefix: StoredPrefix | None = None,
         writer: PromptWriter | None = None,
         answer: GenerationWriter | None = None,
         generated: GenerationWriters | None = None,

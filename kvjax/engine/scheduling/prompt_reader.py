@@ -9,14 +9,14 @@ from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import SamplerState, TokenSample, token_logprobs
 from kvjax.engine.kv.transfers import KVTransfers
 from kvjax.engine.request import TokenLogprob
-from kvjax.engine.scheduling.counters import Counters
+from kvjax.engine.scheduling.counters import EngineCounters
 
 
 class PromptReader:
     """The prompt of one request. The engine's thread owns it, and closes it however the request ends."""
 
     def __init__(
-        self, runner: Runner, transfers: KVTransfers, counters: Counters, request: ActiveRequest, slot: int
+        self, runner: Runner, transfers: KVTransfers, counters: EngineCounters, request: ActiveRequest, slot: int
     ) -> None:
         """Begins the prefill in `slot`, with as much stored KV as is there by now."""
         params = request.params
