@@ -54,12 +54,12 @@ class Prefill:
 
     @property
     def in_groups(self) -> bool:
-        """Whether layer groups are left to go through; behind them comes the rest of the prompt."""
+        """True while layer groups are left to go through; behind them comes the rest of the prompt."""
         return self.group < self.num_groups
 
     @property
     def starts_group(self) -> bool:
-        """Whether the next unit is the first of a layer group."""
+        """True if the next unit is the first of a layer group."""
         return self.in_groups and self.chunk == self.reused
 
     @property

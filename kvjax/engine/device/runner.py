@@ -1,6 +1,6 @@
 """Runner: one model's arrays on the device and the compiled steps over them. It knows slots, no requests and no store.
 
-All calls return at once (JAX dispatches asynchronously); whoever reads a result waits for it. Not safe for use
+All calls return at once (JAX dispatches asynchronously); reading a result waits for it. Not safe for use
 from several threads: the engine's thread owns the runner.
 """
 
@@ -240,8 +240,8 @@ class Runner:
                 self.load_chunk(prefill, 0, tuple(zip(*parts, strict=True)), 0)
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
-        nobody = np.zeros(self.layout.max_num_seqs, np.bool_)
-        jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
+        none_alive = np.zeros(self.layout.max_num_seqs, np.bool_)
+        jax.block_until_ready(self.decode(none_alive, self.layout.decode_steps).emitted)
         seconds[f"decode, {self.layout.max_num_seqs} slots"] = time.monotonic() - began
         if self.caches.window:
             began = time.monotonic()

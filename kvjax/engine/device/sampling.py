@@ -24,7 +24,7 @@ COLDEST = 1e-5  # below this temperature draws are greedy, as in vLLM: quotients
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplerState:
-    """How each slot draws. Leaves are arrays, or specs of them, with the slots in front.
+    """Sampling parameters and counts of each slot. Leaves are arrays, or specs of them, with the slots in front.
 
     Attributes:
         key: a raw threefry key; the draw of generated token i uses `fold_in(key, i)`, whatever the slot.
