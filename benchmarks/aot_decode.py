@@ -9,9 +9,9 @@ from flax import nnx
 
 from kvjax import cache, models
 from kvjax.cache import ArraySpec
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
-from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.models.rope import Llama3
 

@@ -98,9 +98,9 @@ def _compile(layers: int, kernels: str) -> None:
 
     from benchmarks.aot import READ, SLOTS
     from benchmarks.aot_decode import LLAMA
+    from kvjax.engine.config import EngineConfig, ResolvedConfig
     from kvjax.engine.device.abstract import abstract_steps
     from kvjax.engine.device.cache_config import CacheConfig
-    from kvjax.engine.config import EngineConfig, ResolvedConfig
     from kvjax.plan.devices import find_device
     from kvjax.plan.topology import topology_devices
 

@@ -20,8 +20,9 @@ from kvjax import cache
 from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import plan
-from kvjax.engine.request import SamplingParams
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.sampling import SamplerState
+from kvjax.engine.request import SamplingParams
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.roofline import prefill_seconds
 from kvjax.store.sizes import show_size
@@ -120,11 +121,13 @@ def _peak(rig: Rig, caches: CacheConfig) -> dict[str, Any]:
     jax.block_until_ready(rig.weights.leaves)
     before = peak()
     runner = Runner(rig.decoder, caches)
-    prefill = runner.begin(np.full(caches.layout.max_model_len, 5, np.int32), slot=0, keep=False)
-    prefill.length = prefill.size  # one chunk of each group meets every shape
+    prefill = runner.begin(np.full(caches.layout.max_model_len, 5, np.int32), slot=0)
+    prefill.length = prefill.chunk_size  # one chunk of each group meets every shape
+    prefill.prompt = prefill.prompt[: prefill.length]
     while not prefill.done:
         runner.advance(prefill)
-    jax.block_until_ready(runner.finish(prefill, SamplingParams(), (), seed=0, limit=8))
+    sampler = SamplerState.of(SamplingParams(), prefill.prompt, (), 0, runner.vocab_size)
+    jax.block_until_ready(runner.finish(prefill, sampler, limit=8))
     alone = np.arange(caches.layout.max_num_seqs) == 0
     jax.block_until_ready(runner.decode(alone, caches.layout.decode_steps).emitted)
     alive = sum(array.nbytes for array in jax.live_arrays())

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from benchmarks.aot_decode import LLAMA
 from kvjax import models
+from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
-from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.pallas.dispatch import REFERENCE
 from kvjax.plan.devices import Device

@@ -17,11 +17,12 @@ import numpy as np
 
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import plan
-from kvjax.engine.request import SamplingParams
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.sampling import SamplerState
+from kvjax.engine.request import SamplingParams
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.store.sizes import show_size
 
@@ -104,7 +105,8 @@ def main() -> None:
         runner.advance(prefill)
         most_alive = max(most_alive, alive())
         jax.block_until_ready(prefill.hidden)
-    runner.finish(prefill, SamplingParams(), (), seed=0, limit=64)
+    sampler = SamplerState.of(SamplingParams(), prompt, (), 0, runner.vocab_size)
+    runner.finish(prefill, sampler, limit=64)
     prefill_rise = resident(peak=True) - idle
     del prefill
     forget_peak()

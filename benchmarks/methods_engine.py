@@ -15,8 +15,8 @@ import jax
 from benchmarks.methods_cell import Cell
 from kvjax.budget import LEAST_TOKEN_BUDGET, MAX_GROUP_LAYERS
 from kvjax.engine import EngineConfig
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.models import DecoderConfig, read_config
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS

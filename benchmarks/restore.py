@@ -15,6 +15,8 @@ import numpy as np
 from benchmarks.store_engine import Plan, engine_on, in_turns, prefix_of, prompt, ttft
 from kvjax.engine.device.prefill import Prefill
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.kv.prefix_cache import PrefixCache, StoredPrefix
+from kvjax.engine.kv.transfers import PromptTransfer
 from kvjax.store.config import StoreConfig
 
 
@@ -26,11 +28,9 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         tokens, runner, prefix = prompt(length, seed=3), engine._runner, prefix_of(engine)
         assert runner is not None
         ttft(engine, tokens)
-        prefill = begin(runner, np.asarray(tokens, np.int32))
-        fetch = prefill.fetch
-        assert fetch is not None
+        prefill, stored = begin(runner, prefix, np.asarray(tokens, np.int32))
         try:
-            groups = same_bytes(runner, prefill)
+            groups = same_bytes(runner, prefix, prefill)
             chunks = [
                 np.split(array, 2 * len(group) * prefill.reused)
                 for array, group in zip(groups, runner.groups, strict=True)
@@ -46,54 +46,59 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
             def gather() -> None:
                 for layer in range(len(runner.caches.plans)):
-                    for _ in prefix.chunks(fetch, layer, prefill.reused):
+                    for _ in prefix.load(stored, layer):
                         pass
 
             arms = {
                 "device_put groups": put_groups,
                 "device_put chunks": put_chunks,
                 "gathered": gather,
-                "restored": lambda: restore(runner, prefill),
+                "restored": lambda: restore(runner, prefix, prefill, stored),
             }
             rates = in_turns(arms, plan.rounds, sum(array.nbytes for array in groups))
         finally:
-            prefill.close()
+            prefix.release(stored)
     plain = max(rates["device_put groups"], rates["device_put chunks"])
     share = rates["restored"] / plain
     print(
-        f"device    {prefill.reused * prefill.size:,} tokens: device_put {plain:.2f} GB/s, restored "
+        f"device    {prefill.reused * prefill.chunk_size:,} tokens: device_put {plain:.2f} GB/s, restored "
         f"{rates['restored']:.2f} GB/s: {share:.2f} of it; gathered on the host at {rates['gathered']:.2f} GB/s"
     )
-    return {"tokens": prefill.reused * prefill.size, "gigabytes_per_second": rates, "share": share}
+    return {"tokens": prefill.reused * prefill.chunk_size, "gigabytes_per_second": rates, "share": share}
 
 
-def begin(runner: Runner, tokens: np.ndarray) -> Prefill:
-    """A prefill whose blocks are all in host memory, before its first step."""
+def begin(runner: Runner, prefix: PrefixCache, tokens: np.ndarray) -> tuple[Prefill, StoredPrefix]:
+    """A prefill before its first step, and its blocks, which are all in host memory."""
     there = threading.Event()
-    fetch = runner.fetch(tokens, None, "", there.set)
-    assert fetch is not None
-    if not fetch.done and not there.wait(60.0):
+    stored = prefix.lookup(tokens, "", there.set)
+    if stored.ready_at and not there.wait(60.0):
         raise RuntimeError("the blocks did not come within 60 s")
-    return runner.begin(tokens, slot=0, fetch=fetch, keep=False)
+    prefill = runner.begin(tokens, slot=0)
+    prefill.reuse(prefix.claim(stored))
+    return prefill, stored
 
 
-def restore(runner: Runner, prefill: Prefill) -> None:
+def restore(runner: Runner, prefix: PrefixCache, prefill: Prefill, stored: StoredPrefix) -> None:
     """Fills the workspaces of every group from the blocks, as a prefill does when it comes to the group."""
-    for group in range(prefill.groups):
+    transfer = PromptTransfer(runner, prefill, prefix, stored)
+    for group in range(prefill.num_groups):
         prefill.group = group
-        workspace = runner._workspace(len(prefill.tokens))[group % 2]
-        runner._restore(prefill, workspace)
-        jax.block_until_ready(workspace)
+        transfer.before_unit()
+        jax.block_until_ready(runner.workspaces(prefill.bucket, group))
 
 
-def same_bytes(runner: Runner, prefill: Prefill) -> list[np.ndarray]:
+def same_bytes(runner: Runner, prefix: PrefixCache, prefill: Prefill) -> list[np.ndarray]:
     """As many bytes as all groups restore, an array a group.
 
     They, and the chunks of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
     """
+<<<<<<< HEAD
     assert runner.prefix is not None
     format = runner.prefix.store.layout
     layer = 2 * format.tensor_bytes * prefill.reused * runner.prefix._unit
+=======
+    layer = 2 * prefix.store.format.tensor_bytes * prefill.reused * prefix.chunk_blocks
+>>>>>>> h-engine
     random = np.random.default_rng(0)
     arrays = []
     for group in runner.groups:

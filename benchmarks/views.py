@@ -23,12 +23,13 @@ import numpy as np
 from benchmarks.memory import alive, forget_peak, make_model, resident
 from benchmarks.report import write_report
 from kvjax import models
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import plan
-from kvjax.engine.request import SamplingParams
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.sampling import SamplerState
 from kvjax.engine.device.steps import DecodeState
+from kvjax.engine.request import SamplingParams
 from kvjax.store.sizes import show_size
 
 ROOM = 128
@@ -76,7 +77,7 @@ def fill(runner: Runner, length: int) -> None:
         sampler=state.sampler,
     )
     for slot in range(runner.layout.max_num_seqs):
-        runner._fill.written(slot, length, runner.caches.plans)
+        runner.occupancy.written(slot, length, runner.caches.plans)
 
 
 def decode_seconds(runner: Runner, length: int) -> float:
@@ -147,7 +148,8 @@ def memory_row(context: int, method: str, budget: int | None) -> dict[str, Any]:
         runner.advance(prefill)
         most = max(most, alive() - weights)
         jax.block_until_ready(prefill.hidden)
-    runner.finish(prefill, SamplingParams(), (), seed=0, limit=64)
+    sampler = SamplerState.of(SamplingParams(), prompt, (), 0, runner.vocab_size)
+    runner.finish(prefill, sampler, limit=64)
     rise = resident(peak=True) - idle
     del prefill
     name = "full" if budget is None else f"{method} {budget}"

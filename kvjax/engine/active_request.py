@@ -7,7 +7,7 @@ import numpy as np
 
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.kv.generation_writer import GeneratedTokens
-from kvjax.engine.kv.prefix_cache import Prefix
+from kvjax.engine.kv.prefix_cache import StoredPrefix
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
 from kvjax.engine.text.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.text.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class ActiveRequest:
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
         self.for_store = GeneratedTokens(decoding, limit)
-        self.prefix: Prefix | None = None
+        self.prefix: StoredPrefix | None = None
         self.cached: dict[str, int] = {}
         self.cancelled = False
         self.finished = False
@@ -87,6 +87,10 @@ class ActiveRequest:
     def ready_at(self) -> float:
         """When it stops waiting for its stored KV, in seconds of `time.monotonic()`; 0 if there is none to wait for."""
         return 0.0 if self.prefix is None else self.prefix.ready_at
+
+    def refresh(self) -> bool:
+        """Looks again for stored KV, as its turn has come; returns whether it should wait for more."""
+        return self.prefix is not None and self.prefix.refresh()
 
     @property
     def cached_tokens(self) -> int:

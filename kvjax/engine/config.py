@@ -34,7 +34,8 @@ class EngineConfig:
         reselect: a view whose headroom is used up is selected anew; otherwise the output ends there.
         store: where the full KV of earlier prompts is kept, so that a prompt which begins as one of them computes only
             what is new; None is 1 GiB of host memory for "rocketkv-mt" and nothing otherwise.
-        session_dir: folder where conversations that `Engine.drain` cuts off wait for the next engine; None cancels them.
+        session_dir: folder in which conversations that `Engine.drain` cuts off wait for the next engine; None cancels
+            them.
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
         attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a
@@ -105,6 +106,8 @@ class ResolvedConfig:
 
     Attributes:
         attention_backend: "auto" only where the device has kernels.
+        chunk_sizes: tokens of a prefill chunk that were seen to give a row the same bits, in increasing order; the last
+            is `prefill_chunk_size`. Only these are mixed in prompts whose KV is stored.
     """
 
     max_model_len: int
@@ -121,6 +124,7 @@ class ResolvedConfig:
     store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
     attention_backend: str = "reference"
+    chunk_sizes: tuple[int, ...] = ()
 
     @classmethod
     def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "ResolvedConfig":
@@ -141,7 +145,8 @@ class ResolvedConfig:
         if config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
                 f"attention_backend={config.attention_backend!r} runs on a {config.attention_backend.upper()} and not "
-                f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever device there is"
+                f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever "
+                "device there is"
             )
         on_cpu = platform == "cpu"
         # XLA's CPU backend runs bfloat16 dozens of times slower than float32
@@ -167,6 +172,19 @@ class ResolvedConfig:
             if config.attention_backend == "auto" and platform not in ATTENTION_BACKENDS
             else config.attention_backend,
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of a prefill chunk, in increasing order."""
+        return self.chunk_sizes or (self.prefill_chunk_size,)
+
+    def bucket(self, length: int) -> int:
+        """Workspace length of a prompt of so many tokens."""
+        return next(tokens for tokens in self.buckets if tokens >= length)
+
+    def stores(self, length: int) -> bool:
+        """Whether the KV of a prompt of so many tokens may be shared: a shorter one is computed in a shape of its own."""
+        return length > 0 and self.bucket(length) >= self.prefill_chunk_size
 
     @property
     def implementation(self) -> str | None:

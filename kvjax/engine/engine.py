@@ -1,14 +1,12 @@
 """Engine: a model that generates for many callers at once. The one door to everything below it."""
 
 import asyncio
-import contextlib
 import dataclasses
-import logging
 import os
 import pathlib
 import random
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 import jax
@@ -25,18 +23,15 @@ from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import MAX_STOP_TOKEN_IDS
 from kvjax.engine.generation_limit import generation_limit
 from kvjax.engine.kv.prefix_cache import PrefixCache
+from kvjax.engine.parts import EngineParts
 from kvjax.engine.request import MAX_STOP_TOKENS, Completion, Delta, EngineDeadError, SamplingParams
 from kvjax.engine.scheduling.admission import Admission, Reservation
 from kvjax.engine.scheduling.loop import EngineLoop
-from kvjax.engine.startup import Startup
 from kvjax.engine.stats import EngineStats
 from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.store.stats import TierStats
 
-logger = logging.getLogger(__name__)
-
-LEAST_FLUSH = 1.0  # seconds for the store at the end, however long the last requests took
-
+StrPath = str | os.PathLike[str]
 Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
 
 
@@ -55,7 +50,7 @@ class Engine:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: StrPath,
         model_config: models.DecoderConfig,
         tokenizer: Tokenizer,
         config: EngineConfig,
@@ -73,15 +68,11 @@ class Engine:
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
         self._seeds = random.Random(config.seed)
-        self._parts = Startup(pathlib.Path(path), self._caches, config.tensor_parallel_size, config.session_dir)
+        self._parts = EngineParts(pathlib.Path(path), self._caches, config.tensor_parallel_size, config.session_dir)
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        config: EngineConfig | None = None,
-        *,
-        chat_template: str | None = None,
+        cls, path: StrPath, config: EngineConfig | None = None, *, chat_template: str | None = None
     ) -> "Engine":
         """Reads the configuration and the tokenizer of a model in the Hugging Face format; `start` reads its weights.
 
@@ -117,7 +108,7 @@ class Engine:
 
     @property
     def caches(self) -> CacheConfig:
-        """What each layer keeps of a prompt and reads of it a step, in entries and in bytes."""
+        """Tokens that each layer retains of a prompt and reads of it a step, in entries and in bytes."""
         return self._caches
 
     @property
@@ -180,7 +171,7 @@ class Engine:
             except RuntimeError as error:  # the loop is closed
                 raise CallerGoneError from error
 
-        with self._place(reservation):
+        with self._admission.place(reservation):
             request = self._submit(prompt, params, on_delta, request_id, cache_salt)
             try:
                 while not (delta := await deltas.get()).finish:
@@ -214,9 +205,7 @@ class Engine:
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
         for prompt, own in zip(tokens, each, strict=True):
             generation_limit(self._caches, prompt, own)
-        return generate_batch(
-            tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress=progress
-        )
+        return generate_batch(tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress)
 
     def stats(self) -> EngineStats:
         """Snapshot of what the engine is doing. Answers in every phase."""
@@ -225,7 +214,7 @@ class Engine:
         return dataclasses.replace(self._loop.stats(), compiles_after_warmup=self._parts.compiles.count)
 
     def store_stats(self) -> dict[str, TierStats]:
-        """What each tier of the KV store holds and has done, the nearest first; {} without a store."""
+        """Contents and counters of each tier of the KV store, the nearest first; {} without a store."""
         return {} if self._prefix is None else self._prefix.store.stats()
 
     def drain(self, timeout: float) -> None:
@@ -239,16 +228,7 @@ class Engine:
             self._phase = "draining"
         deadline = time.monotonic() + timeout
         empty = self._admission.wait_empty(timeout)
-        if self._loop is not None:
-            done = self._loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and empty
-            if self._parts.session_store is not None:
-                self._parts.session_store.save(self._loop.suspend())
-            elif not done:
-                self._loop.cancel_all()
-            self._loop.wait_idle(5.0)
-        if self._prefix is not None:
-            written = self._prefix.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
-            logger.info("every block is stored" if written else "some blocks could not be stored in time")
+        self._parts.drain(deadline, cancel=not empty)
 
     def close(self) -> None:
         """Ends the engine's thread and frees the device; requests still there end with an error."""
@@ -268,15 +248,6 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    @contextlib.contextmanager
-    def _place(self, reservation: Reservation | None) -> Iterator[None]:
-        if reservation is not None:
-            with reservation.use():
-                yield
-        else:
-            with self.reserve() as own, own.use():
-                yield
 
     def _submit(
         self,

@@ -54,7 +54,7 @@ def startup_report(
 
 
 def stored(store: KVStore | None) -> str:
-    """Tiers in which the KV of earlier prompts is kept: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
+    """Tiers of the KV of earlier prompts: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
     if store is None:
         return "none: every prompt is computed from its first token on (--host-cache-size)"
     tiers = []
@@ -70,7 +70,7 @@ def stored(store: KVStore | None) -> str:
 
 
 def keeps(caches: CacheConfig) -> str:
-    """Shares that the views retain, and a step reads, of a prompt as long as the context; shares are bytes of the full cache.
+    """Tokens that the views retain of a prompt as long as the context; shares are bytes of the full cache.
 
     `rocketkv, token budget 64: 298 of 2,048 entries in 8 layers (pages of 8), 15.5% of the full cache's bytes; ...`.
     """
@@ -94,7 +94,7 @@ def keeps(caches: CacheConfig) -> str:
 
 
 def _entries(seen: int, page: int, retained: list[int]) -> str:
-    """`298 of 2,048 entries in 8 layers (pages of 8)`; `retained` is what each of these layers keeps, the least first."""
+    """`298 of 2,048 entries in 8 layers (pages of 8)`; `retained` by each of these layers, the least first."""
     span = f"{retained[0]:,} to {retained[-1]:,}" if retained[0] < retained[-1] else f"{retained[0]:,}"
     shown = f"all {seen:,}" if retained[0] == seen else f"{span} of {seen:,}"
     pages = f" (pages of {page})" if page > 1 else ""

@@ -154,12 +154,12 @@ class Delta:
         tokens: the new token ids (a stop token is counted here but has no text).
         logprobs: one for each of `tokens` if asked for.
         prompt_logprobs: on the first delta if asked for: one for each prompt token; the first is None.
-        retained: on the first delta if asked for: for each layer the positions [K, C] that its view keeps of the prompt, -1
-            where it is empty. K is the number of query heads for methods that choose for each of them.
+        retained: on the first delta if asked for: for each layer the positions [K, C] of the prompt that its view
+            retains, -1 where it is empty. K is the number of query heads for methods that choose for each of them.
         cached_tokens: prompt tokens that came from the store instead of being computed.
         finish: set on the last delta only.
-        stop_reason: the stop string or token id that ended the text; a sentence where the headroom of the views did; None
-            for everything else.
+        stop_reason: the stop string or token id that ended the text; a sentence where the headroom of the views did;
+            None for everything else.
         timing: set with `finish`, unless the request never left the queue.
         error: a sentence for the user when `finish` is `Finish.ERROR`.
     """

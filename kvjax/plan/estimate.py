@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from kvjax import cache
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import most_slots, plan
 from kvjax.engine.report import keeps
 from kvjax.models import DecoderConfig

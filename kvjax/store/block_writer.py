@@ -32,6 +32,7 @@ class BlockWriter:
         loads: LoadQueue,
         writes: WriteQueue,
         mutex: threading.RLock,
+        tail: bool = False,
     ) -> None:
         """`KVStore.insert` makes it, under the mutex."""
         self._layout, self._keys = layout, keys
@@ -40,6 +41,7 @@ class BlockWriter:
         for index, key in enumerate(keys):
             buffer = host.take(key.hex, key.previous.hex())
             if buffer is not None:
+                buffer.tail = tail and index == len(keys) - 1
                 self._buffers[index] = buffer
         self.wanted = tuple(self._buffers)
         self._filled: collections.Counter[int] = collections.Counter()

@@ -24,6 +24,7 @@ class HostBuffer:
         leases: how many hold it.
         missing: names of the tiers below that should have it and, as far as is known, do not.
         transient: whether it leaves with its last lease.
+        tail: whether the block is not full, and so of use to an equal prompt alone.
         hits: how often it was used.
     """
 
@@ -34,6 +35,7 @@ class HostBuffer:
     leases: int = 0
     missing: set[str] = dataclasses.field(default_factory=set)
     transient: bool = False
+    tail: bool = False
     hits: int = 0
 
 
@@ -116,7 +118,7 @@ class HostTier:
             return None
         buffer = self._free.pop()
         buffer.key, buffer.parent, buffer.leases, buffer.hits = key, parent, 1, 0
-        buffer.ready, buffer.transient, buffer.missing = False, False, set()
+        buffer.ready, buffer.transient, buffer.tail, buffer.missing = False, False, False, set()
         self._buffers[buffer.key] = buffer
         self._policy.add(buffer.key, buffer.parent)
         return buffer

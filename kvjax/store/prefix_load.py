@@ -85,19 +85,17 @@ class PrefixLoad:
         with self._mutex:
             return tuple(self.sources[: self.whole])
 
-    def patience(self, seconds: float, now: float) -> float:
-        """Seconds that its request should still wait for it: at most `seconds` from its start.
+    def ready_at(self, patience: float) -> float:
+        """When its request should stop waiting for it, by `time.monotonic`: at most `patience` seconds after its start.
 
-        No longer without a new block than computing what is missing would take.
+        No longer without a new block than computing what is missing would take. 0 once it is done.
         """
         if self.done:
             return 0.0
         with self._mutex:
             compute = self._planner().compute_seconds(self._front, max(self.limit - self._front, 1))
-            left = self.started + seconds - now
-            if compute is not None:
-                left = min(left, self._progress + max(compute, SHORTEST_WAIT) - now)
-        return max(left, 0.0)
+            end = self.started + patience
+            return end if compute is None else min(end, self._progress + max(compute, SHORTEST_WAIT))
 
     def stop(self) -> None:
         """Takes what is loaded now and nothing more: leases behind it are given back."""
@@ -220,7 +218,8 @@ class PrefixLoad:
         self.sources = [*self.sources[:whole], *sources]
         self.limit = len(self.sources) // self.unit * self.unit
         self._requested = {index for index in self._requested if index < whole}
-        self._progress, self.done, self.located = time.monotonic(), False, True
+        self.started = self._progress = time.monotonic()
+        self.done, self.located = False, True
 
     def _use(self) -> None:
         """Once: what has come counts as used, before anything is stored behind it."""

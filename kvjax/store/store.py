@@ -92,15 +92,19 @@ class KVStore:
         """
         return self._loads.refresh(load)
 
-    def insert(self, keys: Sequence[BlockKey]) -> BlockWriter:
+    def insert(self, keys: Sequence[BlockKey], *, tail: bool = False) -> BlockWriter:
         """Places in host memory for those of these blocks that are not there; the caller fills them.
 
         A block for which nothing may leave is not stored, and counted. Never waits.
+
+        Args:
+            tail: whether the last block is not full: tiers below get it once it was used, or with `flush`, for nearly
+                every prompt has one and few come again.
         """
         with self._mutex:
             self._loads.reap()
             self._writes.release_finished()
-            writer = BlockWriter(self.layout, keys, self._host, self._loads, self._writes, self._mutex)
+            writer = BlockWriter(self.layout, keys, self._host, self._loads, self._writes, self._mutex, tail)
             lacking = sum(1 for key in keys if not (self._host.find(key.hex) or self._host.pending(key.hex)))
             if lacking:
                 self._counters.add(HOST, "error full", lacking)

@@ -77,7 +77,7 @@ class WriteQueue:
     def may_leave(self, buffer: HostBuffer) -> bool:
         """Whether host memory may evict a block: with write-back only once it is written."""
         late = [tier for tier in self._tiers if tier.name in buffer.missing]
-        if not late:
+        if not late or self._idle_tail(buffer):
             return True
         if self._config.write_policy == "write_back" and not all(tier.failing for tier in late):
             self._write(buffer)
@@ -113,9 +113,15 @@ class WriteQueue:
     def _consider(self, buffer: HostBuffer) -> None:
         """Queues a block for the tiers that lack it, if the policy has it written now."""
         config = self._config
+        if self._idle_tail(buffer):
+            return
         selected = config.write_policy == "write_through_selective" and buffer.hits >= config.selective_hits
         if buffer.missing and (config.write_policy == "write_through" or selected):
             self._write(buffer)
+
+    @staticmethod
+    def _idle_tail(buffer: HostBuffer) -> bool:
+        return buffer.tail and not buffer.hits
 
     def _write_ahead(self, buffer: HostBuffer) -> None:
         """Has the oldest of the blocks written that host memory alone has, so that never more than half of it are such.

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from kvjax import models
 from kvjax.cache import TENSOR
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.request import SamplingParams
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.device.sampling import SamplerState
 
 CONFIG = models.DecoderConfig(
     family="llama",
@@ -45,8 +45,8 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
     while not prefill.done:
         runner.advance(prefill)
     scores = np.concatenate([np.asarray(runner.score(prefill, chunk).logprob) for chunk in range(prefill.chunks)])
-    greedy = SamplingParams(temperature=0.0)
-    tokens = np.asarray(runner.finish(prefill, greedy, (), seed=0, limit=NEW_TOKENS).token).tolist()
+    greedy = SamplerState.greedy(CONFIG.vocab_size)
+    tokens = np.asarray(runner.finish(prefill, greedy, limit=NEW_TOKENS).token).tolist()
     while len(tokens) < NEW_TOKENS:
         steps = runner.decode(np.array([False, True]), 4)
         tokens += np.asarray(steps.sample.token)[np.asarray(steps.emitted)[:, 1], 1].tolist()

@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from kvjax.engine.scheduling.admission import Admission
 from kvjax.engine.request import QueueFullError
+from kvjax.engine.scheduling.admission import Admission
 
 
 def test_places_are_counted_and_given_back():

@@ -9,8 +9,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.kernels import check_kernels, resolve_backend
 from kvjax.engine.kv.namespace import namespace
 from kvjax.engine.sessions.snapshot import identity
@@ -64,7 +64,9 @@ def test_kernels_that_serve_an_engine_say_nothing(on_tpu, caplog):
 
 def test_kernels_by_name_that_do_not_serve_end_the_start_before_weights_are_read(on_tpu, tmp_path):
     folder = tiny.write(tmp_path)
-    with pytest.raises(ValueError, match=r"attention_backend='tpu' do not serve this engine: .*sliding window of 100.*decode"):
+    with pytest.raises(
+        ValueError, match=r"attention_backend='tpu' does not serve this engine: .*sliding window of 100.*decode"
+    ):
         Engine.from_pretrained(folder, config("tpu"))
     Engine.from_pretrained(folder, config("auto"))
     Engine.from_pretrained(folder, config("reference"))

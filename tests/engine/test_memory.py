@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from kvjax import models
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.engine import Engine
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import InsufficientMemoryError, check_fits, free_bytes, plan
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.engine import Engine
 from kvjax.store.sizes import show_size
 from tests.engine.tiny import CONFIG, CONTEXT, GLOBAL
 

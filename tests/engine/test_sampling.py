@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kvjax.engine.request import MAX_LOGPROBS, SamplingParams
 from kvjax.engine.device.sampling import SamplerState, _adjust, _filter, report, sample
+from kvjax.engine.request import MAX_LOGPROBS, SamplingParams
 from tests.engine.tiny import log_softmax
 
 VOCAB = 40

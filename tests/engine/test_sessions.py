@@ -13,8 +13,8 @@ import pytest
 
 from kvjax import cache
 from kvjax.engine import Completion, Engine, EngineConfig, Finish, SamplingParams, TokenLogprob
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.scheduling.work import Admit
 from kvjax.engine.sessions.conversation import Conversation
 from kvjax.engine.sessions.snapshot import NAME, SessionStore, _checksum, identity

@@ -7,8 +7,8 @@ import pytest
 
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.config import ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate, settle
 

@@ -1,4 +1,4 @@
-"""Abstract steps: an engine's largest steps with the shapes of all their arguments: to be traced or compiled, never to be run."""
+"""Abstract steps: the largest steps with the shapes of all their arguments, to be traced or compiled, never run."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cache configuration: every cache of an engine, declared once from a model and a layout: allocation, memory and the steps follow it."""
+"""Cache configuration: every cache of an engine, declared once; allocation, memory and the steps follow it."""
 
 import dataclasses
 import functools
@@ -156,7 +156,7 @@ class CacheConfig:
         return min(tokens, compress_after) if compress_after and self.window else tokens
 
     def headroom(self, length: int) -> int | None:
-        """How many tokens may follow a prompt before the first view is full; None if the context ends first."""
+        """Tokens that may follow a prompt before the first view is full; None if the context ends first."""
         headrooms = [plan.capacity - plan.retained(length) for plan in self.plans if plan.eviction is not None]
         return min(headrooms, default=None)
 

@@ -52,8 +52,8 @@ def check_kernels(caches: CacheConfig, devices: int) -> None:
     listed = "; ".join(f"{reason} ({', '.join(dict.fromkeys(steps))})" for reason, steps in reasons.items())
     if reasons and backend != "auto":
         raise ValueError(
-            f"attention_backend={backend!r} do not serve this engine: {listed}. Choose --attention-backend auto, which leaves that "
-            "to jax.numpy, or reference"
+            f"attention_backend={backend!r} does not serve this engine: {listed}. Choose --attention-backend auto, "
+            "which leaves that to jax.numpy, or reference"
         )
     if reasons:
         logger.info("kernels do not serve all, and jax.numpy does what they leave: %s", listed)

@@ -30,7 +30,7 @@ class InsufficientMemoryError(MemoryError):
 
 
 def plan(caches: CacheConfig, mesh: Devices = None) -> Plan:
-    """What an engine takes on all devices together, or with a mesh what each of its devices takes.
+    """Bytes of an engine on all devices together, or with a mesh on each of its devices.
 
     Everything but "temporaries" is exact. Those are the intermediate results of the largest step, added up as if none
     of them were fused away or shared memory with another; XLA needs less.
@@ -68,7 +68,7 @@ def weights(model: DecoderConfig, dtype: str, mesh: Devices = None) -> Mapping[s
 
 
 def _part(model: DecoderConfig, mesh: Devices) -> DecoderConfig:
-    """What each device of a mesh computes of a model. Logits are whole: sampling sorts them."""
+    """The part of a model that each device of a mesh computes. Logits are whole: sampling sorts them."""
     if mesh is None:
         return model
     check_mesh(model, mesh)
@@ -145,7 +145,7 @@ def check_fits(model: DecoderConfig, layout: ResolvedConfig, free: int | None) -
 
 
 def most_slots(model: DecoderConfig, layout: ResolvedConfig, free: int, upper: int, mesh: Devices = None) -> int:
-    """How many slots fit in `free` bytes, of each device of a mesh if there is one: at most `upper`, 0 if none does."""
+    """The most slots that fit in `free` bytes, of each device of a mesh if there is one: up to `upper`, 0 if none."""
 
     def fits(slots: int) -> bool:
         caches = CacheConfig.declare(model, dataclasses.replace(layout, max_num_seqs=slots))

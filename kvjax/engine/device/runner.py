@@ -1,6 +1,6 @@
 """Runner: one model's arrays on the device and the compiled steps over them. It knows slots, no requests and no store.
 
-All calls return at once (JAX dispatches asynchronously); whoever reads a result waits for it. Not safe for use
+All calls return at once (JAX dispatches asynchronously); reading a result waits for it. Not safe for use
 from several threads: the engine's thread owns the runner.
 """
 
@@ -24,6 +24,7 @@ from kvjax.engine.device.split_model import SplitModel
 from kvjax.models import Decoder
 
 EXTENSION = 64  # most tokens behind a selection that are read in one dispatch
+LOADED = 8  # blocks that are copied to a workspace at once, where there are so many
 HostBlocks = Sequence[tuple[Num[np.ndarray, "K C D"], Num[np.ndarray, "K C D"]]]  # K and V of one chunk, in equal parts
 
 
@@ -80,7 +81,7 @@ class Runner:
         """
         length = self.caches.selected(len(prompt), compress_after)
         turn_start = max(len(prompt) - turn, 0) if turn and self.caches.multi_turn else 0
-        bucket = next(tokens for tokens in self.layout.buckets if tokens >= length)
+        bucket = self.layout.bucket(length)
         padded = np.zeros(bucket, np.int32)
         padded[:length] = prompt[:length]
         return Prefill(
@@ -89,13 +90,13 @@ class Runner:
             slot,
             plans=self.caches.plans if plans is None else plans,
             turn_start=turn_start if turn_start < length else 0,
-            chunk_size=min(self.layout.prefill_chunk_size, bucket),
+            sizes=self._sizes(bucket),
             num_groups=len(self.groups),
             hidden=steps.embed(self.model.trunk, self.model.trunk_leaves, padded),
         )
 
     def advance(self, prefill: Prefill) -> None:
-        """Runs the next (group, chunk) of a prefill; after a group's last chunk its views are written.
+        """Runs the next unit of a prefill; after a group's last unit its views are written.
 
         After the last group it reads the next tokens of the rest. Once it is `done`, `finish` draws the first token.
         """
@@ -103,14 +104,15 @@ class Runner:
             self._extend(prefill)
             return
         workspaces = self.workspaces(prefill.bucket, prefill.group)
-        start, length = np.int32(prefill.chunk * prefill.chunk_size), np.int32(prefill.length)
+        start, size = prefill.units[prefill.unit]
+        position, length = np.int32(start), np.int32(prefill.length)
         for place, layer in enumerate(self.groups[prefill.group]):
             prefill.hidden, workspaces[place] = steps.prefill_layer(
-                self.model.kinds[layer], prefill.chunk_size, self.model.layer_leaves[layer], prefill.hidden,
-                workspaces[place], start, length,
+                self.model.kinds[layer], size, self.model.layer_leaves[layer], prefill.hidden,
+                workspaces[place], position, length,
             )  # fmt: skip
-        prefill.chunk += 1
-        if prefill.chunk == prefill.chunks:
+        prefill.unit += 1
+        if prefill.unit == len(prefill.units):
             self._write_slot(prefill, workspaces)
 
     def _write_slot(self, prefill: Prefill, workspaces: Sequence[Workspace]) -> None:
@@ -122,12 +124,12 @@ class Runner:
                 self.model.kinds[layer], plan, views[layer], workspaces[place], slot, length, limits
             )
             self.views = tuple(views)
-        prefill.chunk, prefill.group = prefill.reused, prefill.group + 1
+        prefill.unit, prefill.group = 0, prefill.group + 1
         if not prefill.in_groups:
             self.occupancy.written(prefill.slot, prefill.length, prefill.plans)
 
-    def load_chunk(self, prefill: Prefill, place: int, blocks: HostBlocks, start: int) -> Float[Array, ""]:
-        """Copies a chunk from host memory to position `start` of a workspace of the prefill's group.
+    def load_blocks(self, prefill: Prefill, place: int, blocks: HostBlocks, start: int) -> Float[Array, ""]:
+        """Copies blocks from host memory to position `start` of a workspace of the prefill's group.
 
         Args:
             place: of the layer in its group.
@@ -140,10 +142,10 @@ class Runner:
         return copied
 
     def slice_chunk(
-        self, prefill: Prefill, group: int, place: int, start: int
+        self, prefill: Prefill, group: int, place: int, start: int, size: int
     ) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
-        """K and V of the chunk at position `start` of a workspace that a group of the prefill has just filled."""
-        return steps.slice_chunk(prefill.chunk_size, self.workspaces(prefill.bucket, group)[place], np.int32(start))
+        """K and V of `size` tokens at position `start` of a workspace that a group of the prefill has just filled."""
+        return steps.slice_chunk(size, self.workspaces(prefill.bucket, group)[place], np.int32(start))
 
     def _extend(self, prefill: Prefill) -> None:
         tokens = prefill.rest[prefill.extended :][:EXTENSION]
@@ -177,8 +179,12 @@ class Runner:
         return drawn
 
     def score(self, prefill: Prefill, chunk: int) -> TokenSample:
-        """Log-probabilities of the prompt's own tokens: row i belongs to token `chunk * chunk_size + i + 1`."""
-        size, start = prefill.chunk_size, chunk * prefill.chunk_size
+        """Log-probabilities of the prompt's own tokens: row i belongs to token `chunk * size + i + 1`.
+
+        Chunks are of the largest size that a unit may have.
+        """
+        size = prefill.sizes[-1]
+        start = chunk * size
         targets = np.zeros(size, np.int32)
         following = prefill.prompt[start + 1 : min(start + 1 + size, prefill.length)]
         targets[: len(following)] = following
@@ -220,28 +226,26 @@ class Runner:
         """Compiles every shape that serving can meet, by meeting it once. Returns the seconds of each.
 
         Args:
-            block_tokens: of each part of the chunks that will be copied to the host and back; None copies none.
+            block_tokens: of the blocks that will be copied from the host and back; None copies none.
         """
         seconds = {}
         sampler = SamplerState.greedy(self.vocab_size)
         for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
-            prefill.length = prefill.chunk_size  # one chunk meets every shape
+            prefill.length = prefill.sizes[-1]
             prefill.prompt = prefill.prompt[: prefill.length]
+            prefill.units = tuple((0, size) for size in prefill.sizes)  # each meets every shape of its size
             while not prefill.done:
                 self.advance(prefill)
             jax.block_until_ready(self.finish(prefill, sampler, limit=1))
             jax.block_until_ready(self.score(prefill, 0))
-            if block_tokens is not None and prefill.chunk_size == self.layout.prefill_chunk_size:
-                prefill.group = 0
-                k, v = self.slice_chunk(prefill, 0, 0, 0)
-                parts = [np.split(np.asarray(each), prefill.chunk_size // block_tokens, axis=1) for each in (k, v)]
-                self.load_chunk(prefill, 0, tuple(zip(*parts, strict=True)), 0)
+            if block_tokens is not None:
+                self._warm_up_copies(prefill, min(block_tokens, bucket))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
         began = time.monotonic()
-        nobody = np.zeros(self.layout.max_num_seqs, np.bool_)
-        jax.block_until_ready(self.decode(nobody, self.layout.decode_steps).emitted)
+        none_alive = np.zeros(self.layout.max_num_seqs, np.bool_)
+        jax.block_until_ready(self.decode(none_alive, self.layout.decode_steps).emitted)
         seconds[f"decode, {self.layout.max_num_seqs} slots"] = time.monotonic() - began
         if self.caches.window:
             began = time.monotonic()
@@ -254,6 +258,24 @@ class Runner:
             jax.block_until_ready(prefill.last_hidden)
             seconds["views"] = time.monotonic() - began
         return seconds
+
+    def _warm_up_copies(self, prefill: Prefill, block_tokens: int) -> None:
+        prefill.group = 0
+        for size in {block_tokens, *(size for size in prefill.sizes if size % block_tokens == 0)}:
+            k, v = self.slice_chunk(prefill, 0, 0, 0, size)
+        if self.layout.stores(prefill.bucket):
+            parts = [np.split(np.asarray(each), size // block_tokens, axis=1) for each in (k, v)]
+            for count in self.load_counts(prefill.bucket, block_tokens):
+                self.load_blocks(prefill, 0, tuple(zip(*parts, strict=True))[:1] * count, 0)
+
+    @staticmethod
+    def load_counts(bucket: int, block_tokens: int) -> tuple[int, ...]:
+        """Numbers of blocks that `load_blocks` takes at once, the largest first: few, for each is compiled."""
+        return (LOADED, 1) if bucket >= LOADED * block_tokens else (1,)
+
+    def _sizes(self, bucket: int) -> tuple[int, ...]:
+        """Of the units of a prompt in this bucket: a short one is one unit."""
+        return self.layout.sizes if bucket >= self.layout.prefill_chunk_size else (bucket,)
 
     def free(self) -> None:
         """Lets go of every array on the device. No step may follow."""

@@ -1,4 +1,4 @@
-"""Sampling: drawing the next token on the device. Every slot has its own parameters, and no parameter causes a compilation.
+"""Sampling: drawing the next token on the device. Slots have their own parameters, and none causes a compilation.
 
 The order is vLLM's: logit bias, minimum length, penalties, temperature, min-p, top-k, top-p. Thresholds are found
 by bisection over the bits of the logits (32 count-and-compare passes) instead of a sort: exact, and it lowers
@@ -24,7 +24,7 @@ COLDEST = 1e-5  # below this temperature draws are greedy, as in vLLM: quotients
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplerState:
-    """How each slot draws. Leaves are arrays, or specs of them, with the slots in front.
+    """Sampling parameters and counts of each slot. Leaves are arrays, or specs of them, with the slots in front.
 
     Attributes:
         key: a raw threefry key; the draw of generated token i uses `fold_in(key, i)`, whatever the slot.

@@ -1,8 +1,8 @@
 """Generation writer: KV of generated tokens on its way to the store, so that the next turn begins behind the answer.
 
-    prefill    the prompt's tail, which fills no whole chunk, is cut out of the workspaces
+    prefill    the prompt's tail, which fills no block, is cut out of the workspaces
     decode     tokens are gathered from the views before these forget them, and the executor takes them away
-    a chunk    all of it there, and its tokens known: it is named, and may be found from then on
+    a block    all of it there, and its tokens known: it is named, and may be found from then on
 
 What is stored is what decode steps have computed, bit for bit. A view proves by its positions that it holds a token in
 every head; the first one that is not proven ends what is stored of a turn, and so does an executor too far behind.
@@ -21,9 +21,9 @@ from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.prefill import Prefill
 from kvjax.engine.device.runner import Runner
-from kvjax.engine.kv.chunk_assembler import ChunkAssembler, Gathered
+from kvjax.engine.kv.block_assembler import BlockAssembler, Gathered
 from kvjax.engine.kv.prefix_cache import PrefixCache
-from kvjax.store.keys import BLOCK_TOKENS
+from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 
 
 @dataclasses.dataclass
@@ -56,21 +56,21 @@ class GenerationWriters:
         self._writers: dict[int, GenerationWriter] = {}
 
     def begin(
-        self, parent: bytes, prompt: np.ndarray, length: int, generated: GeneratedTokens
+        self, parent: BlockKey, prompt: np.ndarray, length: int, generated: GeneratedTokens
     ) -> "GenerationWriter | None":
-        """One for a turn; None where that fills no chunk, or is not to be stored.
+        """One for a turn; None where that fills no block, or is not to be stored.
 
         Args:
-            parent: the key that the chain of generated tokens goes on from.
+            parent: what the chain of generated tokens goes on from.
             prompt: token ids [T], of which the first `length` go through dense prefill.
         """
         cache = self.cache
         if cache is None:
             return None
         computed = len(prompt) + generated.limit - 1  # the last token has no KV
-        if computed // cache.chunk_size == length // cache.chunk_size:
+        if computed // BLOCK_TOKENS == length // BLOCK_TOKENS:
             return None
-        return GenerationWriter(cache, ChunkAssembler(cache, parent, prompt, length), length, generated.tokens)
+        return GenerationWriter(cache, BlockAssembler(cache, parent, prompt, length), length, generated.tokens)
 
     def tail(self, writer: "GenerationWriter", runner: Runner, prefill: Prefill, group: int) -> None:
         """The workspaces of this group hold the whole prompt; behind the last group, tokens follow in the slot."""
@@ -119,17 +119,17 @@ class GenerationWriter:
         gathered: so many tokens of the sequence need not be taken from the views any more.
     """
 
-    def __init__(self, cache: PrefixCache, chunks: ChunkAssembler, length: int, generated: Sequence[int]) -> None:
+    def __init__(self, cache: PrefixCache, chunks: BlockAssembler, length: int, generated: Sequence[int]) -> None:
         """`GenerationWriters.begin` makes it; `chunks` are the executor's from now on."""
         self.gathered = length
         self._executor, self._cache, self._chunks = cache.executor, cache, chunks
         self._generated, self._named = generated, 0  # how many of these the assembler knows
 
     def tail(self, runner: Runner, prefill: Prefill, group: int) -> None:
-        """Takes what fills no chunk of the prompt that the workspaces of a group hold."""
+        """Takes what fills no block of the prompt that the workspaces of a group hold."""
         start = self._chunks.begin
         for place, layer in enumerate(runner.groups[group] if start < self.gathered else ()):
-            cut = runner.slice_chunk(prefill, group, place, start)
+            cut = runner.slice_chunk(prefill, group, place, start, min(BLOCK_TOKENS, prefill.bucket))
             self._executor.put(functools.partial(self._chunks.tail, layer, cut))
 
     def gather(self, views: tuple[View, ...], slot: int, count: int, reach: int) -> bool:

@@ -10,13 +10,14 @@ from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.keys import Namespace
 
 
-def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
+def namespace(path: Path, caches: CacheConfig, devices: int, row_invariance: str = "") -> Namespace:
     """The namespace of a checkpoint on the devices that are here: a new compiler, another device or other kernels
     compute other last digits.
 
     Args:
         path: folder of the checkpoint, every tensor of which is read, unless its digest is known already.
         devices: how many share the model.
+        row_invariance: which sizes of a prefill chunk were seen to agree.
     """
     model, layout = caches.model, caches.layout
     identity = KVIdentity.of_device(
@@ -29,7 +30,8 @@ def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
         dtype=layout.dtype,
         devices=str(devices),
         attention_backend="" if layout.attention_backend == "reference" else layout.attention_backend,
-        prefill_shapes=f"chunks of {layout.prefill_chunk_size} tokens",
+        prefill_shapes=f"chunks of {', '.join(map(str, layout.sizes))} tokens",
+        row_invariance=row_invariance,
     )
     return Namespace(
         weights=identity.weights,

@@ -1,20 +1,23 @@
 """Prefix cache: the KV of earlier prompts, kept in a store, for prompts that begin as they did.
 
     lookup     starts to bring the stored blocks of a prompt's beginning to host memory, while the request waits
+    refresh    looks again when its turn comes: what others have computed meanwhile counts, also if it is still under way
     claim      ends the lookup: what has come by then is used, and the rest is computed
     load       the claimed blocks of one layer, for a workspace
-    insert     a writer for the chunks that are computed
+    insert     a writer for the blocks that are computed
     release    gives back what a lookup holds
 
-Chunks, not blocks, are what is used: then the same kernels see the same shapes whether a prefix was computed or loaded,
-and a warm answer equals a cold one bit for bit. Where the store keeps generated tokens too, a prompt may go on behind
-its dense chunks with others (`generation_writer.py`).
+A prompt is stored in whole blocks, and its tail, which fills none, under a key of its own: an equal prompt computes
+its last tokens alone. What is computed behind stored blocks is computed in sizes that give a row the same bits as every
+other, so that a warm answer equals a cold one bit for bit. Where the store keeps generated tokens too, a prompt may go
+on behind its dense blocks with others (`generation_writer.py`).
 """
 
 import collections
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -33,50 +36,71 @@ from kvjax.store.store import KVStore
 
 
 @dataclasses.dataclass(eq=False)
-class Prefix:
+class StoredPrefix:
     """Stored KV of one prompt's beginning, from `PrefixCache.lookup` on until it is released.
 
     Attributes:
-        patience: most seconds that its request waits for it.
-        chunks: how many are used, once it is claimed.
-        copies: one array a layer that is there once the device has copied the layer's chunks.
+        length: tokens of the prompt that go through dense prefill.
+        longest_wait: most seconds that its request waits for it.
+        used: tokens that are used, once it is claimed.
+        copies: one array a layer that is there once the device has copied the layer's blocks.
     """
 
+    store: KVStore
     blocks: PrefixLoad
-    patience: float
-    chunks: int = 0
+    length: int
+    longest_wait: float
+    used: int = 0
     copies: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def ready_at(self) -> float:
-        """When its request stops waiting for it, by `time.monotonic`; 0 once nothing more will come."""
-        return 0.0 if self.blocks.done else self.blocks.started + self.patience
+        """When its request stops waiting for it, by `time.monotonic`; 0 once nothing more is on its way."""
+        return self.blocks.ready_at(self.longest_wait)
+
+    def refresh(self) -> bool:
+        """Looks again for what others have computed; returns whether that is worth waiting for.
+
+        Not again after a wait that was in vain: then the prompt is computed.
+        """
+        late = self.blocks.admitted and not self.blocks.done
+        return not late and self.store.refresh(self.blocks)
+
+    @property
+    def used_blocks(self) -> int:
+        return -(-self.used // BLOCK_TOKENS)
 
     @property
     def tokens(self) -> Mapping[str, int]:
         """Tokens that are used, by the tier that had them."""
-        tiers = self.blocks.found if self.chunks else ()
-        return {tier: BLOCK_TOKENS * count for tier, count in collections.Counter(tiers).items()}
+        tokens: collections.Counter[str] = collections.Counter()
+        for block, tier in enumerate(self.blocks.found[: self.used_blocks]):
+            tokens[tier] += min(self.used - block * BLOCK_TOKENS, BLOCK_TOKENS)
+        return dict(tokens)
 
 
 class PrefixCache:
     """One model's KV in a store.
 
     Args:
+        step: tokens that a used prefix is a multiple of: the smallest unit of a prefill.
         window: the last tokens of every prompt that are computed whatever is stored: stage 1 needs their queries.
 
     Attributes:
         executor: what copies new KV to the host and gives it to the store.
     """
 
-    def __init__(self, store: KVStore, names: Namespace, chunk_size: int, window: int) -> None:
-        self.store, self.chunk_size, self._namespace, self._window = store, chunk_size, names, window
+    def __init__(self, store: KVStore, names: Namespace, step: int, window: int) -> None:
+        self.store, self._namespace, self._step, self._window = store, names, step, max(window, 1)
         self.executor = BackgroundExecutor()
         self._random = random.Random()
 
     @classmethod
-    def open(cls, path: Path, caches: CacheConfig, devices: int) -> "PrefixCache | None":
+    def open(cls, path: Path, caches: CacheConfig, devices: int, row_invariance: str = "") -> "PrefixCache | None":
         """That of the checkpoint in folder `path`, in the store of the layout; None if it has none.
+
+        Args:
+            row_invariance: which sizes of a unit were seen to agree; a part of the keys.
 
         Raises:
             TierError, ValueError, ImportError: the store cannot be opened; says why.
@@ -86,90 +110,102 @@ class PrefixCache:
             return None
         layout = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
         store = open_store(layout, config)
-        return cls(store, namespace(path, caches, devices), caches.layout.prefill_chunk_size, caches.window)
+        return cls(store, namespace(path, caches, devices, row_invariance), caches.layout.sizes[0], caches.window)
 
-    @property
-    def chunk_blocks(self) -> int:
-        """Blocks of a chunk."""
-        return self.chunk_size // BLOCK_TOKENS
-
-    def lookup(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> Prefix:
-        """Starts to bring the stored blocks of a prompt nearer, but for its last tokens. For any thread.
+    def lookup(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> StoredPrefix:
+        """Starts to bring the stored blocks of a prompt nearer. For any thread.
 
         Dense blocks as far as they go, and only then those of generated tokens, if the store keeps them.
 
         Args:
             on_done: called, from any thread, when nothing more will come.
-            decoding: as for `names`.
+            decoding: as for `keys`.
         """
-        chunks = max((len(tokens) - max(self._window, 1)) // self.chunk_size, 0)
-        tokens = tokens[: chunks * self.chunk_size]
         generated = self.store.config.store_generated
-        chain = (lambda end: self.names(tokens, salt, decoding, end)[end:]) if generated else None
-        blocks = self.store.load(self.names(tokens, salt), unit=self.chunk_blocks, on_done=on_done, chain=chain)
-        return Prefix(blocks, self.store.config.patience(len(blocks.keys) * BLOCK_TOKENS))
+        chain = (lambda end: self.keys(tokens, salt, decoding, end)[end:]) if generated else None
+        blocks = self.store.load(self.keys(tokens, salt), on_done=on_done, chain=chain)
+        return StoredPrefix(self.store, blocks, len(tokens), self.store.config.patience(len(tokens)))
 
-    def claim(self, prefix: Prefix) -> int:
-        """Chunks of a prefix to use: nothing more is brought. 0 where it is to be verified by computing it again."""
-        prefix.blocks.stop()
+    def claim(self, prefix: StoredPrefix) -> int:
+        """Tokens of a prefix to use: nothing more is brought. 0 where it is to be verified by computing it again."""
+        blocks = prefix.blocks
+        blocks.stop()
         if self._random.random() >= self.store.config.verify_hits:
-            self.store.count_hits(prefix.blocks.found)
-            prefix.chunks = prefix.blocks.loaded // self.chunk_blocks
-        return prefix.chunks
+            loaded = min(blocks.loaded * BLOCK_TOKENS, prefix.length - self._window)
+            generated = blocks.loaded > blocks.dense_prefix_length
+            step = max(self._step, BLOCK_TOKENS) if generated else self._step  # blocks that decode steps computed stay
+            prefix.used = max(loaded // step * step, 0)
+            self.store.count_hits(blocks.found[: prefix.used_blocks])
+        return prefix.used
 
-    def load(self, prefix: Prefix, layer: int) -> Iterator[HostBlocks]:
-        """K and V [K, BLOCK_TOKENS, D] of the blocks of each claimed chunk, in the memory of the store.
+    def load(self, prefix: StoredPrefix, layer: int, counts: Sequence[int]) -> Iterator[tuple[int, HostBlocks]]:
+        """K and V [K, BLOCK_TOKENS, D] of the claimed blocks, in the memory of the store, with their first position.
 
-        A device that shares the host's memory may read them there: `Prefix.copies` says when it has.
+        A device that shares the host's memory may read them there: `StoredPrefix.copies` says when it has.
+
+        Args:
+            counts: numbers of blocks that may be given at once, the largest first and 1 last.
 
         Raises:
             LeaseExpiredError: the prefix was held for too long without being used.
         """
-        layout = self.store.layout
-        for chunk in range(prefix.chunks):
-            first = chunk * self.chunk_blocks
-            yield tuple(layout.tensors(prefix.blocks.blob(first + i), layer) for i in range(self.chunk_blocks))
+        layout, first = self.store.layout, 0
+        while first < prefix.used_blocks:
+            count = next(count for count in counts if count <= prefix.used_blocks - first)
+            yield (
+                first * BLOCK_TOKENS,
+                tuple(layout.tensors(prefix.blocks.blob(first + index), layer) for index in range(count)),
+            )
+            first += count
 
-    def insert(self, tokens: np.ndarray, salt: str, prefix: Prefix | None = None, decoding: str = "") -> PromptWriter:
-        """Begins to store the whole chunks of a prompt behind those of its claimed prefix.
+    def insert(
+        self, tokens: np.ndarray, salt: str, prefix: StoredPrefix | None = None, decoding: str = ""
+    ) -> PromptWriter:
+        """Begins to store what a prompt has of blocks that are not stored.
 
         Args:
-            prefix: where none of its chunks are used, its dense blocks are compared with what is computed now, and it
-                is the writer's from now on.
-            decoding: as for `names`.
+            prefix: claimed. Where nothing of it is used, its dense blocks are compared with what is computed now, and
+                it is the writer's from now on.
+            decoding: as for `keys`.
         """
-        first = 0 if prefix is None else prefix.chunks
-        dense = None if prefix is None else prefix.blocks.dense_prefix_length
-        # behind chunks that decode steps had part in, the chain goes on from theirs
-        fork = dense if dense is not None and first * self.chunk_blocks > dense else None
-        names = self.names(tokens, salt, decoding, fork)
-        parent = self.parent(names, salt, decoding) if fork is None else names[-1].key
-        check = None if prefix is None or first else prefix.blocks
-        return PromptWriter(
-            self.store, self.executor, names[first * self.chunk_blocks :], self.chunk_blocks, parent, check
-        )
+        keys = self.keys(tokens, salt, decoding, self._fork(prefix))
+        check = None if prefix is None or prefix.used else prefix.blocks
+        return PromptWriter(self.store, self.executor, keys, len(tokens), check)
 
-    def release(self, prefix: Prefix) -> None:
+    def parent_of(self, tokens: np.ndarray, salt: str, prefix: StoredPrefix | None, decoding: str) -> BlockKey:
+        """What the chain of generated tokens behind a prompt goes on from: its key and its last whole block's."""
+        fork = self._fork(prefix)
+        keys = self.keys(tokens[: len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS], salt, decoding, fork)
+        parent = self.fork(keys, salt, decoding) if fork is None else keys[-1].key
+        return BlockKey(parent, b"", b"", keys[-1].key if keys else b"")
+
+    def release(self, prefix: StoredPrefix) -> None:
         """Gives every block back, once the device has copied it. May be called twice, and before it is claimed."""
         jax.block_until_ready(prefix.copies)
         prefix.blocks.close()
 
-    def names(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[BlockKey]:
-        """Of all blocks of a prompt's whole chunks.
+    def keys(self, tokens: np.ndarray, salt: str, decoding: str = "", fork: int | None = None) -> list[BlockKey]:
+        """Of all blocks of a prompt, and of its tail where all of them are dense.
 
         Args:
             decoding: what decode steps compute (`CacheConfig.decoding`), which had part in block `fork` and behind it.
         """
-        whole, dense = len(tokens) // self.chunk_size * self.chunk_size, None if fork is None else fork * BLOCK_TOKENS
-        names = BlockKey.chain(self._namespace.root(salt), tokens[:whole][:dense])
         if fork is None:
-            return names
-        previous = names[-1].key if names else b""
-        return names + BlockKey.chain(self.parent(names, salt, decoding), tokens[dense:whole], previous)
+            return BlockKey.chain(self._namespace.root(salt), tokens, tail=True)
+        dense = BlockKey.chain(self._namespace.root(salt), tokens[: fork * BLOCK_TOKENS])
+        previous = dense[-1].key if dense else b""
+        return dense + BlockKey.chain(self.fork(dense, salt, decoding), tokens[fork * BLOCK_TOKENS :], previous)
 
-    def parent(self, names: list[BlockKey], salt: str, decoding: str) -> bytes:
+    def fork(self, keys: list[BlockKey], salt: str, decoding: str) -> bytes:
         """The key that the chain of generated tokens begins with behind these dense blocks."""
-        return self._namespace.fork(names[-1].key if names else self._namespace.root(salt), decoding)
+        return self._namespace.fork(keys[-1].key if keys else self._namespace.root(salt), decoding)
+
+    @staticmethod
+    def _fork(prefix: StoredPrefix | None) -> int | None:
+        """The first block that decode steps had part in, behind a claimed prefix; None where all are dense."""
+        if prefix is None or prefix.used_blocks <= prefix.blocks.dense_prefix_length:
+            return None
+        return prefix.blocks.dense_prefix_length
 
     def settle(self) -> None:
         """Waits until the executor has done all that it was given."""
@@ -183,8 +219,9 @@ class PrefixCache:
 
     def flush(self, timeout: float) -> bool:
         """Saves what was computed and writes it to the tiers below; returns whether that took less than `timeout` s."""
+        end = time.monotonic() + timeout
         self.settle()
-        return self.store.flush(timeout)
+        return self.store.flush(max(end - time.monotonic(), 0.0))
 
     def close(self) -> None:
         """Ends the executor, after what it was given, and closes the store."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from kvjax.engine.device.prefill import Prefill
 from kvjax.engine.device.runner import EXTENSION, Runner
 from kvjax.engine.kv.generation_writer import GeneratedTokens, GenerationWriter, GenerationWriters
-from kvjax.engine.kv.prefix_cache import Prefix, PrefixCache
+from kvjax.engine.kv.prefix_cache import PrefixCache, StoredPrefix
 from kvjax.engine.kv.prompt_writer import PromptWriter
 from kvjax.store.keys import BLOCK_TOKENS
 
@@ -34,7 +34,7 @@ class KVTransfers:
 
     def lookup(
         self, prompt: np.ndarray, compress_after: int | None, salt: str, decoding: str, on_done: Callable[[], None]
-    ) -> Prefix | None:
+    ) -> StoredPrefix | None:
         """Starts to bring the stored KV of a prompt to host memory; None where nothing could be used.
 
         Args:
@@ -42,16 +42,18 @@ class KVTransfers:
         """
         caches = self._runner.caches
         tokens = prompt[: caches.selected(len(prompt), compress_after)]
-        if self._cache is None or len(tokens) <= caches.layout.prefill_chunk_size:
+        if self._cache is None or not caches.layout.stores(len(tokens)):
             return None
         return self._cache.lookup(tokens, salt, on_done, decoding)
 
-    def release(self, prefix: Prefix | None) -> None:
+    def release(self, prefix: StoredPrefix | None) -> None:
         """Gives back a prefix with which no prefill has begun."""
         if self._cache is not None and prefix is not None:
             self._cache.release(prefix)
 
-    def begin(self, prefill: Prefill, prefix: Prefix | None, salt: str, generated: GeneratedTokens) -> "PromptTransfer":
+    def begin(
+        self, prefill: Prefill, prefix: StoredPrefix | None, salt: str, generated: GeneratedTokens
+    ) -> "PromptTransfer":
         """Claims a prefix for a prefill before its first unit, and prepares to store the rest of the prompt.
 
         Args:
@@ -64,11 +66,13 @@ class KVTransfers:
         if prefix is not None:
             prefill.reuse(cache.claim(prefix))
         writer = answer = None
-        if prefill.chunk_size == cache.chunk_size or self._generated.cache:  # a shorter prompt fills no chunk
-            tokens = prefill.prompt[: prefill.length]
+        tokens = prefill.prompt[: prefill.length]
+        if self._runner.layout.stores(prefill.length):
             writer = cache.insert(tokens, salt, prefix, generated.decoding)
-            answer = self._generated.begin(writer.parent, prefill.prompt, prefill.length, generated)
             prefix = prefix if prefill.reused else None  # which the writer verifies otherwise
+        if self._generated.cache is not None:
+            parent = cache.parent_of(tokens, salt, prefix, generated.decoding)
+            answer = self._generated.begin(parent, prefill.prompt, prefill.length, generated)
         return PromptTransfer(self._runner, prefill, cache, prefix, writer, answer, self._generated)
 
     def before_steps(self, alive: Bool[np.ndarray, "B"], count: int) -> None:
@@ -79,10 +83,15 @@ class KVTransfers:
         """The slot's request has ended, whichever way."""
         self._generated.leave(self._runner.views, slot, self._runner.occupancy.length[slot])
 
-    def measured(self, chunk: int, seconds: float) -> None:
-        """Tells the store's planner that a chunk, alone on the device, went through one layer group in `seconds`."""
-        if self._cache is not None:
-            self._cache.store.planner.computed(chunk, seconds * len(self._runner.groups))
+    def measured(self, start: int, size: int, seconds: float) -> None:
+        """Tells the store's planner that a unit, alone on the device, went through one layer group in `seconds`.
+
+        A unit smaller than a block says little of the rate: it is dispatch more than work.
+        """
+        if self._cache is not None and size >= BLOCK_TOKENS:
+            blocks = size / BLOCK_TOKENS
+            middle = start / BLOCK_TOKENS + (blocks - 1) / 2
+            self._cache.store.planner.computed(middle, seconds * len(self._runner.groups) / blocks)
 
     def warm_up(self) -> dict[str, float]:
         """Compiles all that the runner and the transfers need; returns the seconds of each shape."""
@@ -105,7 +114,7 @@ class PromptTransfer:
         runner: Runner,
         prefill: Prefill,
         cache: PrefixCache | None = None,
-        prefix: Prefix | None = None,
+        prefix: StoredPrefix | None = None,
         writer: PromptWriter | None = None,
         answer: GenerationWriter | None = None,
         generated: GenerationWriters | None = None,
@@ -113,7 +122,8 @@ class PromptTransfer:
         """`KVTransfers.begin` makes it."""
         self._runner, self._prefill, self._cache = runner, prefill, cache
         self._prefix, self._writer, self._answer, self._generated = prefix, writer, answer, generated
-        self._group = 0  # the next whose new chunks are to be stored
+        self._under_way: tuple[int, int, int] | None = None  # group, start and size of the unit that is computed
+        self._sliced = 0  # blocks of the group that were given to the writer, or that it does not want
 
     @property
     def cached_tokens(self) -> Mapping[str, int]:
@@ -123,6 +133,7 @@ class PromptTransfer:
     def before_unit(self) -> None:
         """Loads the reused chunks of a group before its first unit; before the rest's tokens, gathers others."""
         prefill = self._prefill
+        self._under_way = (prefill.group, *prefill.units[prefill.unit]) if prefill.in_groups else None
         if not prefill.in_groups:
             if self._generated is not None:
                 alone = np.arange(self._runner.layout.max_num_seqs) == prefill.slot
@@ -134,25 +145,40 @@ class PromptTransfer:
         self._prefix.blocks.renew()
         if not prefill.starts_group:
             return
+        counts = self._runner.load_counts(prefill.bucket, BLOCK_TOKENS)
         for place, layer in enumerate(self._runner.groups[prefill.group]):
-            for chunk, blocks in enumerate(self._cache.load(self._prefix, layer)):
-                copied = self._runner.load_chunk(prefill, place, blocks, chunk * prefill.chunk_size)
-                self._prefix.copies[layer] = copied
+            for start, blocks in self._cache.load(self._prefix, layer, counts):
+                self._prefix.copies[layer] = self._runner.load_blocks(prefill, place, blocks, start)
 
     def after_unit(self) -> None:
-        """Gives a finished group's new chunks to the store; after the last group later prompts will find them."""
-        prefill, writer, group = self._prefill, self._writer, self._group
-        if writer is None or group == prefill.group:
+        """Gives the blocks that a unit has completed to the store: later prompts find them behind the last group."""
+        if self._under_way is None:
             return
-        self._group = prefill.group
-        for chunk in range(writer.chunks):
-            start = (prefill.reused + chunk) * prefill.chunk_size
-            for place, layer in enumerate(self._runner.groups[group]):
-                writer.put(chunk, layer, *self._runner.slice_chunk(prefill, group, place, start))
-        if self._answer is not None and self._generated is not None:
-            self._generated.tail(self._answer, self._runner, prefill, group)
-        if not prefill.in_groups:
-            writer.seal()
+        group, start, size = self._under_way
+        last = self._prefill.group != group
+        if self._writer is not None:
+            self._slice(self._writer, group, start, size, last)
+        if last and self._answer is not None and self._generated is not None:
+            self._generated.tail(self._answer, self._runner, self._prefill, group)
+        if last and not self._prefill.in_groups and self._writer is not None:
+            self._writer.close()
+
+    def _slice(self, writer: PromptWriter, group: int, start: int, size: int, last: bool) -> None:
+        """Slices blocks out of the workspaces: those of a large unit at once, others one by one."""
+        first, end = self._sliced, min((start + size) // BLOCK_TOKENS, self._prefill.length // BLOCK_TOKENS)
+        if last and self._prefill.length % BLOCK_TOKENS:
+            end += 1  # the tail
+        while first < end:
+            count = size // BLOCK_TOKENS if first * BLOCK_TOKENS == start and size >= BLOCK_TOKENS else 1
+            count = count if first + count <= end else 1
+            if any(writer.wants(block) for block in range(first, first + count)):
+                for place, layer in enumerate(self._runner.groups[group]):
+                    k, v = self._runner.slice_chunk(
+                        self._prefill, group, place, first * BLOCK_TOKENS, count * BLOCK_TOKENS
+                    )
+                    writer.put(first, count, layer, k, v)
+            first += count
+        self._sliced = 0 if last else end
 
     def close(self) -> None:
         """Lets go of everything that the store holds for the prompt. May be called twice, and before it is done.
@@ -160,6 +186,6 @@ class PromptTransfer:
         Waits until the device has copied what it was given of the store's memory.
         """
         if self._writer is not None:
-            self._writer.abandon()
+            self._writer.close()
         if self._prefix is not None and self._cache is not None:
             self._cache.release(self._prefix)

@@ -28,6 +28,16 @@ class Admission:
             self._taken += count
         return Reservation(self, count)
 
+    @contextlib.contextmanager
+    def place(self, reservation: "Reservation | None") -> Iterator[None]:
+        """Uses one place of a reservation, or one that is free, until this context is left; raises as `reserve`."""
+        if reservation is not None:
+            with reservation.use():
+                yield
+        else:
+            with self.reserve(1) as own, own.use():
+                yield
+
     def close(self) -> None:
         """Refuses every reservation from now on."""
         self._closed = True

@@ -6,7 +6,7 @@ from kvjax.engine.request import Finish
 
 
 @dataclasses.dataclass
-class Counters:
+class EngineCounters:
     """Only the engine's thread changes them, but for `submitted`, which the engine's lock guards."""
 
     prompt_tokens: int = 0

@@ -11,7 +11,7 @@ from kvjax.engine.active_request import ActiveRequest, CallerGoneError
 from kvjax.engine.device.sampling import TokenSample, token_logprobs
 from kvjax.engine.device.steps import Steps
 from kvjax.engine.request import Finish
-from kvjax.engine.scheduling.counters import Counters
+from kvjax.engine.scheduling.counters import EngineCounters
 from kvjax.engine.scheduling.pending import Pending
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Delivery:
         leave: takes a request out of the scheduler and its slot.
     """
 
-    def __init__(self, counters: Counters, leave: Callable[[ActiveRequest], None]) -> None:
+    def __init__(self, counters: EngineCounters, leave: Callable[[ActiveRequest], None]) -> None:
         self._counters, self._leave = counters, leave
         self._pending: collections.deque[Pending] = collections.deque()
 

@@ -22,7 +22,7 @@ from kvjax.engine.active_request import ActiveRequest
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.kv.transfers import KVTransfers
 from kvjax.engine.request import Finish
-from kvjax.engine.scheduling.counters import Counters
+from kvjax.engine.scheduling.counters import EngineCounters
 from kvjax.engine.scheduling.delivery import Delivery
 from kvjax.engine.scheduling.prompt_reader import PromptReader
 from kvjax.engine.scheduling.scheduler import Scheduler
@@ -51,15 +51,13 @@ class EngineLoop:
         self._condition = threading.Condition()
         layout = runner.layout
         self._scheduler = Scheduler[ActiveRequest](layout.max_num_seqs, layout.decode_steps, suspended)
-        self._counters = Counters()
+        self._counters = EngineCounters()
         self._delivery = Delivery(self._counters, self._leave)
         self._reader: PromptReader | None = None
         self._cancelled: list[ActiveRequest] = []
         self._suspending = False  # requested
         self._snapshots: list[SessionSnapshot] = []
-        self._stopping = False
-        self._working = False
-        self._ended = False
+        self._stopping = self._working = self._ended = False
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvjax-engine", daemon=True)
 
@@ -122,14 +120,13 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         with self._condition:
-            scheduler = self._scheduler
             return EngineStats(
                 slots=tuple(
-                    _slot_stats(request, self._suspended.tokens(slot), slot == scheduler.prefilling, self._reader)
-                    for slot, request in enumerate(scheduler.slots)
+                    _slot_stats(request, self._suspended.tokens(slot), slot == self._scheduler.prefilling, self._reader)
+                    for slot, request in enumerate(self._scheduler.slots)
                 ),
-                waiting=len(scheduler.waiting),
-                running=len(scheduler.running),
+                waiting=len(self._scheduler.waiting),
+                running=len(self._scheduler.running),
                 suspended=len(self._suspended),
                 **dataclasses.asdict(self._counters),
             )

@@ -9,14 +9,14 @@ from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import SamplerState, TokenSample, token_logprobs
 from kvjax.engine.kv.transfers import KVTransfers
 from kvjax.engine.request import TokenLogprob
-from kvjax.engine.scheduling.counters import Counters
+from kvjax.engine.scheduling.counters import EngineCounters
 
 
 class PromptReader:
     """The prompt of one request. The engine's thread owns it, and closes it however the request ends."""
 
     def __init__(
-        self, runner: Runner, transfers: KVTransfers, counters: Counters, request: ActiveRequest, slot: int
+        self, runner: Runner, transfers: KVTransfers, counters: EngineCounters, request: ActiveRequest, slot: int
     ) -> None:
         """Begins the prefill in `slot`, with as much stored KV as is there by now."""
         params = request.params
@@ -26,7 +26,7 @@ class PromptReader:
         request.prefix = None
         request.cached = dict(self._transfer.cached_tokens)
         self._scores: list[TokenLogprob] = []
-        self._timed: tuple[int, float] | None = None  # a chunk that alone is being computed, and since when
+        self._timed: tuple[int, int, float] | None = None  # start and size of a unit alone on the device, and its begin
 
     @property
     def slot(self) -> int:
@@ -49,13 +49,13 @@ class PromptReader:
         prefill = self._prefill
         jax.block_until_ready(prefill.hidden)
         if self._timed is not None:
-            chunk, began = self._timed
-            self._transfers.measured(chunk, time.monotonic() - began)
+            start, size, began = self._timed
+            self._transfers.measured(start, size, time.monotonic() - began)
             self._timed = None
         if prefill.done:
             self._score()
         else:
-            self._timed = prefill.chunk, time.monotonic()
+            self._timed = (*prefill.units[prefill.unit], time.monotonic()) if prefill.in_groups else None
             self._transfer.before_unit()
             self._runner.advance(prefill)
             self._transfer.after_unit()
@@ -92,5 +92,5 @@ class PromptReader:
 
     def _score(self) -> None:
         """Reads the log-probabilities of the next chunk of the prompt's own tokens."""
-        scored = self._runner.score(self._prefill, len(self._scores) // self._prefill.chunk_size)
+        scored = self._runner.score(self._prefill, len(self._scores) // self._prefill.sizes[-1])
         self._scores += token_logprobs(jax.device_get(scored), self._request.params.prompt_logprobs or 0)

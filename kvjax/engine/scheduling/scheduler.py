@@ -27,6 +27,10 @@ class Schedulable(Protocol):
         """When it stops waiting for its stored KV, by the clock of `Scheduler.next`; 0 if there is none to wait for."""
         ...
 
+    def refresh(self) -> bool:
+        """Its turn has come: it looks again for what others have computed; returns whether it waits for that."""
+        ...
+
 
 @runtime_checkable
 class Suspended[R](Protocol):
@@ -113,9 +117,11 @@ class Scheduler[R: Schedulable]:
         return None
 
     def _admit(self, now: float) -> Admit[R] | None:
-        ready = next((request for request in self.waiting if request.ready_at <= now), None)
         free = [slot for slot, request in enumerate(self.slots) if request is None]
-        if ready is None or not free or self.prefilling is not None:
+        if not free or self.prefilling is not None:
+            return None
+        ready = next((each for each in self.waiting if each.ready_at <= now and not each.refresh()), None)
+        if ready is None:
             return None
         suspended = [slot for slot in self._suspended.slots if slot in free]
         slot = [*(slot for slot in free if slot not in suspended), *suspended][0]

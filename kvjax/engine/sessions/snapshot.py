@@ -3,8 +3,9 @@
     DIR/conversations/about     what must be equal for them to mean anything, and the host's side of each, as JSON
     DIR/conversations/slot-N    the arrays of slot N, whole: a mesh of any size takes its part of them
 
-They are Orbax checkpoints. Orbax writes under another name and renames, so half of it is never found. What is read is proven by checksums, for
-nothing below would notice a flipped bit; and a fault costs a conversation, never another answer.
+They are Orbax checkpoints. Orbax writes under another name and renames, so half of it is never found. What is read is
+proven by checksums, for nothing below would notice a flipped bit; and a fault costs a conversation, never another
+answer.
 """
 
 import dataclasses

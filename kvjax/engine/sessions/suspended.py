@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SuspendedSlots:
-    """The suspended slots of one runner. The engine's lock guards it, and its thread alone calls what touches arrays."""
+    """Those of one runner. The engine's lock guards it, and its thread alone calls what touches arrays."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -61,7 +61,7 @@ class SuspendedSlots:
         return self._conversations.pop(slot, None)
 
     def take(self) -> list[SessionSnapshot]:
-        """Copies of all that is suspended, on the host; a failure is logged. One slot at a time is twice on the device."""
+        """Copies of all that is suspended, on the host; a failure is logged. The device copies one slot at a time."""
         snapshots = []
         for slot, conversation in self._conversations.items():
             try:

@@ -104,9 +104,9 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, str | None]:
         """What may be shown now, and the stop string that was met, if one was."""
         self._held += text
-        found = [(self._held.find(stop) + len(stop), stop) for stop in self._stop if stop in self._held]
-        if found:
-            end, stop = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+        complete = [(self._held.find(stop) + len(stop), stop) for stop in self._stop if stop in self._held]
+        if complete:
+            end, stop = min(complete, key=lambda pair: (pair[0], -len(pair[1])))
             shown, self._held = self._held[: end - len(stop)], ""
             return shown, stop
         keep = max((self._overlap(stop) for stop in self._stop), default=0)

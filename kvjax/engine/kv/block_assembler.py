@@ -1,6 +1,7 @@
-"""Chunk assembler: puts the generated chunks of one turn together on the host and gives them to the store."""
+"""Block assembler: puts the generated blocks of one turn together on the host and gives them to the store."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,25 +14,25 @@ from kvjax.store.keys import BLOCK_TOKENS, BlockKey
 Gathered = Sequence[tuple[jax.Array, jax.Array, jax.Array]]  # of each layer K and V [N, K, D], and whether proven [N]
 
 
-class ChunkAssembler:
-    """Chunks of one turn, from the prompt's tail on. The executor calls.
+class BlockAssembler:
+    """Blocks of one turn, from the prompt's tail on. The executor calls.
 
     Args:
-        parent: the key before the first of them.
-        prompt: token ids [T]; of the first `length` the whole chunks are stored elsewhere, and the others will come.
+        parent: what the first of them goes on from: its key, and the key of the block before.
+        prompt: token ids [T]; of the first `length` the whole blocks are stored elsewhere, and the others will come.
 
     Attributes:
-        begin: position of the first token of the first chunk.
+        begin: position of the first token of the first block.
         ended: whether nothing more can be stored; for any thread.
     """
 
-    def __init__(self, cache: PrefixCache, parent: bytes, prompt: np.ndarray, length: int) -> None:
-        self.begin = length // cache.chunk_size * cache.chunk_size
+    def __init__(self, cache: PrefixCache, parent: BlockKey, prompt: np.ndarray, length: int) -> None:
+        self.begin = length // BLOCK_TOKENS * BLOCK_TOKENS
         self.ended = False
         self._cache, self._parent = cache, parent
         self._base, self._front = self.begin, length  # of the first buffer; of the first token that is not in one
         self._tokens: list[int] = prompt[self.begin :].tolist()  # from `_base` on, as far as they are known
-        self._buffers: list[np.ndarray] = []  # a chunk each [L, 2, K, P, D]
+        self._buffers: list[np.ndarray] = []  # a block each [L, 2, K, P, D]
         self._failed = False
 
     def tail(self, layer: int, cut: tuple[jax.Array, jax.Array]) -> None:
@@ -58,7 +59,7 @@ class ChunkAssembler:
             self._store()
 
     def _copy(self, gathered: Gathered, count: int) -> None:
-        arrays, done, chunk = [(np.asarray(k), np.asarray(v)) for k, v, _ in gathered], 0, self._cache.chunk_size
+        arrays, done, chunk = [(np.asarray(k), np.asarray(v)) for k, v, _ in gathered], 0, BLOCK_TOKENS
         while done < count:
             buffer, inside = divmod(self._front - self._base, chunk)
             more = min(count - done, chunk - inside)
@@ -69,21 +70,18 @@ class ChunkAssembler:
             done, self._front = done + more, self._front + more
 
     def _store(self) -> None:
-        """Every chunk that is whole enters the store."""
-        chunk = self._cache.chunk_size
-        while len(self._tokens) >= chunk and self._front - self._base >= chunk:
-            names = BlockKey.chain(self._parent, np.asarray(self._tokens[:chunk], np.int32))
-            with self._cache.store.insert(names) as writer:
-                for block in writer.wanted:
-                    rows = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
-                    for layer, (k, v) in enumerate(self._buffers[0]):
-                        writer.fill(block, layer, k[:, rows], v[:, rows])
-            self._parent, self._base = names[-1].key, self._base + chunk
-            del self._tokens[:chunk], self._buffers[0]
+        """Every block that is whole enters the store."""
+        while len(self._tokens) >= BLOCK_TOKENS and self._front - self._base >= BLOCK_TOKENS:
+            [key] = BlockKey.chain(self._parent.key, np.asarray(self._tokens[:BLOCK_TOKENS]), self._parent.previous)
+            with self._cache.store.insert([key]) as writer:
+                for layer, (k, v) in enumerate(self._buffers[0] if writer.wanted else ()):
+                    writer.fill(0, layer, k, v)
+            self._parent, self._base = dataclasses.replace(key, previous=key.key), self._base + BLOCK_TOKENS
+            del self._tokens[:BLOCK_TOKENS], self._buffers[0]
 
     def _buffer(self, index: int) -> np.ndarray:
         layout = self._cache.store.layout
-        shape = (layout.layers, 2, layout.kv_heads, self._cache.chunk_size, layout.head_dim)
+        shape = (layout.layers, 2, layout.kv_heads, BLOCK_TOKENS, layout.head_dim)
         while len(self._buffers) <= index:
             self._buffers.append(np.empty(shape, DTYPES[layout.dtype][1]))
         return self._buffers[index]

@@ -1,6 +1,7 @@
-"""Start-up of an engine: the parts behind its door, made one after the other, with the seconds of each phase."""
+"""Engine parts: what stands behind the engine's door, from the start, phase by phase, to the end."""
 
 import contextlib
+import logging
 import pathlib
 import time
 from collections.abc import Iterator
@@ -24,8 +25,11 @@ from kvjax.engine.sessions.suspended import SuspendedSlots
 from kvjax.models.sharding import tensor_mesh
 from kvjax.store.digest import weights_digest
 
+logger = logging.getLogger(__name__)
+LEAST_FLUSH = 1.0  # seconds for the store at the end, however long the last requests took
 
-class Startup:
+
+class EngineParts:
     """The parts of one engine. Each is None until its phase has begun, and stays if a later phase fails.
 
     Attributes:
@@ -95,6 +99,24 @@ class Startup:
         assert self.runner is not None
         store = None if self.prefix_cache is None else self.prefix_cache.store
         return startup_report(self.runner, store, self._seconds, self._compiled, self._restored)
+
+    def drain(self, deadline: float, cancel: bool) -> None:
+        """Waits for running requests, then suspends or cancels those that are left, and stores what they computed.
+
+        Args:
+            deadline: by `time.monotonic`; the store gets `LEAST_FLUSH` seconds behind it.
+            cancel: requests may be left whatever the loop says: some hold a place that it has not seen.
+        """
+        if self.loop is not None:
+            done = self.loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and not cancel
+            if self.session_store is not None:
+                self.session_store.save(self.loop.suspend())
+            elif not done:
+                self.loop.cancel_all()
+            self.loop.wait_idle(5.0)
+        if self.prefix_cache is not None:
+            written = self.prefix_cache.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
+            logger.info("every block is stored" if written else "some blocks could not be stored in time")
 
     def close(self) -> None:
         """Ends the loop, frees the device and closes the store, as far as they are there."""
