@@ -8,6 +8,7 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 
 SHORTEST_BUCKET = 32
+SMALL_CHUNK = 64  # tokens: below, attention on XLA's CPU backend rounds in another way
 ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")
 GIB = 1 << 30
 
@@ -106,8 +107,6 @@ class ResolvedConfig:
 
     Attributes:
         attention_backend: "auto" only where the device has kernels.
-        chunk_sizes: tokens of a prefill chunk that were seen to give a row the same bits, in increasing order; the last
-            is `prefill_chunk_size`. Only these are mixed in prompts whose KV is stored.
     """
 
     max_model_len: int
@@ -124,7 +123,6 @@ class ResolvedConfig:
     store: StoreConfig | None = None
     group_layers: int = MAX_GROUP_LAYERS
     attention_backend: str = "reference"
-    chunk_sizes: tuple[int, ...] = ()
 
     @classmethod
     def resolve(cls, config: EngineConfig, max_position: int, platform: str) -> "ResolvedConfig":
@@ -174,16 +172,22 @@ class ResolvedConfig:
         )
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Tokens of a prefill chunk, in increasing order."""
-        return self.chunk_sizes or (self.prefill_chunk_size,)
+    def candidate_sizes(self) -> tuple[int, ...]:
+        """Tokens that a unit of a prefill may have, in increasing order, if these give a row the same bits.
+
+        Small ones serve what is left behind a stored prefix: without a store there is one size.
+        """
+        if self.store is None or not self.store.host_cache_size:
+            return (self.prefill_chunk_size,)
+        large = self.prefill_chunk_size
+        return tuple(size for size in (SMALL_CHUNK, BLOCK_TOKENS, large) if size == large or 4 * size <= large)
 
     def bucket(self, length: int) -> int:
         """Workspace length of a prompt of so many tokens."""
         return next(tokens for tokens in self.buckets if tokens >= length)
 
     def stores(self, length: int) -> bool:
-        """Whether the KV of a prompt of so many tokens may be shared: a shorter one is computed in a shape of its own."""
+        """Whether the KV of a prompt of so many tokens may be shared; a shorter one has shapes of its own."""
         return length > 0 and self.bucket(length) >= self.prefill_chunk_size
 
     @property

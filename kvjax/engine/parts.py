@@ -16,6 +16,7 @@ from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.compiles import CompileCounter
 from kvjax.engine.device.memory import InsufficientMemoryError
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.kv.namespace import namespace, open_kv_store
 from kvjax.engine.kv.prefix_cache import PrefixCache
 from kvjax.engine.kv.transfers import KVTransfers
 from kvjax.engine.report import startup_report
@@ -24,6 +25,8 @@ from kvjax.engine.sessions.snapshot import SessionStore
 from kvjax.engine.sessions.suspended import SuspendedSlots
 from kvjax.models.sharding import tensor_mesh
 from kvjax.store.digest import weights_digest
+from kvjax.store.keys import BLOCK_TOKENS
+from kvjax.store.store import KVStore
 
 logger = logging.getLogger(__name__)
 LEAST_FLUSH = 1.0  # seconds for the store at the end, however long the last requests took
@@ -39,6 +42,7 @@ class EngineParts:
 
     def __init__(self, path: pathlib.Path, caches: CacheConfig, devices: int, session_dir: pathlib.Path | None) -> None:
         self.phase: Literal["loading", "compiling"] = "loading"
+        self.store: KVStore | None = None
         self.prefix_cache: PrefixCache | None = None
         self.session_store: SessionStore | None = None
         self.runner: Runner | None = None
@@ -70,7 +74,7 @@ class EngineParts:
     def _run(self) -> None:
         caches, path = self._caches, self._path
         with self._timed("store"):  # first: a folder or a URL that is wrong ends the start at once
-            self.prefix_cache = PrefixCache.open(path, caches, self._devices)
+            self.store = open_kv_store(caches)
             mesh = tensor_mesh(self._devices)
             if self._session_dir is not None:
                 self.session_store = SessionStore.open(self._session_dir, path, caches, mesh)
@@ -80,10 +84,14 @@ class EngineParts:
             decoder = models.load(path, dtype=dtype, mesh=mesh, max_model_len=length)
         with self._timed("allocate"):
             self.runner = Runner(decoder, caches, mesh)
-            transfers = KVTransfers(self.runner, self.prefix_cache)
         self.phase = "compiling"
         with self._timed("compile"):
-            self._compiled = transfers.warm_up()
+            self._compiled = self.runner.warm_up(None if self.store is None else BLOCK_TOKENS)
+            if self.store is not None:
+                names = namespace(path, caches, self._devices, self.runner.sizes)
+                self.prefix_cache = PrefixCache(self.store, names, self.runner.sizes[0], caches.window)
+            transfers = KVTransfers(self.runner, self.prefix_cache)
+            transfers.warm_up()
         suspended = SuspendedSlots(self.runner)
         if self.session_store is not None:
             with self._timed("suspended"):
@@ -97,8 +105,7 @@ class EngineParts:
     def report(self) -> str:
         """What start-up did and what fits, as lines for a person."""
         assert self.runner is not None
-        store = None if self.prefix_cache is None else self.prefix_cache.store
-        return startup_report(self.runner, store, self._seconds, self._compiled, self._restored)
+        return startup_report(self.runner, self.store, self._seconds, self._compiled, self._restored)
 
     def drain(self, deadline: float, cancel: bool) -> None:
         """Waits for running requests, then suspends or cancels those that are left, and stores what they computed.
@@ -127,7 +134,9 @@ class EngineParts:
             self.runner.free()
         if self.prefix_cache is not None:
             self.prefix_cache.close()
-        self.prefix_cache = self.runner = None
+        elif self.store is not None:
+            self.store.close()
+        self.store = self.prefix_cache = self.runner = None
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

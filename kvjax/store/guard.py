@@ -149,9 +149,6 @@ class Guarded(Tier):
         self._refuse_if_read_only("unpin")
         self._ask(lambda _: self._tier.unpin(keys))
 
-    def reject(self, key: str) -> None:
-        self._ask(lambda _: self._tier.reject(key))
-
     def delete(self, key: str) -> None:
         self._refuse_if_read_only("delete")
         self._ask(lambda _: self._tier.delete(key))

@@ -53,7 +53,7 @@ class Prefill:
     @functools.cached_property
     def units(self) -> tuple[tuple[int, int], ...]:
         """Start and size of each unit of a group, in tokens; the last may stick out of the prompt."""
-        return schedule(self.reused, self.length, self.sizes)
+        return schedule(self.reused, self.length, self.sizes, self.bucket)
 
     @property
     def in_groups(self) -> bool:
@@ -81,15 +81,15 @@ class Prefill:
         self.__dict__.pop("units", None)
 
 
-def schedule(start: int, end: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Cuts tokens `start` to `end` into units, each at a multiple of its size so that none leaves the workspace.
+def schedule(start: int, end: int, sizes: Sequence[int], bucket: int) -> tuple[tuple[int, int], ...]:
+    """Cuts tokens `start` to `end` into units of `sizes`, which increase; none leaves the `bucket` of the workspace.
 
     Large ones where they fit, for they are the fastest. At the end a larger one than is needed where more than half of
-    it is used, for a second small one costs as much.
+    it is used.
     """
     units = []
     while start < end:
-        fitting = [size for size in sizes if start % size == 0]
+        fitting = [size for size in sizes if start + size <= bucket]
         size = next((size for size in fitting if end - start <= size < 2 * (end - start)), None)
         if size is None:
             size = max((size for size in fitting if size <= end - start), default=fitting[0])

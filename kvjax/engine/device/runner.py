@@ -18,7 +18,7 @@ from kvjax.cache import View, Workspace
 from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.occupancy import Occupancy
-from kvjax.engine.device.prefill import Prefill
+from kvjax.engine.device.prefill import Prefill, schedule
 from kvjax.engine.device.sampling import SamplerState, TokenSample
 from kvjax.engine.device.split_model import SplitModel
 from kvjax.models import Decoder
@@ -39,6 +39,7 @@ class Runner:
         model: the decoder, split.
         views: one a layer, of all slots; `state` is what decode steps carry beside them.
         occupancy: entries of the slots' views, counted on the host.
+        sizes: tokens that a unit of a prefill may have, in increasing order; after `warm_up` those that agree.
     """
 
     def __init__(self, decoder: Decoder, caches: CacheConfig, mesh: Mesh | None = None) -> None:
@@ -51,6 +52,7 @@ class Runner:
         self._state_specs = steps.DecodeState.declare(self.layout.max_num_seqs, self.vocab_size)
         self.views: tuple[View, ...] = cache.allocate(caches.views, mesh)
         self.state: steps.DecodeState = cache.allocate(self._state_specs, mesh)
+        self.sizes = self.layout.candidate_sizes
         self.occupancy = Occupancy(caches.plans, self.layout.max_num_seqs)
         self._workspaces: tuple[int, list[list[Workspace]]] = (0, [])
 
@@ -243,6 +245,7 @@ class Runner:
             if block_tokens is not None:
                 self._warm_up_copies(prefill, min(block_tokens, bucket))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
+        self.sizes = self._agreeing_sizes()
         began = time.monotonic()
         none_alive = np.zeros(self.layout.max_num_seqs, np.bool_)
         jax.block_until_ready(self.decode(none_alive, self.layout.decode_steps).emitted)
@@ -258,6 +261,39 @@ class Runner:
             jax.block_until_ready(prefill.last_hidden)
             seconds["views"] = time.monotonic() - began
         return seconds
+
+    def _agreeing_sizes(self) -> tuple[int, ...]:
+        """The sizes in which a prefill gives every row the same bits as in the largest, on this device.
+
+        No compiler promises that, so each kind of layer is tried on random hidden states, with the steps that serve. A
+        stored prefix is then used up to any multiple of the smallest.
+        """
+        bucket = next(tokens for tokens in self.layout.buckets if tokens >= self.layout.prefill_chunk_size)
+        bucket = next((tokens for tokens in self.layout.buckets if tokens >= 2 * self.sizes[-1]), bucket)
+        hidden = np.random.default_rng(0).standard_normal((bucket, self.caches.model.width), np.float32)
+        kinds = {kind: layer for layer, kind in enumerate(self.model.kinds)}
+        agreeing = set(self.sizes)
+        for layer in kinds.values():
+            expected = self._through_layer(layer, hidden, schedule(0, bucket, self.sizes[-1:], bucket))
+            for size in self.sizes[:-1]:
+                # small units alone, and large ones that begin behind a small one
+                for units in (schedule(0, bucket, (size,), bucket), schedule(0, size, (size,), bucket)):
+                    rest = schedule(units[-1][0] + size, bucket, self.sizes, bucket)
+                    if self._through_layer(layer, hidden, units + rest) != expected:
+                        agreeing.discard(size)
+        return tuple(size for size in self.sizes if size in agreeing)
+
+    def _through_layer(self, layer: int, hidden: Float[np.ndarray, "T E"], units: Sequence[tuple[int, int]]) -> bytes:
+        """The bytes of all that units leave: hidden states, keys and values."""
+        kind, bucket = self.model.kinds[layer], len(hidden)
+        x = steps.embed(self.model.trunk, self.model.trunk_leaves, np.zeros(bucket, np.int32))
+        x = jax.device_put(hidden.astype(x.dtype), x.sharding)
+        [workspace] = cache.allocate([self.caches.workspace(bucket)], self.mesh)
+        for start, size in units:
+            x, workspace = steps.prefill_layer(
+                kind, size, self.model.layer_leaves[layer], x, workspace, np.int32(start), np.int32(bucket)
+            )
+        return b"".join(np.asarray(array).tobytes() for array in (x, workspace.k, workspace.v))
 
     def _warm_up_copies(self, prefill: Prefill, block_tokens: int) -> None:
         prefill.group = 0
@@ -275,7 +311,7 @@ class Runner:
 
     def _sizes(self, bucket: int) -> tuple[int, ...]:
         """Of the units of a prompt in this bucket: a short one is one unit."""
-        return self.layout.sizes if bucket >= self.layout.prefill_chunk_size else (bucket,)
+        return self.sizes if bucket >= self.layout.prefill_chunk_size else (bucket,)
 
     def free(self) -> None:
         """Lets go of every array on the device. No step may follow."""

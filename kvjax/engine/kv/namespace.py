@@ -1,23 +1,27 @@
 """Namespace of an engine's KV: all that must be equal for stored KV to be used."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.identity import KVIdentity
+from kvjax.store.block import BlockLayout
 from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.keys import Namespace
+from kvjax.store.opening import open_store
+from kvjax.store.store import KVStore
 
 
-def namespace(path: Path, caches: CacheConfig, devices: int, row_invariance: str = "") -> Namespace:
+def namespace(path: Path, caches: CacheConfig, devices: int, sizes: Sequence[int]) -> Namespace:
     """The namespace of a checkpoint on the devices that are here: a new compiler, another device or other kernels
     compute other last digits.
 
     Args:
         path: folder of the checkpoint, every tensor of which is read, unless its digest is known already.
         devices: how many share the model.
-        row_invariance: which sizes of a prefill chunk were seen to agree.
+        sizes: tokens that a unit of a prefill may have, which were seen to agree.
     """
     model, layout = caches.model, caches.layout
     identity = KVIdentity.of_device(
@@ -30,8 +34,8 @@ def namespace(path: Path, caches: CacheConfig, devices: int, row_invariance: str
         dtype=layout.dtype,
         devices=str(devices),
         attention_backend="" if layout.attention_backend == "reference" else layout.attention_backend,
-        prefill_shapes=f"chunks of {', '.join(map(str, layout.sizes))} tokens",
-        row_invariance=row_invariance,
+        # not the smaller sizes: those that are mixed give the same bits as the largest alone
+        prefill_shapes=f"chunks of {sizes[-1]} tokens",
     )
     return Namespace(
         weights=identity.weights,
@@ -41,3 +45,15 @@ def namespace(path: Path, caches: CacheConfig, devices: int, row_invariance: str
         dtype=identity.kv_dtype,
         shape=identity.shape,
     )
+
+
+def open_kv_store(caches: CacheConfig) -> KVStore | None:
+    """The store that an engine's configuration names; None if it names none.
+
+    Raises:
+        TierError, ValueError, ImportError: the store cannot be opened; says why.
+    """
+    model, config = caches.model, caches.layout.store
+    if config is None or not config.host_cache_size:
+        return None
+    return open_store(BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype), config)

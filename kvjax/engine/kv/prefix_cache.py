@@ -1,7 +1,7 @@
 """Prefix cache: the KV of earlier prompts, kept in a store, for prompts that begin as they did.
 
     lookup     starts to bring the stored blocks of a prompt's beginning to host memory, while the request waits
-    refresh    looks again when its turn comes: what others have computed meanwhile counts, also if it is still under way
+    refresh    looks again when its turn comes: what others have computed counts, also if it is still under way
     claim      ends the lookup: what has come by then is used, and the rest is computed
     load       the claimed blocks of one layer, for a workspace
     insert     a writer for the blocks that are computed
@@ -18,19 +18,14 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.runner import HostBlocks
 from kvjax.engine.kv.executor import BackgroundExecutor
-from kvjax.engine.kv.namespace import namespace
 from kvjax.engine.kv.prompt_writer import PromptWriter
-from kvjax.store.block import BlockLayout
 from kvjax.store.keys import BLOCK_TOKENS, BlockKey, Namespace
-from kvjax.store.opening import open_store
 from kvjax.store.prefix_load import PrefixLoad
 from kvjax.store.store import KVStore
 
@@ -94,23 +89,6 @@ class PrefixCache:
         self.store, self._namespace, self._step, self._window = store, names, step, max(window, 1)
         self.executor = BackgroundExecutor()
         self._random = random.Random()
-
-    @classmethod
-    def open(cls, path: Path, caches: CacheConfig, devices: int, row_invariance: str = "") -> "PrefixCache | None":
-        """That of the checkpoint in folder `path`, in the store of the layout; None if it has none.
-
-        Args:
-            row_invariance: which sizes of a unit were seen to agree; a part of the keys.
-
-        Raises:
-            TierError, ValueError, ImportError: the store cannot be opened; says why.
-        """
-        model, config = caches.model, caches.layout.store
-        if config is None or not config.host_cache_size:
-            return None
-        layout = BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype)
-        store = open_store(layout, config)
-        return cls(store, namespace(path, caches, devices, row_invariance), caches.layout.sizes[0], caches.window)
 
     def lookup(self, tokens: np.ndarray, salt: str, on_done: Callable[[], None], decoding: str = "") -> StoredPrefix:
         """Starts to bring the stored blocks of a prompt nearer. For any thread.

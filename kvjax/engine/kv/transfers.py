@@ -93,11 +93,9 @@ class KVTransfers:
             middle = start / BLOCK_TOKENS + (blocks - 1) / 2
             self._cache.store.planner.computed(middle, seconds * len(self._runner.groups) / blocks)
 
-    def warm_up(self) -> dict[str, float]:
-        """Compiles all that the runner and the transfers need; returns the seconds of each shape."""
-        seconds = self._runner.warm_up(None if self._cache is None else BLOCK_TOKENS)
+    def warm_up(self) -> None:
+        """Compiles what the transfers need beside the runner's steps."""
         self._generated.warm_up(self._runner.views)
-        return seconds
 
     def check_integrity(self) -> None:
         """Raises AssertionError if anything is held for a request; waits for what is still being saved."""
