@@ -1,25 +1,26 @@
-"""What is searched: how many tokens each layer keeps, whole numbers between a floor and a ceiling with one sum."""
+"""Token spaces: how many tokens each layer, or each kv head, keeps: whole numbers in bounds, with one sum."""
 
 import dataclasses
 import math
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from kvjax.budget import LayerBudget
 from kvjax.budget.split import largest_remainder
-
-Candidate = tuple[int, ...]  # KV entries kept of a prompt, one number a layer that does not slide
+from kvjax.search.spaces.space import Candidate, EvictionSettings, SearchSpace, grouped
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
-    """Candidates of equal cost: one number a layer, `layers * mean` in all (EvolKV, arXiv 2509.08315, section 3).
+class TokenSpace(SearchSpace):
+    """Tokens kept of a prompt, one number a layer, `layers * mean` in all (EvolKV, arXiv 2509.08315, section 3).
 
     Attributes:
         layers: that have a budget: all but those with a sliding window.
         mean: tokens a layer keeps on average (the paper's c).
-        floor: tokens that every layer keeps: the window and the sinks, which nobody chooses.
+        floor: tokens that every layer keeps: the window and the sinks.
         ceiling: tokens that no layer exceeds: the longest prompt.
         group_layers: layers whose numbers are searched together; 8 in the paper, one group after another.
         heads: numbers a layer: 1, or one for each of its kv heads, layer after layer.
@@ -28,6 +29,7 @@ class Space:
         ValueError: no layer, or floor, mean and ceiling out of order.
     """
 
+    shares_tokens: ClassVar[bool] = True
     layers: int
     mean: int
     floor: int
@@ -46,14 +48,20 @@ class Space:
                 f"to the ceiling of {self.ceiling}: change the budget, or the window"
             )
 
+    @classmethod
+    def of(
+        cls, *, layers: int, kv_heads: int, longest: int, mean: int, group_layers: int, eviction: EvictionSettings
+    ) -> "TokenSpace":
+        del kv_heads
+        return cls(layers, mean, eviction.floor, longest, group_layers)
+
     @property
     def units(self) -> int:
-        """Numbers of a candidate."""
         return self.layers * self.heads
 
     @property
     def dims(self) -> int:
-        """Coordinates of a point that a search moves: here one for each number."""
+        """One coordinate for each number: the logarithm of its share."""
         return self.units
 
     @property
@@ -63,24 +71,44 @@ class Space:
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """The coordinates that are searched together, from the bottom up."""
         return grouped(self.units, self.group_layers * self.heads)
 
     @property
     def uniform(self) -> Candidate:
         return (self.mean,) * self.units
 
+    @property
+    def full(self) -> Candidate:
+        return (self.ceiling,) * self.units
+
     def decode(self, point: Float[np.ndarray, "L"]) -> Candidate:
-        """The candidate at a point, which holds logarithms of shares."""
         return self.project(np.exp(np.clip(point.astype(np.float64), -20, 20)))
 
     def settled(self, candidate: Int[np.ndarray, "L"]) -> Candidate:
-        """A candidate as it will be used: of exactly the total."""
-        return (
-            tuple(int(retained) for retained in candidate)
-            if candidate.sum() == self.total
-            else self.completed(candidate)
-        )
+        if candidate.sum() != self.total:
+            return self.completed(candidate)
+        return tuple(int(retained) for retained in candidate)
+
+    def tokens(self, candidate: Candidate) -> tuple[int, ...]:
+        return tuple(int(mean) for mean in np.rint(np.reshape(candidate, (self.layers, -1)).mean(axis=1)))
+
+    def cost(self, candidate: Candidate) -> float:
+        return float(np.mean(candidate))
+
+    def affordable(self, candidates: Int[np.ndarray, "P N"]) -> Bool[np.ndarray, "P"]:
+        return candidates.sum(axis=1) <= self.mean * candidates.shape[1]
+
+    def budgets(self, candidate: Candidate, eviction: EvictionSettings) -> list[LayerBudget]:
+        return [
+            LayerBudget.selecting(
+                max(row) + eviction.headroom,
+                observation_window=eviction.window,
+                pooling_kernel=eviction.kernel,
+                sinks=eviction.sinks,
+                head_tokens=tuple(row) if len(row) > 1 else None,
+            )
+            for row in np.reshape(candidate, (self.layers, -1)).tolist()
+        ]
 
     def project(self, weights: Float[np.ndarray, "L"]) -> Candidate:
         """The candidate that shares what lies beyond the floors in proportion to weights: exactly the total.
@@ -93,7 +121,7 @@ class Space:
         """
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(f"weights {weights}: give finite numbers, none negative")
-        room, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.units * self.floor)
+        capacity, left = Fraction(self.ceiling - self.floor), Fraction(self.total - self.units * self.floor)
         shares = [Fraction(0)] * self.units
         open_layers = list(range(self.units))
         while open_layers and left > 0:
@@ -101,13 +129,13 @@ class Space:
             if not any(exact):
                 exact = [Fraction(1)] * len(open_layers)
             level = left / sum(exact)
-            filled = [layer for layer, weight in zip(open_layers, exact, strict=True) if weight * level >= room]
+            filled = [layer for layer, weight in zip(open_layers, exact, strict=True) if weight * level >= capacity]
             if not filled:
                 for layer, weight in zip(open_layers, exact, strict=True):
                     shares[layer] = weight * level
                 break
             for layer in filled:
-                shares[layer], left = room, left - room
+                shares[layer], left = capacity, left - capacity
             open_layers = [layer for layer in open_layers if layer not in filled]
         return tuple(self.floor + share for share in largest_remainder(shares))
 
@@ -133,9 +161,15 @@ class Space:
             raise ValueError(f"candidates differ from the total of {self.total} tokens by {sums}")
 
 
-def grouped(count: int, most: int) -> tuple[range, ...]:
-    """`count` places in runs of at most `most`."""
-    return tuple(range(first, min(first + most, count)) for first in range(0, count, most))
+@dataclasses.dataclass(frozen=True)
+class HeadSpace(TokenSpace):
+    """Tokens kept of a prompt by each kv head of each layer."""
+
+    @classmethod
+    def of(
+        cls, *, layers: int, kv_heads: int, longest: int, mean: int, group_layers: int, eviction: EvictionSettings
+    ) -> "HeadSpace":
+        return cls(layers, mean, eviction.floor, longest, group_layers, kv_heads)
 
 
 def cache_score(candidate: Candidate, mean: int | float) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from evosax.algorithms import CMA_ES
 from jaxtyping import Array, Float, Int
 
-from kvjax.search.allocator import Allocator, Problem, State
+from kvjax.search.allocators.allocator import Allocator, Problem, State
 
 LEAST_SHARE = 0.02  # of the mean, where a search of logarithms may begin
 Mode = Literal["project", "paper"]
@@ -62,11 +62,11 @@ class Evolution(Allocator):
             state = self._enter(problem, state, int(state["group"]) + 1)
             group = self.group(problem, state)
         es = _strategy(self._size(len(group)), len(group))
-        key, its = jax.random.split(jax.random.wrap_key_data(jnp.asarray(state["key"])))
-        found, inner = es.ask(its, state["es"], self._params(es))
-        points = np.tile(state["best"], (len(found), 1))
-        points[:, group.start : group.stop] = found
-        state = state | {"key": jax.random.key_data(key), "es": inner, "asked": np.asarray(found), "points": points}
+        key, drawing = jax.random.split(jax.random.wrap_key_data(jnp.asarray(state["key"])))
+        batch, inner = es.ask(drawing, state["es"], self._params(es))
+        points = np.tile(state["best"], (len(batch), 1))
+        points[:, group.start : group.stop] = batch
+        state = state | {"key": jax.random.key_data(key), "es": inner, "batch": np.asarray(batch), "points": points}
         return np.array([self._candidate(problem, point) for point in points]), state
 
     def tell(
@@ -80,7 +80,7 @@ class Evolution(Allocator):
             key = jax.random.wrap_key_data(jnp.asarray(state["key"]))
             # how far behind the best, for float32 would make ties of large numbers that differ by little
             behind = jnp.asarray(np.max(fitness) - fitness, jnp.float32)
-            inner, _ = es.tell(key, state["asked"], behind, inner, self._params(es))
+            inner, _ = es.tell(key, state["batch"], behind, inner, self._params(es))
         state = state | {"es": inner, "evaluated": state["evaluated"] + len(candidates)}
         winner = int(np.argmax(fitness))
         if fitness[winner] > state["fitness"]:
@@ -113,14 +113,14 @@ class Evolution(Allocator):
         """Begins a group with a fresh strategy; the groups before it stay at their best."""
         layers = problem.space.groups[group]
         es = _strategy(self._size(len(layers)), len(layers))
-        key, its = jax.random.split(jax.random.wrap_key_data(jnp.asarray(state["key"])))
-        inner = es.init(its, jnp.asarray(state["best"][layers.start : layers.stop]), self._params(es))
+        key, initial = jax.random.split(jax.random.wrap_key_data(jnp.asarray(state["key"])))
+        inner = es.init(initial, jnp.asarray(state["best"][layers.start : layers.stop]), self._params(es))
         return state | {
             "key": jax.random.key_data(key),
             "group": np.int64(group),
             "evaluated": np.int64(0),
             "es": inner,
-            "asked": np.zeros((self._size(len(layers)), len(layers)), np.float32),
+            "batch": np.zeros((self._size(len(layers)), len(layers)), np.float32),
             "points": np.zeros((self._size(len(layers)), problem.space.dims), np.float32),
         }
 
@@ -128,8 +128,8 @@ class Evolution(Allocator):
         if self.mode == "project":
             return problem.space.decode(point)
         space = problem.tokens
-        wanted = np.rint(np.nan_to_num(point) * space.mean)
-        return tuple(int(k) for k in np.clip(wanted, space.floor, space.ceiling))
+        rounded = np.rint(np.nan_to_num(point) * space.mean)
+        return tuple(int(k) for k in np.clip(rounded, space.floor, space.ceiling))
 
     def _size(self, dims: int) -> int:
         return self.population or 4 + math.floor(3 * math.log(dims))

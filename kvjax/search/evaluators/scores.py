@@ -1,4 +1,4 @@
-"""What candidates achieve on samples, and the arithmetic from logits to that, shared by all that evaluate."""
+"""Scores of candidates on samples, and the arithmetic from logits to scores that all evaluators share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Evaluated = tuple[Array, Array, Array]  # the fields of `Scores`
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What candidates achieve on samples: rows are candidates, columns samples.
+    """Scores of candidates (rows) on samples (columns).
 
     Attributes:
         exact: 1 where greedy decoding writes exactly the reply.
@@ -27,18 +27,18 @@ class Scores:
 
 
 def target_logprobs(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B 2"]:
-    """Of each target: the logarithm of its probability, and 1 if none is likelier."""
+    """The log-probability of each target, and 1 if no token is likelier."""
     logits = jax.nn.log_softmax(logits)
-    said = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.stack([said, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)], axis=-1)
+    logprob = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.stack([logprob, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)], axis=-1)
 
 
 def weighted_scores(logprobs: Float[Array, "*#B R 2"], weight: Float[Array, "*#B R"]) -> Evaluated:
-    """The fields of `Scores` from what was told of a tail's tokens, of which those of weight 1 count."""
-    said, right = logprobs[..., 0], logprobs[..., 1]
+    """The fields of `Scores` from `target_logprobs` of a tail, of whose tokens those of weight 1 count."""
+    logprob, right = logprobs[..., 0], logprobs[..., 1]
     total = jnp.sum(weight, axis=-1)
     exact = jnp.all((right > 0) | (weight == 0), axis=-1).astype(jnp.float32)
-    return exact, jnp.sum(right * weight, axis=-1) / total, jnp.sum(said * weight, axis=-1) / total
+    return exact, jnp.sum(right * weight, axis=-1) / total, jnp.sum(logprob * weight, axis=-1) / total
 
 
 def check_candidates(candidates: Int[np.ndarray, "..."], layers: int) -> None:
@@ -56,13 +56,13 @@ def in_batches(
     """Scores of any number of candidates by a function that was compiled for `batch`.
 
     Args:
-        evaluate: of so many candidates, a part for each block of samples; the last call's candidates are filled up with copies.
-        samples: how many of all blocks' samples are none that fill up a block.
+        evaluate: of `batch` candidates, a part for each block of samples. Copies of the last candidate fill up a batch.
+        samples: how many samples are real; those behind fill up the last block.
     """
-    found: list[list[np.ndarray]] = []
+    batches: list[list[np.ndarray]] = []
     for begin in range(0, len(candidates), batch):
-        some = candidates[begin : begin + batch]
-        parts = evaluate(np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)]))
+        rows = candidates[begin : begin + batch]
+        parts = evaluate(np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)]))
         joined = [np.concatenate([np.asarray(x) for x in field], axis=1) for field in zip(*parts, strict=True)]
-        found.append([x[: len(some), :samples] for x in joined])
-    return Scores(*(np.concatenate(field) for field in zip(*found, strict=True)))
+        batches.append([x[: len(rows), :samples] for x in joined])
+    return Scores(*(np.concatenate(field) for field in zip(*batches, strict=True)))

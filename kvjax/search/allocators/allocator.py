@@ -1,4 +1,4 @@
-"""A way to find a candidate: it asks for candidates to be evaluated, and is told how good they are, until it asks no more.
+"""Allocator: a way to find a candidate, by ask and tell, until it asks for none.
 
 CMA-ES and the heuristics it is compared with have this one signature. Their state is a tree of arrays, so any of them
 can be stopped between two generations, saved, and resumed to the bit.
@@ -11,32 +11,31 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.space import Space
-from kvjax.search.stage_space import StageSpace
+from kvjax.search.spaces import SearchSpace, TokenSpace
 
 State = dict[str, Any]  # a tree of NumPy or JAX arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What an allocator may know besides fitness.
+    """The facts besides fitness that an allocator may use.
 
     Attributes:
         space: of the candidates.
         entropy: of each layer's attention to the prompts, in nats.
     """
 
-    space: Space | StageSpace
+    space: SearchSpace
     entropy: Float[np.ndarray, "L"]
 
     @property
-    def tokens(self) -> Space:
+    def tokens(self) -> TokenSpace:
         """The space, for allocators that give each layer a number of tokens.
 
         Raises:
             ValueError: it is another one.
         """
-        if not isinstance(self.space, Space):
+        if not isinstance(self.space, TokenSpace):
             raise ValueError("this allocator shares tokens among layers: RocketKV's numbers take evolution or random")
         return self.space
 
@@ -63,12 +62,12 @@ class Allocator(abc.ABC):
         return state
 
     def proposals(self, problem: Problem, state: State) -> Int[np.ndarray, "P L"]:
-        """Candidates that deserve a look in the end though they were perhaps never evaluated, such as a mean."""
+        """Candidates to be compared in the end though they may never have been evaluated, such as a mean."""
         del state
         return np.zeros((0, problem.space.units), np.int64)
 
     def group(self, problem: Problem, state: State) -> range | None:
-        """The coordinates that are searched now, where they are tokens the numbers of a candidate; None is all of them."""
+        """The coordinates that are searched now; None is all of them."""
         del problem, state
         return None
 
@@ -84,13 +83,13 @@ class Fixed(Allocator):
 
     @abc.abstractmethod
     def candidate(self, problem: Problem) -> tuple[int, ...]:
-        """What the rule gives each layer."""
+        """The rule's candidate."""
 
     def begin(self, problem: Problem, seed: int) -> State:
         del problem, seed
-        return {"asked": np.zeros((), np.int64)}
+        return {"done": np.zeros((), np.int64)}
 
     def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        if state["asked"]:
+        if state["done"]:
             return np.zeros((0, problem.space.units), np.int64), state
-        return np.array([self.candidate(problem)]), {"asked": np.ones((), np.int64)}
+        return np.array([self.candidate(problem)]), {"done": np.ones((), np.int64)}

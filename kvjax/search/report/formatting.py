@@ -1,11 +1,11 @@
-"""How a search is put into words, the same in pictures, in the terminal and in a notebook."""
+"""Formatting of scores and settings, the same in figures, in the terminal and in a notebook."""
 
 from kvjax.search.outcome import SetScore
 from kvjax.search.result import SearchResult
 
 
 def measured(result: SearchResult) -> str:
-    """What a score is the share of."""
+    """The unit of a score."""
     return "exact replies" if result.config.measure == "exact" else "tokens of replies"
 
 

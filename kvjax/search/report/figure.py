@@ -1,4 +1,4 @@
-"""What all pictures of a search are drawn on and with."""
+"""Canvas, colours and markers that all plots of a search share."""
 
 import io
 
@@ -9,7 +9,7 @@ try:
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
-    raise ImportError('the pictures need matplotlib: pip install "kvjax[search]"') from error
+    raise ImportError('plots need matplotlib: pip install "kvjax[search]"') from error
 
 __all__ = [
     "BASE",
@@ -20,8 +20,8 @@ __all__ = [
     "QUIET",
     "Axes",
     "MaxNLocator",
-    "Picture",
     "Rectangle",
+    "ReportFigure",
     "legend_below",
 ]
 
@@ -38,7 +38,7 @@ MARKERS = {
 }
 
 
-class Picture(Figure):
+class ReportFigure(Figure):
     """A figure that needs no pyplot: nothing is global, and a notebook shows it all the same."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -52,6 +52,6 @@ class Picture(Figure):
         return written.getvalue()
 
 
-def legend_below(picture: Figure) -> None:
-    """One legend for all of a picture, out of the way of what it explains."""
-    picture.legend(loc="outside lower center", ncols=5, frameon=False, fontsize="small")
+def legend_below(figure: Figure) -> None:
+    """One legend for a whole figure, below its axes."""
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize="small")

@@ -1,4 +1,4 @@
-"""Several searches, or allocators, side by side as one picture."""
+"""Plots that compare: a Pareto front over token budgets, and a table of searches by allocators."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -6,54 +6,54 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.search.figure import BODY, INK, MARKERS, PALE, QUIET, Axes, Picture, Rectangle, legend_below
-from kvjax.search.formatting import cell, label, measured
 from kvjax.search.outcome import FULL, Outcome
+from kvjax.search.report.figure import BODY, INK, MARKERS, PALE, QUIET, Axes, Rectangle, ReportFigure, legend_below
+from kvjax.search.report.formatting import cell, label, measured
 from kvjax.search.result import SearchResult
 
 KIB = 1024
 
 
-def pareto(results: Sequence[SearchResult]) -> Picture:
-    """Accuracy on the test set against what is kept, for searches of one model at several token budgets.
+def pareto(results: Sequence[SearchResult]) -> ReportFigure:
+    """Accuracy on the test set against tokens kept, for searches of one model at several token budgets.
 
-    The front joins what nothing cheaper equals. Candidates of one cost stand a little apart, so that their 95% intervals
-    can be told; the full cache is a line with its interval as a band.
+    The front joins the candidates that none cheaper equals. Candidates of one cost stand a little apart, so
+    that their 95% intervals can be told apart; the full cache is a line with its interval as a band.
 
     Raises:
         ValueError: no results, or of different models, tasks or samples.
     """
     _check_alike(results)
     first = results[0]
-    picture = Picture(8.5, 4.8)
-    axes = picture.subplots()
+    figure = ReportFigure(8.5, 4.8)
+    axes = figure.subplots()
     axes.set_xscale("log", base=2)
     points: list[tuple[float, float]] = []
     lead, others = statistics.mode(result.chosen.name for result in results), 0
     for name in dict.fromkeys(o.name for r in results for o in r.outcomes if o.candidate is not None):
-        its = [(r, o) for r in results for o in r.outcomes if o.name == name and o.candidate is not None]
-        found = [o for _, o in its]
-        means = np.array([r.cost_of(o.candidate or ()) for r, o in its])
-        points += [(float(mean), 100 * o.test.mean) for mean, o in zip(means, found, strict=True)]
-        own = name == lead
-        others += not own
-        steps = 0 if own else (others + 1) // 2 * (-1) ** others  # the chosen one in the middle, others around it
-        middle = np.array([100 * o.test.mean for o in found])
-        reach = np.abs(np.array([(100 * o.test.low, 100 * o.test.high) for o in found]).T - middle)
+        rows = [(r, o) for r in results for o in r.outcomes if o.name == name and o.candidate is not None]
+        compared = [o for _, o in rows]
+        means = np.array([r.space.cost(o.candidate or ()) for r, o in rows])
+        points += [(float(mean), 100 * o.test.mean) for mean, o in zip(means, compared, strict=True)]
+        leads = name == lead
+        others += not leads
+        steps = 0 if leads else (others + 1) // 2 * (-1) ** others  # the chosen one in the middle, others around it
+        middle = np.array([100 * o.test.mean for o in compared])
+        reach = np.abs(np.array([(100 * o.test.low, 100 * o.test.high) for o in compared]).T - middle)
         axes.errorbar(
             means * 2.0 ** (0.04 * steps),
             middle,
             reach,
-            fmt="o" if own else MARKERS.get(name, "*"),
-            color=INK if own else QUIET,
-            markerfacecolor=INK if own else "white",
-            markersize=7 if own else 6,
-            elinewidth=1.6 if own else 0.8,
+            fmt="o" if leads else MARKERS.get(name, "*"),
+            color=INK if leads else QUIET,
+            markerfacecolor=INK if leads else "white",
+            markersize=7 if leads else 6,
+            elinewidth=1.6 if leads else 0.8,
             label=name,
-            zorder=4 if own else 3,
+            zorder=4 if leads else 3,
         )
     front = _front(points)
-    front.append((2 * max(mean for mean, _ in points), front[-1][1]))  # more budget is no worse, to the picture's edge
+    front.append((2 * max(mean for mean, _ in points), front[-1][1]))  # more budget is no worse, to the figure's edge
     axes.step(*zip(*front, strict=True), where="post", color=BODY, linewidth=2, label="Pareto front", zorder=2)
     for outcome in [o for o in first.outcomes if o.candidate is None][:1]:
         test = outcome.test
@@ -62,18 +62,18 @@ def pareto(results: Sequence[SearchResult]) -> Picture:
     ticks = sorted({result.config.token_budget for result in results})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    each = _bytes_of_token(first) / KIB
-    top = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, each), lambda x: np.divide(x, each)))
-    top.set_xticks([tick * each for tick in ticks], [f"{tick * each:,.0f}" for tick in ticks])
+    token = _bytes_of_token(first) / KIB
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, token), lambda x: np.divide(x, token)))
+    top.set_xticks([tick * token for tick in ticks], [f"{tick * token:,.0f}" for tick in ticks])
     top.minorticks_off()
     top.set_xlabel("KV kept of a prompt (KiB in bfloat16)")
     axes.set(xlabel="tokens kept of a prompt, mean of the layers", ylabel=f"{measured(first)},\ntest set (%)")
     axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
-    legend_below(picture)
-    return picture
+    legend_below(figure)
+    return figure
 
 
-def table(results: Sequence[SearchResult]) -> Picture:
+def table(results: Sequence[SearchResult]) -> ReportFigure:
     """Tasks by allocators: the test score x100 over its 95% interval; a darker cell is a better one in its row.
 
     Raises:
@@ -82,8 +82,8 @@ def table(results: Sequence[SearchResult]) -> Picture:
     if not results:
         raise ValueError("no results: give those of one search at least")
     names = list(dict.fromkeys(outcome.name for result in results for outcome in result.outcomes))
-    picture = Picture(2.6 + 1.15 * len(names), 0.9 + 0.52 * len(results))
-    axes = picture.subplots()
+    figure = ReportFigure(2.6 + 1.15 * len(names), 0.9 + 0.52 * len(results))
+    axes = figure.subplots()
     for row, result in enumerate(results):
         cells = {outcome.name: outcome for outcome in result.outcomes}
         means = [outcome.test.mean for outcome in result.outcomes if outcome.candidate is not None]
@@ -101,7 +101,7 @@ def table(results: Sequence[SearchResult]) -> Picture:
     axes.set_xlabel(
         f"{kinds}, test set (%), with the 95% interval; darker is better in its row, bold the best at this budget"
     )
-    return picture
+    return figure
 
 
 def _draw_cell(axes: Axes, column: int, row: int, outcome: Outcome, share: float) -> None:
@@ -120,7 +120,7 @@ def _bytes_of_token(result: SearchResult) -> int:
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points, cheapest first, that are better than all that cost no more."""
+    """The points, cheapest first, that are better than all others of no higher cost."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or score > front[-1][1]:

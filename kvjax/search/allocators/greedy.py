@@ -1,4 +1,4 @@
-"""What CMA-ES is measured against, at equal cost: fixed shapes, entropy, random search, greedy marginal utility."""
+"""Greedy marginal utility: each layer's loss alone by size, then the best sizes of one total."""
 
 import dataclasses
 from typing import ClassVar
@@ -6,84 +6,13 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.budget.split import pyramid_capacities
-from kvjax.search.allocator import Allocator, Fixed, Problem, State
-from kvjax.search.space import Candidate
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform(Fixed):
-    """Every layer the same, as SnapKV and RocketKV have it."""
-
-    name: ClassVar[str] = "uniform"
-
-    def candidate(self, problem: Problem) -> Candidate:
-        return problem.space.uniform
-
-
-@dataclasses.dataclass(frozen=True)
-class Pyramid(Fixed):
-    """PyramidKV (arXiv 2406.02069): an arithmetic series that falls from the first layer to the last."""
-
-    name: ClassVar[str] = "pyramid"
-    beta: int = 20
-
-    def candidate(self, problem: Problem) -> Candidate:
-        space = problem.tokens
-        each = pyramid_capacities(space.layers, space.mean, space.floor, space.ceiling, self.beta)
-        return tuple(np.repeat(each, space.heads).tolist())
-
-
-@dataclasses.dataclass(frozen=True)
-class InversePyramid(Pyramid):
-    """The same series rising."""
-
-    name: ClassVar[str] = "inverse-pyramid"
-
-    def candidate(self, problem: Problem) -> Candidate:
-        return super().candidate(problem)[::-1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entropy(Fixed):
-    """Layers share by exp(entropy) of their attention: the number of tokens that they look at, as it were."""
-
-    name: ClassVar[str] = "entropy"
-
-    def candidate(self, problem: Problem) -> Candidate:
-        space = problem.tokens
-        return space.project(np.repeat(np.exp(problem.entropy - problem.entropy.max()), space.heads))
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomSearch(Allocator):
-    """Shares drawn from a log-normal distribution around uniform ones.
-
-    Attributes:
-        evaluations: candidates evaluated.
-        sigma: of the logarithms.
-    """
-
-    name: ClassVar[str] = "random"
-    evaluations: int = 400
-    sigma: float = 1.0
-    population: int = 10
-
-    def begin(self, problem: Problem, seed: int) -> State:
-        return {"seed": np.int64(seed), "evaluated": np.int64(0)}
-
-    def ask(self, problem: Problem, state: State) -> tuple[Int[np.ndarray, "P L"], State]:
-        evaluated, space = int(state["evaluated"]), problem.space
-        count = min(self.population, self.evaluations - evaluated)
-        rng = np.random.default_rng([int(state["seed"]), evaluated])
-        points = self.sigma * rng.standard_normal((max(count, 0), space.dims))
-        candidates = np.array([space.decode(point) for point in points], np.int64).reshape(-1, space.units)
-        return candidates, state | {"evaluated": np.int64(evaluated + len(candidates))}
+from kvjax.search.allocators.allocator import Allocator, Problem, State
+from kvjax.search.spaces import Candidate
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Allocator):
-    """Marginal utility: what each layer loses alone at each size, then the best sizes of one total.
+    """Marginal utility: the loss of each layer alone at each size, then the best sizes of one total.
 
     A layer's curve is measured while all others keep everything, `sizes` points each; the shares are a knapsack over
     the curves, solved exactly on a grid of `step` tokens. It assumes that the layers' losses add up.
@@ -152,9 +81,6 @@ class Greedy(Allocator):
 
 @dataclasses.dataclass(frozen=True)
 class FineGreedy(Greedy):
-    """Greedy that measures as many sizes as the others evaluate candidates: what it gains by an equal cost."""
+    """Greedy that measures as many sizes as the others evaluate candidates: its gain at an equal cost."""
 
     name: ClassVar[str] = "fine-greedy"
-
-
-ANCHORS: tuple[Fixed, ...] = (Uniform(), Pyramid(), InversePyramid(), Entropy())

@@ -1,7 +1,7 @@
-"""Judges candidates on prompts that were read: a whole population in one compiled call, budgets as numbers.
+"""Population evaluator: scores a whole population on ranked KV in one compiled call, budgets as numbers.
 
-The tail is read teacher-forced through the compressed cache, all its tokens at once. If each token of the reply is
-the likeliest after those before it, greedy decoding writes exactly that reply: no decoding loop is needed.
+The tail of a sample is read teacher-forced through the compressed cache, all its tokens at once. If each token of the
+reply is the likeliest after those before it, greedy decoding writes exactly that reply: no decoding loop is needed.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,22 @@ from jaxtyping import Array, Float, Int
 
 from kvjax.attention.dense import MASKED
 from kvjax.models import Decoder
-from kvjax.search.reading import LayerReading, Readings
-from kvjax.search.scores import Evaluated, Scores, check_candidates, in_batches, target_logprobs, weighted_scores
+from kvjax.search.evaluators.evaluator import BLOCK, in_blocks
+from kvjax.search.evaluators.ranking import RankedLayer, RankedPrompts
+from kvjax.search.evaluators.scores import (
+    Evaluated,
+    Scores,
+    check_candidates,
+    in_batches,
+    target_logprobs,
+    weighted_scores,
+)
 
-BLOCK = 8  # samples that are evaluated at a time: bounds the temporaries
 CANDIDATES = "candidates"  # the mesh axis over which a population is split
 
 
-class Evaluator:
-    """Judges candidates with one model. Compiles once, whatever the budgets, the samples and how many of them there are.
+class PopulationEvaluator:
+    """Scores candidates of tokens kept with one model. Compiles once, whatever the budgets and the number of samples.
 
     Args:
         batch: candidates a call; fewer are padded, more take several. Made a multiple of the devices.
@@ -50,16 +57,11 @@ class Evaluator:
         self._params = jax.device_put(self._params, self._whole)
         self.evaluations = 0
 
-    def place(self, readings: Readings) -> list[Readings]:
-        """Readings in blocks of `BLOCK` samples where this evaluator wants them; the last is filled up with copies."""
-        count = readings.samples
-        padded = jax.tree.map(lambda x: x[np.minimum(np.arange(-(-count // BLOCK) * BLOCK), count - 1)], readings)
-        parts = [jax.tree.map(lambda x, at=at: x[at : at + BLOCK], padded) for at in range(0, count, BLOCK)]
-        return jax.device_put(parts, self._whole)
+    def place(self, prompts: RankedPrompts) -> list[RankedPrompts]:
+        """Blocks of `BLOCK` samples on the devices; copies of the last sample fill up its block."""
+        return jax.device_put(in_blocks(prompts, prompts.samples, BLOCK), self._whole)
 
-    def __call__(
-        self, candidates: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Readings], samples: int
-    ) -> Scores:
+    def evaluate(self, candidates: Int[np.ndarray, "P L *n"], blocks: list[RankedPrompts], samples: int) -> Scores:
         """Scores of every candidate on the first `samples` samples of blocks.
 
         Args:
@@ -68,24 +70,29 @@ class Evaluator:
         check_candidates(candidates, len(self.layers))
         self.evaluations += len(candidates)
 
-        def evaluate(some: Int[np.ndarray, "N L ..."]) -> list[Evaluated]:
-            budgets = np.zeros((len(some), self._depth, self._heads), np.int32)
-            budgets[:, self.layers] = some.reshape(*some.shape[:2], -1)
+        def evaluate(rows: Int[np.ndarray, "N L ..."]) -> list[Evaluated]:
+            budgets = np.zeros((len(rows), self._depth, self._heads), np.int32)
+            budgets[:, self.layers] = rows.reshape(*rows.shape[:2], -1)
             placed = jax.device_put(budgets, self._split)
             return [_evaluate(self._graph, self._params, block, placed) for block in blocks]
 
         return in_batches(evaluate, candidates, self._batch, samples)
 
+    def close(self) -> None:
+        """Frees nothing: all that an evaluator holds goes with it."""
+
 
 @partial(jax.jit, static_argnums=0)
-def _evaluate(graph: nnx.GraphDef[Decoder], params: Any, readings: Readings, budgets: Int[Array, "P L K"]) -> Evaluated:
+def _evaluate(
+    graph: nnx.GraphDef[Decoder], params: Any, prompts: RankedPrompts, budgets: Int[Array, "P L K"]
+) -> Evaluated:
     """The fields of `Scores`: [P S] each."""
     decoder = nnx.merge(graph, params)
     over_samples = jax.vmap(partial(_replay, decoder), in_axes=(0, None))
-    return jax.vmap(over_samples, in_axes=(None, 0))(readings, budgets)
+    return jax.vmap(over_samples, in_axes=(None, 0))(prompts, budgets)
 
 
-def _replay(decoder: Decoder, sample: Readings, candidate: Int[Array, "L K"]) -> Evaluated:
+def _replay(decoder: Decoder, sample: RankedPrompts, candidate: Int[Array, "L K"]) -> Evaluated:
     """One sample's tail through a cache of these budgets."""
     config, steps = decoder.config, sample.tail.shape[0] - 1
     positions = sample.start + jnp.arange(steps)
@@ -100,7 +107,7 @@ def _replay(decoder: Decoder, sample: Readings, candidate: Int[Array, "L K"]) ->
 
 
 def _attend(
-    held: LayerReading,
+    held: RankedLayer,
     positions: Int[Array, "R"],
     entries: Int[Array, "K"],
     q: Float[Array, "R H D"],

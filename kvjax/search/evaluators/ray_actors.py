@@ -1,8 +1,8 @@
-"""Judges candidates in other processes, on this machine or many: Ray actors that each hold the model.
+"""Ray evaluator: scores candidates in actors, on this machine or many, each of which holds the model.
 
-    caller                                     actors, each with an `Evaluator` of its own
-    place ---- readings, once ---> object store ---- pulled at first use, then kept ---> devices
-    call  ---- an even share of the candidates, in order ---------------------------------> evaluated
+    caller                                     actors, each with a `PopulationEvaluator`
+    place ----- prompts, once ---> object store ---- pulled at first use, then kept ---> devices
+    evaluate -- an even share of the candidates, in order ---------------------------------> evaluated
           <--- scores, joined in that order --------------------------------------------
 
 Prompts are read by the caller alone and shipped as arrays: that takes the time of a copy where reading them takes that
@@ -24,19 +24,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kvjax import models
-from kvjax.search.evaluation import Evaluator
-from kvjax.search.reading import Readings
-from kvjax.search.scores import Scores, check_candidates
+from kvjax.search.evaluators.population import PopulationEvaluator
+from kvjax.search.evaluators.ranking import RankedPrompts
+from kvjax.search.evaluators.scores import Scores, check_candidates
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Shipped:
-    """Readings in Ray's object store. They are dropped everywhere when the last of this is.
+class ShippedPrompts:
+    """Prompts in Ray's object store. They are dropped everywhere when the last of this is.
 
     Attributes:
         key: by which actors know what they have pulled.
         reference: Ray's.
-        entropy: of the readings.
+        entropy: of the prompts.
     """
 
     key: int
@@ -45,10 +45,11 @@ class Shipped:
 
 
 class RayEvaluator:
-    """`Evaluator` with a population split over Ray actors. Needs the extra `ray`.
+    """`PopulationEvaluator` with a population split over Ray actors. Needs the extra `ray`.
 
-    Scores are those of `Evaluator` with the same batch to the bit, on devices of the same kind: the same compiled
-    function evaluates, and a candidate's numbers do not depend on those beside it. With another batch they round otherwise.
+    Scores are those of `PopulationEvaluator` with the same batch to the bit, on devices of the same kind: the same
+    compiled function evaluates, and a candidate's numbers do not depend on those beside it. With another batch they
+    round otherwise.
 
     An actor that dies is replaced, and its share evaluated again; not so if that one dies too. Connects to the cluster
     that RAY_ADDRESS names, or starts a local one, unless this process is connected already. Not for several threads.
@@ -86,13 +87,15 @@ class RayEvaluator:
         try:
             self._ray = importlib.import_module("ray")
         except ImportError as error:
-            raise ImportError("no Ray: install kvjax with its extra `ray`, or evaluate with Evaluator") from error
+            raise ImportError(
+                "no Ray: install kvjax with its extra `ray`, or evaluate with PopulationEvaluator"
+            ) from error
         self._options = {"num_cpus": 1} | dict(options or {})
         self._arguments = os.path.abspath(folder), np.dtype(dtype).name, batch
         self._patience = patience
         self._dead = self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError
         self._keys = itertools.count()
-        self._alive: weakref.WeakValueDictionary[int, Shipped] = weakref.WeakValueDictionary()
+        self._alive: weakref.WeakValueDictionary[int, ShippedPrompts] = weakref.WeakValueDictionary()
         self.evaluations = 0
         self._actors: list[Any] = []
         self._owner = not self._ray.is_initialized()
@@ -107,17 +110,15 @@ class RayEvaluator:
             self.close()
             raise
 
-    def place(self, readings: Readings) -> list[Shipped]:
-        """Readings where every actor can get them."""
-        arrays = jax.tree.map(np.asarray, readings)
-        shipped = Shipped(next(self._keys), self._ray.put(arrays), arrays.entropy)
+    def place(self, prompts: RankedPrompts) -> list[ShippedPrompts]:
+        """Prompts in the object store, where every actor can get them."""
+        arrays = jax.tree.map(np.asarray, prompts)
+        shipped = ShippedPrompts(next(self._keys), self._ray.put(arrays), arrays.entropy)
         self._alive[shipped.key] = shipped
         return [shipped]
 
-    def __call__(
-        self, candidates: Int[np.ndarray, "P L"] | Int[np.ndarray, "P L K"], blocks: list[Shipped], samples: int
-    ) -> Scores:
-        """Scores of every candidate on the first `samples` samples of blocks, as `Evaluator` gives them.
+    def evaluate(self, candidates: Int[np.ndarray, "P L *n"], blocks: list[ShippedPrompts], samples: int) -> Scores:
+        """Scores of every candidate on the first `samples` samples of blocks, as `PopulationEvaluator` gives them.
 
         Raises:
             RuntimeError: an actor died, and so did the one that took its place.
@@ -130,14 +131,14 @@ class RayEvaluator:
         rest = needed, list(self._alive), samples
         shares = [share for share in np.array_split(candidates, len(self._actors)) if len(share)]
         pending = [actor.evaluate.remote(share, *rest) for actor, share in zip(self._actors, shares, strict=False)]
-        found: list[Scores] = []
+        parts: list[Scores] = []
         for number, (share, evaluated) in enumerate(zip(shares, pending, strict=True)):
             try:
-                found.append(self._ray.get(evaluated))
+                parts.append(self._ray.get(evaluated))
             except self._dead:
-                found.append(self._again(number, share, rest))
+                parts.append(self._again(number, share, rest))
         return Scores(
-            *(np.concatenate([getattr(part, field.name) for part in found]) for field in dataclasses.fields(Scores))
+            *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Scores))
         )
 
     def close(self) -> None:
@@ -181,18 +182,18 @@ class RayEvaluator:
             return self._ray.get(self._actors[number].evaluate.remote(share, *rest))
         except self._dead as error:
             raise RuntimeError(
-                f"an actor died while it evaluated {len(share)} candidates, and so did the one that took its place. Most "
-                f"often that is memory: evaluate fewer at a time than batch={self._arguments[2]}, start fewer actors on "
-                "a machine, or give them more (options); `ray logs` has their last words"
+                f"an actor died while it evaluated {len(share)} candidates, and so did the one that took its place. "
+                f"Most often that is memory: evaluate fewer at a time than batch={self._arguments[2]}, start fewer "
+                "actors on a machine, or give them more (options); `ray logs` has their last words"
             ) from error
 
 
 class _Worker:
-    """What runs in an actor."""
+    """The object in an actor: a model, and the blocks it has pulled."""
 
     def __init__(self, folder: str, dtype: str, batch: int) -> None:
-        self._evaluator = Evaluator(models.load(folder, dtype=jnp.dtype(dtype)), batch=batch)
-        self._placed: dict[int, list[Readings]] = {}
+        self._evaluator = PopulationEvaluator(models.load(folder, dtype=jnp.dtype(dtype)), batch=batch)
+        self._placed: dict[int, list[RankedPrompts]] = {}
 
     def layers(self) -> list[int]:
         return self._evaluator.layers
@@ -204,4 +205,4 @@ class _Worker:
             if key not in self._placed:
                 self._placed[key] = self._evaluator.place(importlib.import_module("ray").get(reference))
         blocks = [block for key, _ in needed for block in self._placed[key]]
-        return self._evaluator(candidates, blocks, samples)
+        return self._evaluator.evaluate(candidates, blocks, samples)
