@@ -25,16 +25,12 @@ def candidates(count: int) -> np.ndarray:
 def test_a_population_lies_on_all_devices_and_scores_as_on_one(devices):
     model = MODEL.build()
     prompts = RankedReader(model, Observation(WINDOW, 1), 96).read([case(seed) for seed in range(SAMPLES)])
-    many, one = (
-        PopulationEvaluator(model, batch=10, devices=devices),
-        PopulationEvaluator(model, batch=16, devices=devices[:1]),
-    )
+    many = PopulationEvaluator(model, batch=10, devices=devices)
+    one = PopulationEvaluator(model, batch=16, devices=devices[:1])
     blocks = many.place(prompts)
     for count in (1, 16, 21):  # fewer than devices, as many as a batch holds, more
-        found, expected = (
-            many.evaluate(candidates(count), blocks, SAMPLES),
-            one.evaluate(candidates(count), one.place(prompts), SAMPLES),
-        )
+        found = many.evaluate(candidates(count), blocks, SAMPLES)
+        expected = one.evaluate(candidates(count), one.place(prompts), SAMPLES)
         np.testing.assert_array_equal(found.exact, expected.exact)
         np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5, atol=1e-6)
     budgets = jax.device_put(np.full((16, 2, 2), 40, np.int32), many._split)

@@ -6,7 +6,7 @@ evaluator   prompts ------------> blocks, on the devices or in the processes tha
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from kvjax.search.samples import RankedCase
 BLOCK = 8  # cases that are prefilled and placed at a time: bounds the temporaries
 
 
+@runtime_checkable
 class Prompts(Protocol):
     """Prefilled prompts, for the evaluator that belongs to their reader."""
 
@@ -27,6 +28,7 @@ class Prompts(Protocol):
         ...
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Prefills prompts with one model."""
 
@@ -35,6 +37,7 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Scores candidates of one kind. Its blocks stay valid until it is closed."""
 
