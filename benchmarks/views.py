@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.memory import alive, forget_peak, make_model, resident
-from benchmarks.report import write_report
+from benchmarks.common.process_memory import alive, forget_peak, resident
+from benchmarks.common.random_model import make_model
+from benchmarks.common.report import write_report
 from kvjax import models
 from kvjax.engine.caches import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
@@ -76,7 +77,7 @@ def fill(runner: Runner, length: int) -> None:
         sampler=state.sampler,
     )
     for slot in range(runner.layout.max_num_seqs):
-        runner._fill.written(slot, length, runner.caches.plans)
+        runner.fill.written(slot, length, runner.caches.plans)
 
 
 def decode_seconds(runner: Runner, length: int) -> float:

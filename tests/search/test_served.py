@@ -85,7 +85,7 @@ def test_memory_falls_as_the_profile_says(model, served):
     """Bytes of K and V on the device, counted from the arrays that are there."""
     _, decoder = model
     candidate, engine = served
-    held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
+    held = engine.view_bytes
     entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in candidate)
     config = decoder.config
     assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.max_num_seqs
