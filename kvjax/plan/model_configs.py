@@ -1,4 +1,4 @@
-"""A model by the name of a built-in config.json, or by the folder of a checkpoint."""
+"""Model configs: by the name of a built-in config.json, or by the folder of a checkpoint."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def names() -> list[str]:
 
 
 def read_model(model: str, max_model_len: int | None = None) -> DecoderConfig:
-    """What a model is; no weight is read, and none need be there.
+    """The config of a model; no weight is read, and none need be there.
 
     Args:
         model: a folder with a config.json, that file itself, or a built-in name, in this order.
