@@ -148,7 +148,7 @@ def most_slots(model: DecoderConfig, layout: ResolvedConfig, free: int, upper: i
     """How many slots fit in `free` bytes, of each device of a mesh if there is one: at most `upper`, 0 if none does."""
 
     def fits(slots: int) -> bool:
-        caches = CacheConfig.declare(model, dataclasses.replace(layout, slots=slots))
+        caches = CacheConfig.declare(model, dataclasses.replace(layout, max_num_seqs=slots))
         return sum(plan(caches, mesh).values()) <= free
 
     return _largest(fits, upper)
