@@ -1,4 +1,4 @@
-"""Candidates evaluated in Ray actors: the same bits as here, also when an actor dies. Nightly, for Ray starts slowly."""
+"""Candidates evaluated in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray starts slowly."""
 
 import dataclasses
 import gc

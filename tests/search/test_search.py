@@ -52,7 +52,7 @@ def found(model) -> SearchResult:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("warm_start", ["greedy", "uniform"])
 def test_the_known_best_budgets_are_found(model, seed, warm_start):
-    """Every candidate of that cost is evaluated to know the best: the first layer gets the floor, the second the rest."""
+    """Every candidate of that cost is evaluated to know the best: the floor for layer 0, the rest for layer 1."""
     config = dataclasses.replace(CONFIG, seed=seed, warm_start=warm_start)
     began = time.process_time()
     with Search(config, model=model, sets=sets(24)) as its:
