@@ -1,10 +1,10 @@
-"""What searched budgets are worth: tasks by token budgets by allocators, and candidates a second.
+"""Searched budgets: accuracy of tasks by token budgets by allocators, and candidates evaluated a second.
 
     python -m benchmarks.budgets [--tasks needles code chains] [--token-budgets 32 64 128] [--output FILE.json]
 
 For each task and budget evolution searches in both modes, and greedy and random search at equal cost; uniform, the
 pyramids, entropy, streaming and the full cache stand beside them. Only test samples are reported, which no search has
-seen. What is done is kept in `--runs`: the same command again goes on where it stopped.
+seen. Finished searches are in `--runs`: the same command goes on where it stopped.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import write_report
+from benchmarks.common.report import write_report
 from kvjax.engine import Engine, EngineConfig, SamplingParams
+from kvjax.search.allocators.evolution import Mode
 from kvjax.search.config import SearchConfig
 from kvjax.search.context import SearchContext
-from kvjax.search.evolution import Mode
-from kvjax.search.formatting import gained
 from kvjax.search.outcome import FULL, Interval
-from kvjax.search.render import outcomes, table
+from kvjax.search.report.formatting import gained
+from kvjax.search.report.tables import outcomes, table
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.run import PACKAGES, Search, search
-from kvjax.search.space import Candidate
+from kvjax.search.spaces import Candidate
 from kvjax.store.digest import weights_digest
 
 HEURISTICS = ("uniform", "pyramid", "streaming")  # what the paper compares with
@@ -40,7 +40,7 @@ COMPARED_CANDIDATES = 4  # evaluated one at a time through the engine
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is searched of one task.
+    """The searches of one task.
 
     Attributes:
         budgets: tokens a layer.
@@ -83,7 +83,7 @@ def settings(args: argparse.Namespace, task: str, budget: int, mode: Mode) -> Se
     )
 
 
-def found(config: SearchConfig, context: Callable[[], SearchContext]) -> SearchResult:
+def cached_search(config: SearchConfig, context: Callable[[], SearchContext]) -> SearchResult:
     """The result of a search, unless it was made before by the same config and with the same weights."""
     assert config.output is not None
     path = config.output.with_suffix(".search.json")
@@ -100,23 +100,23 @@ def points(gain: Interval) -> str:
 
 
 def verdict(project: SearchResult, paper: SearchResult) -> dict[str, Any]:
-    """What one cell says: both modes against the best heuristic, uniform, greedy and the full cache, by sample."""
+    """One cell: both modes against the best heuristic, uniform, greedy and the full cache, paired by sample."""
     best = max((project.outcome(name) for name in HEURISTICS), key=lambda outcome: outcome.test.mean)
-    ours = {"project": project.outcome("evolution"), "paper": paper.outcome("evolution")}
+    modes = {"project": project.outcome("evolution"), "paper": paper.outcome("evolution")}
     others = {name: project.outcome(name) for name in ("uniform", "greedy", "fine-greedy", "random", FULL)}
     return {
         "best_heuristic": best.name,
         "full_cache": others[FULL].test.mean,
         **{
             mode: {
-                "test": plain(its.test),
-                "over_best_heuristic": its.over(best),
-                **{f"over_{name.replace(' ', '_')}": its.over(other) for name, other in others.items()},
-                "calibration_gap": its.calibration_gap,
-                "evaluations": its.evaluations,
-                "seconds": its.seconds,
+                "test": plain(result.test),
+                "over_best_heuristic": result.over(best),
+                **{f"over_{name.replace(' ', '_')}": result.over(other) for name, other in others.items()},
+                "calibration_gap": result.calibration_gap,
+                "evaluations": result.evaluations,
+                "seconds": result.seconds,
             }
-            for mode, its in ours.items()
+            for mode, result in modes.items()
         },
         "greedy": {
             "test": plain(others["greedy"].test),
@@ -131,25 +131,25 @@ def verdict(project: SearchResult, paper: SearchResult) -> dict[str, Any]:
 
 def verdicts(cells: dict[tuple[str, int], dict[str, Any]]) -> Table:
     """The terminal's table of paired differences: a row for each cell and way to search."""
-    shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    rendered = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     heads = ("", "by", "test", "over best heuristic", "over greedy", "over full", "gap", "evaluated", "seconds")
     for head in heads:
-        shown.add_column(head, justify="left" if head in ("", "by") else "right", no_wrap=True)
+        rendered.add_column(head, justify="left" if head in ("", "by") else "right", no_wrap=True)
     for (task, budget), cell in cells.items():
         for by in ("project", "paper", "greedy"):
-            its = cell[by]
-            shown.add_row(
+            result = cell[by]
+            rendered.add_row(
                 f"{task} {budget}" if by == "project" else "",
                 by,
-                f"{100 * its['test']['mean']:.1f}",
-                f"{points(its['over_best_heuristic'])} {cell['best_heuristic']}",
-                points(its["over_greedy"]) if by != "greedy" else "",
-                points(its["over_full_cache"]),
-                f"{100 * its['calibration_gap']:+.1f}",
-                str(its["evaluations"]),
-                f"{its['seconds']:.0f}",
+                f"{100 * result['test']['mean']:.1f}",
+                f"{points(result['over_best_heuristic'])} {cell['best_heuristic']}",
+                points(result["over_greedy"]) if by != "greedy" else "",
+                points(result["over_full_cache"]),
+                f"{100 * result['calibration_gap']:+.1f}",
+                str(result["evaluations"]),
+                f"{result['seconds']:.0f}",
             )
-    return shown
+    return rendered
 
 
 def speed(result: SearchResult) -> dict[str, float]:
@@ -159,14 +159,14 @@ def speed(result: SearchResult) -> dict[str, float]:
     would need one of its own, which is compiled anew.
     """
     config = dataclasses.replace(result.config, runs=None, warm_start="uniform", compare=())
-    its = Search(config)
-    space, rng = its.space, np.random.default_rng(0)
+    running = Search(config)
+    space, rng = running.space, np.random.default_rng(0)
     candidates = np.array([space.decode(point) for point in rng.standard_normal((4 * config.batch, space.dims))])
-    its.context.evaluate("search", candidates)  # compiles
+    running.context.evaluate("search", candidates)  # compiles
     began = time.perf_counter()
-    its.context.evaluate("search", candidates)
+    running.context.evaluate("search", candidates)
     together = len(candidates) / (time.perf_counter() - began)
-    cases = its.context.sets.search
+    cases = running.context.sets.search
     with _engine(result, result.uniform) as engine:
         prompts = [[*case.prompt, *case.tail[: -case.reply]] for case in cases]
         params = [
@@ -191,16 +191,15 @@ def memory(result: SearchResult) -> dict[str, float]:
 
     Beside them what the profiles say. A view has room for generated tokens besides what it keeps of a prompt.
     """
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for name, candidate in (("full_cache", None), ("uniform", result.uniform), ("found", result.chosen.candidate)):
         with _engine(result, candidate) as engine:
-            held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
-            found[f"kv_bytes_of_a_sequence_{name}"] = held / engine.layout.max_num_seqs
+            sizes[f"kv_bytes_of_a_sequence_{name}"] = engine.view_bytes / engine.layout.max_num_seqs
         if candidate is not None:
             model = result.model
-            said = result.profile_of(candidate).nbytes(model.kv_heads, model.head_dim, "float32")
-            found[f"kv_bytes_as_the_profile_says_{name}"] = said
-    return found
+            expected = result.profile_of(candidate).nbytes(model.kv_heads, model.head_dim, "float32")
+            sizes[f"kv_bytes_as_the_profile_says_{name}"] = expected
+    return sizes
 
 
 def _engine(result: SearchResult, candidate: Candidate | None) -> Engine:
@@ -218,7 +217,7 @@ def _engine(result: SearchResult, candidate: Candidate | None) -> Engine:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures what searched budgets are worth, and how fast they are found."""
+    """Measures the accuracy of searched budgets, and the speed of finding them."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.budgets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,10 +242,10 @@ def main(argv: list[str] | None = None) -> None:
         budgets = args.token_budgets or TASKS[task].budgets
         context = functools.cache(functools.partial(SearchContext, settings(args, task, budgets[0], "project")))
         for budget in budgets:
-            results[task, budget] = {mode: found(settings(args, task, budget, mode), context) for mode in modes}
-            for its in results[task, budget].values():
-                Console().print(outcomes(its))
-    every = [its for cell in results.values() for its in cell.values()]
+            results[task, budget] = {mode: cached_search(settings(args, task, budget, mode), context) for mode in modes}
+            for result in results[task, budget].values():
+                Console().print(outcomes(result))
+    every = [result for cell in results.values() for result in cell.values()]
     wide = Console(width=160)  # also where the output is a file
     wide.print(table(every))
     cells = {key: verdict(cell["project"], cell["paper"]) for key, cell in results.items()}
@@ -264,11 +263,11 @@ def main(argv: list[str] | None = None) -> None:
                 "verdict": cells[task, budget],
                 **{
                     mode: {
-                        "config": plain(its.config),
-                        "chosen": its.chosen.name,
-                        "outcomes": [plain(dataclasses.replace(each, each=())) for each in its.outcomes],
+                        "config": plain(result.config),
+                        "chosen": result.chosen.name,
+                        "outcomes": [plain(dataclasses.replace(each, each=())) for each in result.outcomes],
                     }
-                    for mode, its in cell.items()
+                    for mode, result in cell.items()
                 },
             }
             for (task, budget), cell in results.items()
@@ -279,16 +278,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def draw(folder: pathlib.Path, results: dict[tuple[str, int], dict[Mode, SearchResult]]) -> None:
     """The table of all searches, and accuracy against bytes of each task."""
-    from kvjax.search import plots
+    from kvjax.search.report import plots
 
     folder.mkdir(parents=True, exist_ok=True)
     project = {key: cell["project"] for key, cell in results.items()}
     plots.table(list(project.values())).savefig(folder / "table.png")
     for task in dict.fromkeys(task for task, _ in project):
-        its = [result for (name, _), result in project.items() if name == task]
-        plots.pareto(its).savefig(folder / f"{task}.png")
+        sweep = [result for (name, _), result in project.items() if name == task]
+        plots.pareto(sweep).savefig(folder / f"{task}.png")
         for name in ("budgets", "convergence", "generations"):
-            getattr(plots, name)(its[0]).savefig(folder / f"{task}-{name}.png")
+            getattr(plots, name)(sweep[0]).savefig(folder / f"{task}-{name}.png")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.report import write_report
+from benchmarks.common.random_model import VOCABULARY, write_tokenizer
+from benchmarks.common.report import write_report
 
 DECODED = 64
-VOCAB = 32_000
 PREFILL_LENGTHS = (1024, 4096)
 DECODE_BATCHES = (1, 8)
 DECODE_CONTEXT = 1024
@@ -35,7 +35,7 @@ def write_model(path: str, max_position: int = 5120) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=VOCABULARY,
         hidden_size=512,
         intermediate_size=1408,
         num_hidden_layers=8,
@@ -46,19 +46,6 @@ def write_model(path: str, max_position: int = 5120) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(path)
     write_tokenizer(path)
-
-
-def write_tokenizer(path: str) -> None:
-    """The engine wants one; the prompts here are token ids already. Others ask in words, and in conversations."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"t{i}": i for i in range(VOCAB)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t2", unk_token="t0")
-    made.chat_template = "{% for message in messages %}{{ message.content }} t2 {% endfor %}"
-    made.save_pretrained(path)
 
 
 def torch_arm(path: str) -> Arm:
@@ -105,7 +92,7 @@ def measure(name: str, arms: dict[str, Arm], rate: Callable[[Arm], float], round
             value = rate(generate)
             if index:  # the first round warms caches up
                 rates[arm].append(value)
-    ratios = [ours / theirs for ours, theirs in zip(rates["kvjax"], rates["torch"], strict=True)]
+    ratios = [kvjax_rate / torch_rate for kvjax_rate, torch_rate in zip(rates["kvjax"], rates["torch"], strict=True)]
     row = {"name": name, **{arm: statistics.median(values) for arm, values in rates.items()}}
     row |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
     print(
@@ -124,7 +111,7 @@ def main() -> None:
     random = np.random.default_rng(0)
 
     def prompts(batch: int, length: int) -> list[list[int]]:
-        return random.integers(3, VOCAB, (batch, length)).tolist()
+        return random.integers(3, VOCABULARY, (batch, length)).tolist()
 
     rows = []
     with tempfile.TemporaryDirectory() as path:
@@ -134,9 +121,9 @@ def main() -> None:
             arms = {"torch": torch_generate, "kvjax": kvjax_arm(path, slots=batch)}
 
             def decode_rate(arm: Arm, batch: int = batch) -> float:
-                given = prompts(batch, DECODE_CONTEXT)
-                first = seconds(arm, given, 1)
-                return batch * DECODED / (seconds(arm, given, DECODED + 1) - first)
+                batch_prompts = prompts(batch, DECODE_CONTEXT)
+                first = seconds(arm, batch_prompts, 1)
+                return batch * DECODED / (seconds(arm, batch_prompts, DECODED + 1) - first)
 
             if batch == 1:
                 for length in PREFILL_LENGTHS:

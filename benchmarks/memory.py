@@ -15,7 +15,9 @@ import re
 import jax
 import numpy as np
 
-from benchmarks.report import write_report
+from benchmarks.common.process_memory import alive, forget_peak, resident
+from benchmarks.common.random_model import make_model
+from benchmarks.common.report import write_report
 from kvjax import models
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.device.cache_config import CacheConfig
@@ -23,45 +25,12 @@ from kvjax.engine.device.memory import plan
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import SamplerState
 from kvjax.engine.request import SamplingParams
-from kvjax.models import DecoderConfig, LayerConfig, RopeConfig
 from kvjax.store.sizes import show_size
-
-
-def make_model(tokens: int) -> DecoderConfig:
-    layer = LayerConfig(RopeConfig(dim=64, theta=10_000.0))
-    return DecoderConfig(
-        family="llama",
-        vocab_size=32_000,
-        width=512,
-        mlp_width=1408,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=64,
-        layers=(layer,) * 8,
-        query_scale=64**-0.5,
-        norm_eps=1e-5,
-        max_position=tokens,
-    )
-
-
-def resident(*, peak: bool) -> int:
-    """Bytes of this process in memory now, or at most since `forget_peak`."""
-    name = "VmHWM" if peak else "VmRSS"
-    line = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def forget_peak() -> None:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def alive() -> int:
-    return sum(array.nbytes for array in jax.live_arrays())
 
 
 def steps() -> dict[str, dict[str, int]]:
     """Of each compiled step the shape of which is largest: bytes of temporaries, of outputs, and of those in place."""
-    found: dict[str, dict[str, int]] = {}
+    largest: dict[str, dict[str, int]] = {}
     for executable in jax.devices()[0].client.live_executables():
         name = executable.hlo_modules()[0].name.removeprefix("jit_")
         memory = executable.get_compiled_memory_stats()
@@ -71,8 +40,8 @@ def steps() -> dict[str, dict[str, int]]:
             "in place": memory.alias_size_in_bytes,
         }
         if name in ("prefill_layer", "install", "first_token", "decode", "score"):
-            found[name] = max(found.get(name, row), row, key=lambda each: each["outputs"])
-    return found
+            largest[name] = max(largest.get(name, row), row, key=lambda each: each["outputs"])
+    return largest
 
 
 def largest_squares(tokens: int) -> list[str]:
@@ -117,9 +86,8 @@ def main() -> None:
     jax.block_until_ready(emitted)
     decode_rise = resident(peak=True) - idle
 
-    print(
-        f"{options.tokens:,} tokens of context, {options.slots} slots, chunks of {layout.prefill_chunk_size}, {layout.dtype}"
-    )
+    chunk, dtype = layout.prefill_chunk_size, layout.dtype
+    print(f"{options.tokens:,} tokens of context, {options.slots} slots, chunks of {chunk}, {dtype}")
     for purpose, size in predicted.items():
         print(f"  predicted  {purpose:<14} {show_size(size):>10}")
     kept = sum(predicted.values()) - predicted["temporaries"]

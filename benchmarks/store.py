@@ -7,7 +7,7 @@ The model has the shape of that of `benchmarks.foundation`, with random weights.
 through the engine. On a CPU computing is over a hundred times slower than loading, so a raw ratio says nothing of other
 machines: `curve` and `documents` hold the tier back to r times the speed of computing. A part is written to the output
 when it is done: the same command again goes on where it was stopped. Conversations and retrieved documents, through a
-server: `benchmarks.multi_round_qa`, `benchmarks.rag`.
+server: `benchmarks.serving.multi_round_qa`, `benchmarks.serving.rag`.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quick import parse
-from benchmarks.random_model import write_random_model
-from benchmarks.report import former_rows, write_rows
+from benchmarks.common.quick import parse
+from benchmarks.common.random_model import write_random_model
+from benchmarks.common.report import former_rows, write_rows
 from benchmarks.restore import device
 from benchmarks.store_engine import (
     ONE,

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.memory import alive, forget_peak, make_model, resident
-from benchmarks.report import write_report
+from benchmarks.common.process_memory import alive, forget_peak, resident
+from benchmarks.common.random_model import make_model
+from benchmarks.common.report import write_report
 from kvjax import models
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.device.cache_config import CacheConfig

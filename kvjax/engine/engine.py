@@ -112,6 +112,11 @@ class Engine:
         return self._caches
 
     @property
+    def view_bytes(self) -> int:
+        """Bytes of K and V in the views of all slots, counted from the arrays on the device; 0 before `start`."""
+        return 0 if self._runner is None else sum(view.k.nbytes + view.v.nbytes for view in self._runner.views)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the model's output; token ids are below."""
         return self.model_config.vocab_size

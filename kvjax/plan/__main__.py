@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what serving a model on a device would take. Exit status 1 says that it does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: an accelerator that is here stays free
-    from kvjax.plan.arguments import build_parser, read_question
+    from kvjax.plan.arguments import build_parser, read_deployment
     from kvjax.plan.estimate import estimate
     from kvjax.plan.render import as_json, render
-    from kvjax.plan.topology import why_not
+    from kvjax.plan.topology import compile_obstacle
 
     argv = sys.argv[1:] if argv is None else argv
 
@@ -28,32 +28,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     name = Path(options.model).name.removesuffix("config.json") or options.model
     try:
-        question = read_question(options)
-        answer = estimate(question)
-        reason = "--no-compile" if not options.compile else why_not(question.device)
-        answer = dataclasses.replace(answer, uncompiled=reason or "")
+        deployment = read_deployment(options)
+        result = estimate(deployment)
+        reason = "--no-compile" if not options.compile else compile_obstacle(deployment.device)
+        result = dataclasses.replace(result, uncompiled=reason or "")
         if reason is None:
-            answer = _compiled(answer, argv)
+            result = _compiled(result, argv)
         if options.picture is not None:
             from kvjax.plan.figure import draw
 
-            draw(name, answer, options.picture)
+            draw(name, result, options.picture)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     if options.json:
-        print(json.dumps(as_json(name, answer), indent=2))
+        print(json.dumps(as_json(name, result), indent=2))
     else:
-        Console().print(render(name, answer))
-    sys.exit(0 if answer.asked.fits else 1)
+        Console().print(render(name, result))
+    sys.exit(0 if result.requested.fits else 1)
 
 
-def _compiled(answer: "Estimate", argv: Sequence[str]) -> "Estimate":
+def _compiled(result: "Estimate", argv: Sequence[str]) -> "Estimate":
     from kvjax.plan.compiled import measure
 
     try:
-        return dataclasses.replace(answer, compiled=measure(argv))
+        return dataclasses.replace(result, compiled=measure(argv))
     except RuntimeError as error:
-        return dataclasses.replace(answer, uncompiled=str(error))
+        return dataclasses.replace(result, uncompiled=str(error))
 
 
 if __name__ == "__main__":

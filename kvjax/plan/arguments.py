@@ -1,13 +1,13 @@
-"""The flags of `python -m kvjax.plan`; those that the server has too have its names and mean the same."""
+"""Flags of `python -m kvjax.plan`; flags that the server has too have its names and meaning."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from kvjax.engine.config import ATTENTION_BACKENDS, EngineConfig
+from kvjax.plan.deployment import DISK, REMOTE, SHARE, Deployment
 from kvjax.plan.devices import CHIPS, find_device
-from kvjax.plan.estimate import DISK, REMOTE, SHARE, PlanQuestion
-from kvjax.plan.named import names, read_model
+from kvjax.plan.model_configs import names, read_model
 from kvjax.store.sizes import memory, size
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_question(options: argparse.Namespace) -> PlanQuestion:
-    """What a parsed command line asks.
+def read_deployment(options: argparse.Namespace) -> Deployment:
+    """The deployment of a parsed command line.
 
     Raises:
         ValueError: a value that is wrong or fits no other; says what would do.
@@ -83,7 +83,7 @@ def read_question(options: argparse.Namespace) -> PlanQuestion:
         group_layers=options.group_layers,
         attention_backend=options.attention_backend,
     )
-    return PlanQuestion(
+    return Deployment(
         model=read_model(options.model, options.context),
         device=device,
         config=config,

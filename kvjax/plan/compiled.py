@@ -1,4 +1,4 @@
-"""The temporaries of an engine's largest steps, as the device's own compiler sets them aside. Nothing is run.
+"""Temporaries of an engine's largest steps, as the device's own compiler sets them aside. Nothing is run.
 
 The steps are the engine's, with the arrays it would pass. A process of its own compiles them: a compiler may end it.
 """
@@ -18,25 +18,25 @@ from kvjax.cache import TENSOR
 from kvjax.engine.device.abstract import abstract_steps
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.plan.devices import Device
-from kvjax.plan.estimate import Compiled, declare
+from kvjax.plan.estimate import CompiledSteps
 from kvjax.plan.topology import ENVIRONMENT, as_if_on, topology_devices
 
 
-def measure(arguments: Sequence[str]) -> Compiled:
+def measure(arguments: Sequence[str]) -> CompiledSteps:
     """Compiles for the command line `arguments` of `kvjax.plan`, in a process of its own.
 
     Raises:
-        RuntimeError: that process ended without an answer; says what it printed last.
+        RuntimeError: that process ended without a result; says what it printed last.
     """
     command = [sys.executable, "-m", "kvjax.plan.compiled", *arguments]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"temporaries"')]
     if not lines:
         raise RuntimeError(f"the compiler ended with {done.returncode}: {(done.stdout + done.stderr)[-400:].strip()}")
-    return Compiled(**json.loads(lines[-1]))
+    return CompiledSteps(**json.loads(lines[-1]))
 
 
-def compile_steps(caches: CacheConfig, device: Device) -> Compiled:
+def compile_steps(caches: CacheConfig, device: Device) -> CompiledSteps:
     """Compiles in this process, which must have the environment of `topology.ENVIRONMENT`."""
     devices = topology_devices(device)
     mesh = None if device.parts == 1 else Mesh(np.array(devices), (TENSOR,))
@@ -53,15 +53,15 @@ def compile_steps(caches: CacheConfig, device: Device) -> Compiled:
             refused[name] = str(error).splitlines()[0]
         else:
             temporaries[name] = compiled.memory_analysis().temp_size_in_bytes
-    return Compiled(temporaries, refused)
+    return CompiledSteps(temporaries, refused)
 
 
 def main() -> None:
     """Prints one line of JSON for the command line of `kvjax.plan`."""
-    from kvjax.plan.arguments import build_parser, read_question
+    from kvjax.plan.arguments import build_parser, read_deployment
 
-    question = read_question(build_parser().parse_args())
-    print(json.dumps(dataclasses.asdict(compile_steps(declare(question), question.device))))
+    deployment = read_deployment(build_parser().parse_args())
+    print(json.dumps(dataclasses.asdict(compile_steps(deployment.declare(), deployment.device))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is published of accelerators: memory, the bandwidth of it, arithmetic, and the link to the host."""
+"""Accelerators by their published figures: memory, its bandwidth, arithmetic, and the link to the host."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ class Chip:
 # gives arithmetic with sparsity, half of that. Their links are 16 lanes of PCIe 4 (32 GB/s) or 5 (64 GB/s) each way.
 # TPUs: cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Google publishes no bandwidth of the link to the host but for
 # v4's 16 GB/s (jax-ml.github.io/scaling-book/tpus), taken for v5e and v5p too; v6e has PCIe 5, taken as 8 lanes, and
-# so is tpu7x. Who knows better says --host-bandwidth.
+# so is tpu7x. --host-bandwidth overrides them.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "a100": Chip("gpu", 80 * GIB, 2.039e12, 312e12, 32e9),
@@ -57,7 +57,7 @@ class Device:
     """Several chips of a kind, over whose JAX devices a model is split by heads, as `models.sharding` does.
 
     Attributes:
-        name: as it was asked for: "h200", "v5e-8".
+        name: as on the command line: "h200", "v5e-8".
         chips: how many.
     """
 
@@ -85,7 +85,7 @@ class Device:
 
     @property
     def mesh(self) -> AbstractMesh | None:
-        """What arrays are split over; None for a single JAX device."""
+        """The mesh that arrays are split over; None for a single JAX device."""
         return None if self.parts == 1 else AbstractMesh((self.parts,), (TENSOR,))
 
 

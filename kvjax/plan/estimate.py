@@ -1,4 +1,4 @@
-"""The question and the answer: a model, a device, so many conversations; what that takes, with all KV and with less.
+"""Estimate of a deployment: memory, conversations that fit, and rooflines, with the full cache and with a budget.
 
 Every byte comes from the engine's own declarations (`CacheConfig`, `memory.plan`), never from a formula written twice.
 """
@@ -7,62 +7,19 @@ import dataclasses
 from collections.abc import Mapping
 
 from kvjax import cache
-from kvjax.engine.config import EngineConfig, ResolvedConfig
+from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import most_slots, plan
 from kvjax.engine.report import keeps
-from kvjax.models import DecoderConfig
 from kvjax.models.sharding import check_mesh
-from kvjax.plan.devices import Device
-from kvjax.plan.loading import Prefix, TierRate, prefix
+from kvjax.plan.deployment import Deployment
+from kvjax.plan.loading import Prefix, prefix
 from kvjax.plan.roofline import DecodeStep, decode_step
-
-SHARE = 0.9  # of a device's memory; the rest is for its runtime, compiled steps and what fragments
-DISK, REMOTE = 7e9, 1.25e9  # bytes a second: an NVMe drive on 4 lanes of PCIe 4, and a network of 10 Gbit/s
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanQuestion:
-    """What is to be served, and on what.
-
-    Attributes:
-        config: of the engine; its tensor-parallel size is the device's.
-        share: of the device's memory that the engine may take.
-        host_bandwidth: bytes a second from host memory to all devices; None is what is known of the links.
-        disk_bandwidth, remote_bandwidth: bytes a second from there to host memory.
-
-    Raises:
-        ValueError: a share outside (0, 1].
-    """
-
-    model: DecoderConfig
-    device: Device
-    config: EngineConfig
-    share: float = SHARE
-    host_bandwidth: float | None = None
-    disk_bandwidth: float = DISK
-    remote_bandwidth: float = REMOTE
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"--gpu-memory-utilization {self.share:g} must be above 0 and at most 1, as 0.9")
-
-    @property
-    def tiers(self) -> tuple[TierRate, ...]:
-        host = self.host_bandwidth
-        if host is None:
-            host = self.device.chip.host_link * self.device.chips
-        return TierRate("host", host), TierRate("disk", self.disk_bandwidth), TierRate("remote", self.remote_bandwidth)
-
-    @property
-    def free(self) -> int:
-        """Bytes that the engine may take of each device."""
-        return int(self.share * self.device.memory)
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
-    """An engine of one method.
+class EnginePlan:
+    """Memory and decode step of an engine with one method.
 
     Attributes:
         keeps: in words, what its views keep of a context and a step reads.
@@ -84,12 +41,12 @@ class Side:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What a device's compiler said of an engine's largest steps.
+class CompiledSteps:
+    """An engine's largest steps as a device's compiler lays them out.
 
     Attributes:
         temporaries: bytes on each device by step.
-        refused: of a step that it did not compile, its reason: arguments and temporaries that do not fit, mostly.
+        refused: the reason for each step that it did not compile: arguments and temporaries that do not fit, mostly.
     """
 
     temporaries: Mapping[str, int]
@@ -102,82 +59,80 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The answer. `full` keeps everything, `this` is what was asked for; None if that is the full cache.
+    """The full cache beside the deployment's method.
 
     Attributes:
-        compiled: the temporaries of what was asked for, as the device's compiler counts them; `uncompiled` says why
-            there are none, and then those of `memory` are all there is.
+        full: an engine that keeps everything.
+        compressed: the engine of the deployment's method; None if that is the full cache.
+        compiled: temporaries of the requested engine, as the device's compiler counts them; where None, `uncompiled`
+            is the reason, and the temporaries of `memory` are all there are.
     """
 
-    question: PlanQuestion
+    deployment: Deployment
     layout: ResolvedConfig
-    full: Side
-    this: Side | None
+    full: EnginePlan
+    compressed: EnginePlan | None
     prefix: Prefix
-    compiled: Compiled | None = None
-    uncompiled: str = "not asked for"
+    compiled: CompiledSteps | None = None
+    uncompiled: str = "not requested"
 
     @property
-    def asked(self) -> Side:
-        return self.this or self.full
+    def requested(self) -> EnginePlan:
+        """The engine of the deployment's method, whichever it is."""
+        return self.compressed or self.full
 
     @property
     def ratio(self) -> float:
-        """How many times longer the full cache's decode step is, by the rooflines."""
-        return self.full.step.seconds / self.asked.step.seconds
+        """Seconds of the full cache's decode step over those of the requested engine, by the rooflines."""
+        return self.full.step.seconds / self.requested.step.seconds
 
 
-def estimate(question: PlanQuestion) -> Estimate:
-    """Answers a question; nothing is allocated and nothing runs.
+def estimate(deployment: Deployment) -> Estimate:
+    """Estimates a deployment; nothing is allocated and nothing runs.
 
     Raises:
         ValueError: the model cannot be split over the device's chips, the context is longer than the model's, or the
             budget fits no method; says what would do.
     """
-    _check_parts(question)
-    caches = declare(question)
+    _check_parts(deployment)
+    caches = deployment.declare()
     full = caches
     if caches.layout.method != "full":
         uncompressed = {"method": None, "token_budget": None, "budgets": None, "group_layers": None}
-        full = declare(dataclasses.replace(question, config=dataclasses.replace(question.config, **uncompressed)))
+        config = dataclasses.replace(deployment.config, **uncompressed)
+        full = dataclasses.replace(deployment, config=config).declare()
     return Estimate(
-        question,
+        deployment,
         caches.layout,
-        _side(question, full),
-        None if caches is full else _side(question, caches),
-        prefix(caches, question.device, question.tiers),
+        _engine(deployment, full),
+        None if caches is full else _engine(deployment, caches),
+        prefix(caches, deployment.device, deployment.tiers),
     )
 
 
-def declare(question: PlanQuestion) -> CacheConfig:
-    """The caches of the engine that is asked about."""
-    layout = ResolvedConfig.resolve(question.config, question.model.max_position, question.device.chip.platform)
-    return CacheConfig.declare(question.model, layout)
-
-
-def _side(question: PlanQuestion, caches: CacheConfig) -> Side:
-    mesh = question.device.mesh
+def _engine(deployment: Deployment, caches: CacheConfig) -> EnginePlan:
+    mesh = deployment.device.mesh
     memory = plan(caches, mesh)
     summaries = cache.nbytes([view.bounds for view in caches.views], mesh)
     parts = {"weights": memory["weights"], "views": memory["views"] - summaries, "page summaries": summaries}
     a_slot = max(
         1, memory["views"] // caches.layout.max_num_seqs
     )  # slots beyond what their views alone allow cannot fit
-    most = most_slots(caches.model, caches.layout, question.free, question.free // a_slot, mesh)
-    return Side(
+    most = most_slots(caches.model, caches.layout, deployment.free, deployment.free // a_slot, mesh)
+    return EnginePlan(
         keeps(caches),
         parts | {purpose: nbytes for purpose, nbytes in memory.items() if purpose not in parts},
-        sum(memory.values()) <= question.free,
+        sum(memory.values()) <= deployment.free,
         most,
-        decode_step(caches, question.device),
+        decode_step(caches, deployment.device),
     )
 
 
-def _check_parts(question: PlanQuestion) -> None:
-    device = question.device
+def _check_parts(deployment: Deployment) -> None:
+    device = deployment.device
     if device.mesh is None:
         return
     try:
-        check_mesh(question.model, device.mesh)
+        check_mesh(deployment.model, device.mesh)
     except ValueError as error:
         raise ValueError(f"device {device.name!r} has {device.parts} parts: {error}") from None

@@ -1,4 +1,4 @@
-"""An estimate as one picture: what the device holds, what a step reads, and whether to load or to compute."""
+"""Figure of an estimate: memory of the device, bytes that a step reads, and loading against computing."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,7 @@ DASHES = {"host": "-", "disk": "--", "remote": ":"}
 GIB = 1 << 30
 
 
-def draw(name: str, answer: Estimate, path: Path) -> None:
+def draw(name: str, result: Estimate, path: Path) -> None:
     """Writes the picture in the format that the file's name says.
 
     Raises:
@@ -26,53 +26,53 @@ def draw(name: str, answer: Estimate, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('--picture needs matplotlib: pip install matplotlib, or "kvjax[search]"') from error
-    picture = Figure(figsize=(12.5, 3.9), layout="constrained")
-    FigureCanvasAgg(picture)
-    picture.suptitle(f"{title(name, answer)}, {label(answer)}", color=INK, fontweight="bold")
-    memory, step, prefix = picture.subplots(1, 3, width_ratios=(1, 1, 1.1))
-    _memory(memory, answer)
-    _step(step, answer)
-    _prefix(prefix, answer)
-    picture.savefig(path, dpi=130)
+    figure = Figure(figsize=(12.5, 3.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{title(name, result)}, {label(result)}", color=INK, fontweight="bold")
+    memory, step, prefix = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
+    _memory(memory, result)
+    _step(step, result)
+    _prefix(prefix, result)
+    figure.savefig(path, dpi=130)
 
 
-def _memory(axes: Any, answer: Estimate) -> None:
-    question, sides = answer.question, columns(answer)
-    for place, (_, side) in enumerate(sides):
-        named = {part: side.memory[part] for part in PARTS}
-        bars = named | {REST: side.nbytes - sum(named.values())}
+def _memory(axes: Any, result: Estimate) -> None:
+    deployment, engines = result.deployment, columns(result)
+    for place, (_, engine) in enumerate(engines):
+        named = {part: engine.memory[part] for part in PARTS}
+        bars = named | {REST: engine.nbytes - sum(named.values())}
         base = 0.0
         for part, nbytes in bars.items():
             colour = PARTS.get(part, REST_COLOUR)
             axes.bar(place, nbytes / GIB, 0.6, base, color=colour, label=None if place else part)
             base += nbytes / GIB
-        axes.text(place, base, f"{side.most:,} fit", ha="center", va="bottom", fontsize="small", color=INK)
-    limit = question.free / GIB
-    axes.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.2, label=f"{question.share:.0%} of the device")
-    _names(axes, answer)
-    axes.set_ylim(0, 1.12 * max(limit, *(side.nbytes / GIB for _, side in sides)))
-    each = "the device" if question.device.parts == 1 else f"each of {question.device.parts} devices"
+        axes.text(place, base, f"{engine.most:,} fit", ha="center", va="bottom", fontsize="small", color=INK)
+    limit = deployment.free / GIB
+    axes.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.2, label=f"{deployment.share:.0%} of the device")
+    _names(axes, result)
+    axes.set_ylim(0, 1.12 * max(limit, *(engine.nbytes / GIB for _, engine in engines)))
+    each = "the device" if deployment.device.parts == 1 else f"each of {deployment.device.parts} devices"
     axes.set(ylabel="GiB", title=f"memory of {each}")
-    _legend(axes, "upper right" if answer.this else "best")
+    _legend(axes, "upper right" if result.compressed else "best")
 
 
-def _step(axes: Any, answer: Estimate) -> None:
+def _step(axes: Any, result: Estimate) -> None:
     highest = 0.0
-    for place, (_, side) in enumerate(columns(answer)):
-        weights, kv = side.step.weights / GIB, side.step.kv / GIB
+    for place, (_, engine) in enumerate(columns(result)):
+        weights, kv = engine.step.weights / GIB, engine.step.kv / GIB
         axes.bar(place, weights, 0.6, color=PARTS["weights"], label=None if place else "weights")
         axes.bar(place, kv, 0.6, weights, color=PARTS["views"], label=None if place else "KV and summaries")
         highest = max(highest, weights + kv)
-        time = f"{show_seconds(side.step.seconds)} at least"
+        time = f"{show_seconds(engine.step.seconds)} at least"
         axes.text(place, weights + kv, time, ha="center", va="bottom", fontsize="small", color=INK)
-    _names(axes, answer)
+    _names(axes, result)
     axes.set_ylim(0, 1.12 * highest)
-    axes.set(ylabel="GiB", title=f"read by a decode step, {show_rate(answer.question.device.bandwidth)}")
-    _legend(axes, "upper right" if answer.this else "best")
+    axes.set(ylabel="GiB", title=f"read by a decode step, {show_rate(result.deployment.device.bandwidth)}")
+    _legend(axes, "upper right" if result.compressed else "best")
 
 
-def _prefix(axes: Any, answer: Estimate) -> None:
-    prefix = answer.prefix
+def _prefix(axes: Any, result: Estimate) -> None:
+    prefix = result.prefix
     axes.set_title("full KV of a prefix: load or compute")
     if not prefix.tokens:
         axes.set_axis_off()
@@ -95,9 +95,9 @@ def _legend(axes: Any, place: str) -> None:
     axes.legend(fontsize="x-small", loc=place, edgecolor="none", framealpha=1)
 
 
-def _names(axes: Any, answer: Estimate) -> None:
-    names = [name for name, _ in columns(answer)]
+def _names(axes: Any, result: Estimate) -> None:
+    names = [name for name, _ in columns(result)]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)

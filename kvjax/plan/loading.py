@@ -1,6 +1,6 @@
 """Load or recompute: the KV of a prompt's beginning from a tier of the store, or through the layers once more.
 
-The choice is that of the store's own `Planner`, told rooflines instead of what it measures while serving.
+The choice is that of the store's own `Planner`, given rooflines instead of what it measures while serving.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What is loaded or computed: the whole chunks of a context.
+    """The whole chunks of a context, which are loaded or computed.
 
     Attributes:
         nbytes: of its blocks in the store: every layer in full, headers included.

@@ -1,4 +1,4 @@
-"""The least time that a step can take: the bytes it must move and the products it must form, at a device's full rates.
+"""Rooflines: the least time of a step, from the bytes it must move and the products it must form at full rates.
 
 Nothing here is a measurement. A real step takes longer, and how much longer is not known before it has run.
 """
@@ -62,7 +62,7 @@ def prefill_seconds(caches: CacheConfig, device: Device, chunks: int) -> list[fl
 
 
 def _pairs(start: int, size: int, window: int | None) -> int:
-    """How many keys the queries of a chunk see, all together."""
+    """Pairs of a query of a chunk and a key that it sees."""
     if window is None:
         return size * start + size * (size + 1) // 2
     growing = min(max(window - start, 0), size)  # queries that see everything before them

@@ -1,4 +1,4 @@
-"""Devices that are not here, for their real compilers: needs the extra `aot`."""
+"""Topologies: devices that are not here, for their real compilers. Needs the extra `aot`."""
 
 import contextlib
 import importlib.util
@@ -53,8 +53,8 @@ _FLAT = {4: (2, 2), 8: (2, 4), 16: (4, 4)}
 _DEEP = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4)}
 
 
-def why_not(device: Device) -> str | None:
-    """Why nothing can be compiled for a device from here; None if it can."""
+def compile_obstacle(device: Device) -> str | None:
+    """The reason why nothing can be compiled for a device here; None if it can."""
     chip = device.name.split("-")[0]
     if device.chip.platform == "gpu":
         if (chip, device.chips) != ("h200", 1):
@@ -66,7 +66,7 @@ def why_not(device: Device) -> str | None:
 
 
 def topology_devices(device: Device) -> list[Any]:
-    """JAX devices that can be compiled for and nothing else. Call only where `why_not` is None."""
+    """JAX devices that can be compiled for and nothing else. Call only where `compile_obstacle` is None."""
     from jax.experimental import topologies
 
     if device.chip.platform == "gpu":

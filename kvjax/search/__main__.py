@@ -11,7 +11,9 @@ from rich.console import Console
 
 from kvjax.search.config import SearchConfig, from_fields
 from kvjax.search.outcome import FULL
+from kvjax.search.report.tables import outcomes, table
 from kvjax.search.result import SearchResult
+from kvjax.search.run import search
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,15 +28,12 @@ def main(argv: list[str] | None = None) -> None:
         help="fields to use instead of the file's, such as token_budget=64 or tasks=[mini/vt]; "
         f"there are {', '.join(field.name for field in dataclasses.fields(SearchConfig))}",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget what an interrupted search has saved")
+    parser.add_argument("--fresh", action="store_true", help="delete the checkpoints of an interrupted search")
     args = parser.parse_args(argv)
     try:
         config = _read(args.config, args.set)
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
-    from kvjax.search.render import outcomes, table
-    from kvjax.search.run import search
-
     given = sys.argv[1:] if argv is None else argv
     command = f"python -m kvjax.search {shlex.join(word for word in given if word != '--fresh')}"
     try:
@@ -48,15 +47,15 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     Console().print(outcomes(result))
     if config.expand:
-        Console().print(table([_briefly(its, result.chosen.name) for its in result.sweep]))
+        Console().print(table([_briefly(each, result.chosen.name) for each in result.sweep]))
     if config.output is not None:
         print(f"wrote {config.output}: python -m kvjax.serve {config.model} --budgets {config.output}")
 
 
 def _briefly(result: SearchResult, chosen: str) -> SearchResult:
-    """What there is at every token budget: the full cache, uniform budgets and what was chosen."""
-    shown = (FULL, "uniform", chosen)
-    return dataclasses.replace(result, outcomes=tuple(each for each in result.outcomes if each.name in shown))
+    """The outcomes that every token budget has: the full cache, uniform budgets and the chosen one."""
+    names = (FULL, "uniform", chosen)
+    return dataclasses.replace(result, outcomes=tuple(each for each in result.outcomes if each.name in names))
 
 
 def _read(path: Path, changes: list[str]) -> SearchConfig:

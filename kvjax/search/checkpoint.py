@@ -1,4 +1,4 @@
-"""Where an allocator stands, on disk by Orbax: its state and what was evaluated. Resumed, it ends in the same bits."""
+"""Checkpoint of an allocator, by Orbax: its state and its history. A run resumed from it ends in the same bits."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kvjax.search.allocator import State
+from kvjax.search.allocators.allocator import State
 from kvjax.search.generation import SearchGeneration
 
 _FIELDS = ("candidates", "score", "log_probability", "fitness")
@@ -19,7 +19,7 @@ class Checkpoint:
     """The newest state of one allocator's run, in a folder of its own.
 
     Args:
-        identity: what must be equal for a saved state to be of this search: JSON values.
+        identity: JSON values that must be equal for a saved state to be of this search.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -45,7 +45,8 @@ class Checkpoint:
         """The saved state and history; None if nothing is saved.
 
         Args:
-            like: a state of the same structure, whose arrays may have other shapes.
+            like: a state of the same structure, whose arrays may have other shapes. Leaves are saved in
+                the order of its keys, so a key that is renamed must keep its place.
 
         Raises:
             ValueError: another search is saved there; says in what it differs.
@@ -56,18 +57,18 @@ class Checkpoint:
             newest = manager.latest_step()
             if newest is None:
                 return None
-            found = manager.restore(
+            saved = manager.restore(
                 newest,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(), identity=ocp.args.JsonRestore()),
             )
-        theirs = found["identity"]
-        differing = [key for key in {**theirs, **self._identity} if theirs.get(key) != self._identity.get(key)]
+        identity = saved["identity"]
+        differing = [key for key in {**identity, **self._identity} if identity.get(key) != self._identity.get(key)]
         if differing:
             raise ValueError(
                 f"{self._folder} holds another search, it differs in {', '.join(sorted(differing))}: "
                 "begin afresh (--fresh), or give another folder of runs"
             )
-        arrays = found["state"]
+        arrays = saved["state"]
         leaves, structure = jax.tree.flatten(like)
         state = jax.tree.unflatten(structure, [arrays[str(place)] for place in range(len(leaves))])
         history: list[SearchGeneration] = []
@@ -81,7 +82,7 @@ class Checkpoint:
         return state, history
 
     def remove(self) -> None:
-        """Forgets what was saved."""
+        """Deletes the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _manager(self) -> ocp.CheckpointManager:

@@ -1,4 +1,4 @@
-"""What was evaluated together, and the loop that has it evaluated."""
+"""Generations: candidates evaluated together, and the loop of asking, evaluating, and telling."""
 
 import dataclasses
 import time
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.allocator import Allocator, Problem, State
+from kvjax.search.allocators.allocator import Allocator, Problem, State
+from kvjax.search.evaluators.scores import Scores
 from kvjax.search.objective import Objective
-from kvjax.search.scores import Scores
 
-Judge = Callable[[Int[np.ndarray, "P L"]], Scores]
+Evaluate = Callable[[Int[np.ndarray, "P L"]], Scores]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class SearchGeneration:
 
     Attributes:
         score, log_probability: means over the samples.
-        fitness: what the allocator was told.
-        spread: CMA-ES's sigma when it asked; NaN for others.
+        fitness: the values that the allocator was told.
+        spread: CMA-ES's sigma before; NaN for others.
         seconds: that evaluating took.
     """
 
@@ -34,7 +34,7 @@ class SearchGeneration:
 
 
 class AllocatorRun:
-    """One allocator at work on one problem. Iterating evaluates the next generation; it may be left at any time.
+    """One allocator on one problem. Iterating evaluates the next generation; it may be left at any time.
 
     Attributes:
         state: of the allocator; with `history` all that has to be saved to go on.
@@ -42,7 +42,7 @@ class AllocatorRun:
     """
 
     def __init__(
-        self, allocator: Allocator, problem: Problem, objective: Objective, evaluate: Judge, seed: int
+        self, allocator: Allocator, problem: Problem, objective: Objective, evaluate: Evaluate, seed: int
     ) -> None:
         self.allocator, self.problem, self.objective = allocator, problem, objective
         self._evaluate = evaluate
@@ -100,9 +100,9 @@ class AllocatorRun:
             *self.allocator.proposals(self.problem, self.state),
             *candidates[np.argsort(-fitness, kind="stable")],
         ]
-        found: dict[tuple[int, ...], None] = {}
+        distinct: dict[tuple[int, ...], None] = {}
         for candidate in ordered:
-            found.setdefault(space.settled(candidate))
-            if len(found) == most:
+            distinct.setdefault(space.settled(candidate))
+            if len(distinct) == most:
                 break
-        return np.array(list(found), np.int64)
+        return np.array(list(distinct), np.int64)

@@ -1,4 +1,4 @@
-"""What a candidate is worth: one number for each, higher is better, from what it achieves and what it costs."""
+"""Objective: the fitness of a candidate, higher is better, from its scores and its cost."""
 
 import dataclasses
 from typing import Literal
@@ -6,15 +6,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from kvjax.search.scores import Scores
-from kvjax.search.space import cache_score
+from kvjax.search.evaluators.scores import Scores
+from kvjax.search.spaces.tokens import cache_score
 
 Measure = Literal["exact", "tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How scores become fitness.
+    """The map from scores to fitness.
 
     Attributes:
         measure: of a reply: 'exact', or the share of its 'tokens' for tasks that few replies solve.
@@ -33,7 +33,7 @@ class Objective:
     of_group: bool = False
 
     def score(self, scores: Scores) -> Float[np.ndarray, "P S"]:
-        """What is reported, of each sample."""
+        """The score of each sample that is reported."""
         return scores.exact if self.measure == "exact" else scores.tokens
 
     def __call__(

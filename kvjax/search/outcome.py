@@ -1,4 +1,4 @@
-"""One candidate on the three sets of samples: how good it is, how sure that is, and what it took to find."""
+"""Outcome: one candidate on the three sets of samples, with intervals, and the cost of finding it."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from kvjax.eval.metrics import mean_interval
 from kvjax.search.samples import SetName
-from kvjax.search.space import Candidate
+from kvjax.search.spaces import Candidate
 
 FULL = "full cache"
 SETS: tuple[SetName, ...] = ("search", "selection", "test")
@@ -35,7 +35,7 @@ class Outcome:
     """One candidate on the three sets.
 
     Attributes:
-        name: of what found it.
+        name: of the allocator that found it.
         candidate: None for the full cache.
         gain: test score less that of uniform budgets on the same samples, with the 95% interval of the difference.
         evaluations, seconds: spent to find it.
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def calibration_gap(self) -> float:
-        """By how much the search set flatters it."""
+        """The score on the search set less that on the test set."""
         return self.search.mean - self.test.mean
 
     def over(self, other: "Outcome") -> Interval:
@@ -82,13 +82,13 @@ class Outcome:
         return paired(np.array(self.each), np.array(other.each))
 
 
-def paired(ours: Float[np.ndarray, "S"], theirs: Float[np.ndarray, "N"]) -> Interval:
+def paired(scores: Float[np.ndarray, "S"], reference: Float[np.ndarray, "N"]) -> Interval:
     """The mean difference of scores in [0, 1] of the same samples, and its 95% interval.
 
     Raises:
         ValueError: they are not of as many samples.
     """
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{ours.size} scores cannot be paired with {theirs.size}: score the same samples")
-    middle, low, high = mean_interval(((ours - theirs + 1) / 2).tolist())  # a difference lies in [-1, 1]
+    if scores.shape != reference.shape:
+        raise ValueError(f"{scores.size} scores cannot be paired with {reference.size}: score the same samples")
+    middle, low, high = mean_interval(((scores - reference + 1) / 2).tolist())  # a difference lies in [-1, 1]
     return 2 * middle - 1, 2 * low - 1, 2 * high - 1

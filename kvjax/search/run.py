@@ -1,4 +1,4 @@
-"""A search from a config to a result: run the allocators, choose on unseen samples, test on others."""
+"""Search, from a config to a result: runs the allocators, chooses on unseen samples, tests on others."""
 
 import contextlib
 import dataclasses
@@ -15,17 +15,19 @@ from tqdm.auto import tqdm
 
 from kvjax.budget import BudgetProfile, ModelFingerprint
 from kvjax.models import Decoder
-from kvjax.search.allocator import Allocator
+from kvjax.search.allocators.allocator import Allocator, Fixed
+from kvjax.search.allocators.evolution import Evolution
+from kvjax.search.allocators.greedy import FineGreedy, Greedy
+from kvjax.search.allocators.random_search import RandomSearch
+from kvjax.search.allocators.rules import ANCHORS
 from kvjax.search.checkpoint import Checkpoint
 from kvjax.search.config import STREAMING, SearchConfig
 from kvjax.search.context import SearchContext
-from kvjax.search.evolution import Evolution
 from kvjax.search.generation import AllocatorRun, SearchGeneration
-from kvjax.search.heuristics import ANCHORS, FineGreedy, Fixed, Greedy, RandomSearch
 from kvjax.search.outcome import FULL, SETS, Outcome
 from kvjax.search.result import SearchResult, plain
 from kvjax.search.samples import SampleSets, SetName
-from kvjax.search.space import Candidate, Space
+from kvjax.search.spaces import Candidate
 from kvjax.store.digest import weights_digest
 
 FINALISTS = 8  # candidates of an allocator that are compared on the selection set
@@ -36,18 +38,19 @@ Evaluated = dict[SetName, Float[np.ndarray, "2 _S"]]  # score and log-probabilit
 
 
 class Search:
-    """One search. Iterating evaluates the next generation of the config's allocator, from where it was left.
+    """One search. Iterating evaluates the config's allocator generation by generation, from where it was left.
 
     Args:
         model, encode, sets: as `SearchContext`.
         context: of another search on the same samples, instead of those.
-        fresh: forget what an earlier run has saved.
-        history: what an earlier search has evaluated, to go on from; it differs in nothing but `evaluations`.
+        fresh: delete the checkpoints of an earlier run.
+        resume_from: the result of a search whose config differs in nothing but fewer `evaluations`. Its generations
+            are not evaluated again, and checkpoints are neither read nor written.
         made_by: the command that searches, as it will stand in the profile.
 
     Raises:
-        ValueError: the tasks do not fit the length, another search is saved in the folder of runs, or `history` is of
-            another search.
+        ValueError: the tasks do not fit the length, the folder of runs has checkpoints of another search, or
+            `resume_from` is of another search.
     """
 
     def __init__(
@@ -59,9 +62,10 @@ class Search:
         sets: SampleSets | None = None,
         context: SearchContext | None = None,
         fresh: bool = False,
-        history: Sequence[SearchGeneration] = (),
+        resume_from: SearchResult | None = None,
         made_by: str = SearchResult.made_by,
     ) -> None:
+        config = config if resume_from is None else dataclasses.replace(config, runs=None)
         self.config, self._made_by = config, made_by
         self._owner = context is None
         self.context = SearchContext(config, model, encode, sets) if context is None else context.again(config)
@@ -73,7 +77,7 @@ class Search:
             for name in (config.allocator, "greedy", *(anchor.name for anchor in ANCHORS), *config.compare):
                 Checkpoint(config.runs / name, {}).remove()
         self.run = self._begin(config.allocator)
-        self.run.replay(history)
+        self.run.replay(() if resume_from is None else resume_from.history)
 
     def __iter__(self) -> Iterator[SearchGeneration]:
         with self._saved(self.run) as save:
@@ -108,7 +112,7 @@ class Search:
         """Finishes what is compared, chooses on the selection set, and tests.
 
         Args:
-            progress: told what is being done.
+            progress: called with the name of each step.
         """
         for name in (self.config.allocator, *self.config.compare):
             if name != STREAMING:
@@ -146,12 +150,11 @@ class Search:
 
     @property
     def _warm_up(self) -> list[SearchGeneration]:
-        """What evolution owes to the allocator that it begins with."""
-        warmed = self.config.begins_with == "greedy" and isinstance(self.space, Space)
-        return self._finished("greedy").history if warmed else []
+        """Generations of the allocator that evolution begins with."""
+        return self._finished("greedy").history if self.config.begins_with == "greedy" else []
 
     def _spent(self, name: str) -> list[SearchGeneration]:
-        """All that was evaluated to find what an allocator found; nothing for rules."""
+        """Generations evaluated for an allocator's outcome; none for rules."""
         own = self.runs[name].history if name in self.runs else []
         return [*self._warm_up, *own] if name == "evolution" else own
 
@@ -164,13 +167,13 @@ class Search:
 
     @contextlib.contextmanager
     def _saved(self, run: AllocatorRun) -> Iterator[Callable[[bool], None]]:
-        """Brings back what was saved of a run, lets it be saved from time to time, and saves it when it is left."""
+        """Restores a run's checkpoint, gives a function that saves it from time to time, and saves it in the end."""
         if self.config.runs is None:
             yield lambda _: None
             return
         checkpoint = Checkpoint(self.config.runs / run.allocator.name, self._identity())
-        if not run.history and (found := checkpoint.restore(run.state)) is not None:
-            run.state, run.history = found
+        if not run.history and (saved := checkpoint.restore(run.state)) is not None:
+            run.state, run.history = saved
         last = time.monotonic()
 
         def save(now: bool) -> None:
@@ -185,13 +188,13 @@ class Search:
             save(True)
 
     def _identity(self) -> dict[str, Any]:
-        """What decides every number of a run."""
+        """The values that decide every number of a run."""
         left_out = ("model", "runs", "output", "actors", "compare", "expand", "headroom", "selection", "test")
         fields = {name: value for name, value in plain(self.config).items() if name not in left_out}
         return fields | {"weights": self._weights, "versions": _versions()}
 
     def _best(self, run: AllocatorRun) -> Candidate:
-        """Of a run's best candidates the one that does best on samples it was not chosen for."""
+        """The finalist of a run that does best on the selection set."""
         finalists = run.finalists(FINALISTS)
         if len(finalists) > 1:
             objective = dataclasses.replace(self.context.objective, paper=False)
@@ -200,22 +203,22 @@ class Search:
         return tuple(int(retained) for retained in finalists[0])
 
     def _outcomes(self) -> tuple[Outcome, ...]:
-        """Of the full cache, the anchors, and everything that was run."""
+        """Outcomes of the full cache, the anchors, and every run."""
         candidates: dict[str, Candidate | None] = {FULL: None}
         candidates |= {rule.name: rule.candidate(self.context.problem) for rule in self._anchors}
         candidates |= {name: self._best(run) for name, run in self.runs.items()}
         evaluated = dict(zip(candidates, self._evaluated(list(candidates.values())), strict=True))
         uniform = evaluated["uniform"]["test"][0]
-        found: list[Outcome] = []
+        outcomes: list[Outcome] = []
         for name, candidate in candidates.items():
             history = self._spent(name)
             spent = sum(len(generation.candidates) for generation in history)
             seconds = math.fsum(generation.seconds for generation in history)
-            found.append(Outcome.of(name, candidate, evaluated[name], uniform, spent, seconds))
+            outcomes.append(Outcome.of(name, candidate, evaluated[name], uniform, spent, seconds))
         if STREAMING in self.config.compare:
             streaming: Evaluated = {name: self.context.streaming(name) for name in SETS}
-            found.insert(1, Outcome.of(STREAMING, self.space.uniform, streaming, uniform))
-        return tuple(found)
+            outcomes.insert(1, Outcome.of(STREAMING, self.space.uniform, streaming, uniform))
+        return tuple(outcomes)
 
     def _evaluated(self, candidates: Sequence[Candidate | None]) -> list[Evaluated]:
         """Each candidate on the three sets; all of them at once, for a batch takes as long however few are in it."""
@@ -224,25 +227,29 @@ class Search:
 
     def _expanded(self, chosen: Outcome) -> dict[int, tuple[Outcome, ...]]:
         """Uniform budgets and the chosen proportions at the other token budgets."""
-        pairs = {mean: (its.uniform, its.completed(np.array(chosen.candidate))) for mean, its in self._spaces.items()}
+        pairs = {
+            mean: (space.uniform, space.completed(np.array(chosen.candidate))) for mean, space in self._spaces.items()
+        }
         evaluated = iter(self._evaluated([candidate for pair in pairs.values() for candidate in pair]) if pairs else ())
-        found: dict[int, tuple[Outcome, ...]] = {}
+        expanded: dict[int, tuple[Outcome, ...]] = {}
         for mean, pair in pairs.items():
             both = next(evaluated), next(evaluated)
             names = dict.fromkeys(("uniform", chosen.name))  # one, where nothing was better
             rows = zip(names, pair, both, strict=False)
-            found[mean] = tuple(Outcome.of(name, retained, its, both[0]["test"][0]) for name, retained, its in rows)
-        return found
+            expanded[mean] = tuple(
+                Outcome.of(name, candidate, scores, both[0]["test"][0]) for name, candidate, scores in rows
+            )
+        return expanded
 
     @property
     def _anchors(self) -> tuple[Fixed, ...]:
-        """The rules that stand beside every search of this kind."""
-        return ANCHORS if isinstance(self.space, Space) else ANCHORS[:1]
+        """The rules that stand beside every search of this space; uniform is the first."""
+        return ANCHORS if self.space.shares_tokens else ANCHORS[:1]
 
     def _start(self) -> tuple[float, ...] | None:
         """Shares beyond the floor, of mean 1, that evolution begins with; None for equal ones."""
         begin = self.config.begins_with
-        if begin == "uniform" or not isinstance(self.space, Space):
+        if begin == "uniform":
             return None
         if begin == "greedy":
             retained = np.array(self._finished("greedy").finalists(1)[0])
@@ -261,41 +268,43 @@ def search(
     sets: SampleSets | None = None,
     context: SearchContext | None = None,
     fresh: bool = False,
-    history: Sequence[SearchGeneration] = (),
+    resume_from: SearchResult | None = None,
     progress: bool = True,
     made_by: str = SearchResult.made_by,
 ) -> SearchResult:
-    """Finds how many tokens each layer should keep, and says how good that is on samples it has never seen.
+    """Finds how many tokens each layer should keep, and scores that on samples which no choice was made by.
 
-    Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there.
+    Ctrl-C leaves a checkpoint where the config names a folder for it, and the next call goes on from there. A result
+    goes on to more evaluations as `search(dataclasses.replace(config, evaluations=800), resume_from=result)`, and ends
+    as one search with 800 at once would.
 
     Args:
-        model, encode, sets, context, fresh, history, made_by: as `Search`.
+        model, encode, sets, context, fresh, resume_from, made_by: as `Search`.
         progress: show a bar with the best score, the mean budget and sigma.
     """
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=None, unit="candidate", disable=not progress))
         bar.set_description("reading prompts")
-        its = Search(
+        running = Search(
             config,
             model=model,
             encode=encode,
             sets=sets,
             context=context,
             fresh=fresh,
-            history=history,
+            resume_from=resume_from,
             made_by=made_by,
         )
-        stack.enter_context(its)
+        stack.enter_context(running)
         bar.set_description(f"{config.allocator}, {config.token_budget} tokens a layer")
         if config.allocator in ("evolution", "random"):
-            bar.reset(total=config.evaluations * len(its.space.groups))
-        for generation in its:
-            bar.update(its.run.evaluations - bar.n)
-            best = max(float(each.score.max()) for each in its.run.history)
+            bar.reset(total=config.evaluations * len(running.space.groups))
+        for generation in running:
+            bar.update(running.run.evaluations - bar.n)
+            best = max(float(each.score.max()) for each in running.run.history)
             spread = "" if np.isnan(generation.spread) else f", sigma {generation.spread:.2f}"
             bar.set_postfix_str(f"best {best:.1%}, mean {generation.score.mean():.1%}{spread}", refresh=False)
-        result = its.result(bar.set_description)
+        result = running.result(bar.set_description)
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         result.save(config.output)

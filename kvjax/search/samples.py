@@ -1,4 +1,4 @@
-"""The samples that budgets are evaluated on: three sets that share nothing, each for one purpose."""
+"""Samples that budgets are evaluated on: three sets that share nothing, each for one purpose."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ class RankedCase:
     """One sample as tokens.
 
     Attributes:
-        prompt: what is read densely, and then compressed.
-        tail: what follows and is read through the compressed cache: a question that the cache did not know, if it
-            was hidden, and the right reply.
+        prompt: tokens that are prefilled densely, and then compressed.
+        tail: tokens that follow, read through the compressed cache: the question, where compression must not see it,
+            and the right reply.
         reply: how many of the last tokens of `tail` are the reply, by which a candidate is evaluated.
     """
 
@@ -52,8 +52,8 @@ class Padded:
     weight: Float[np.ndarray, "S R"]
 
     @classmethod
-    def of(cls, cases: Sequence[RankedCase], *, fewest: int, longest: int, tail: int) -> "Padded":
-        """Cases of `fewest` to `longest` tokens of prompt and at most `tail` after it.
+    def of(cls, cases: Sequence[RankedCase], *, shortest: int, longest: int, tail: int) -> "Padded":
+        """Cases of `shortest` to `longest` tokens of prompt and at most `tail` after it.
 
         Raises:
             ValueError: one of them is not.
@@ -61,10 +61,10 @@ class Padded:
         prompts, tails = np.zeros((len(cases), longest), np.int32), np.zeros((len(cases), tail), np.int32)
         weight = np.zeros((len(cases), tail), np.float32)
         for row, case in enumerate(cases):
-            if not fewest <= len(case.prompt) <= longest or len(case.tail) > tail:
+            if not shortest <= len(case.prompt) <= longest or len(case.tail) > tail:
                 raise ValueError(
-                    f"a prompt of {len(case.prompt)} tokens with a tail of {len(case.tail)}: at least {fewest} and at "
-                    f"most {longest}, with at most {tail} after it"
+                    f"a prompt of {len(case.prompt)} tokens with a tail of {len(case.tail)}: at least {shortest} and "
+                    f"at most {longest}, with at most {tail} after it"
                 )
             prompts[row, : len(case.prompt)] = case.prompt
             tails[row, : len(case.tail)] = case.tail
@@ -140,8 +140,8 @@ def draw_case(
 ) -> RankedCase:
     """One sample of a task as tokens, each part encoded by itself, as a client sends it."""
     sample = task.sample(length=length - 4, seed=seed, count=lambda text: len(encode(text)))
-    context, asked = encode(sample.context), encode(sample.question + sample.answer_prefix)
+    context, question = encode(sample.context), encode(sample.question + sample.answer_prefix)
     reply = encode(sample.reply or sample.answers[0])
     if query_aware:
-        return RankedCase(tuple(context + asked), tuple(reply), len(reply))
-    return RankedCase(tuple(context), tuple(asked + reply), len(reply))
+        return RankedCase(tuple(context + question), tuple(reply), len(reply))
+    return RankedCase(tuple(context), tuple(question + reply), len(reply))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.command_buffers import BUFFER, KERNEL, LOOP, compiled, describe, parse
+from benchmarks.compiled.command_buffers import BUFFER, KERNEL, LOOP, compiled, describe, parse
 
 ON_THE_HOST = """\
 000: kCommandBuffer [source       | next=003 (1)]

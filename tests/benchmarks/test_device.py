@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import device
-from benchmarks.device_clock import looped, turns
-from benchmarks.device_correct import difference, mask
-from benchmarks.device_kernels import points as kernel_points
-from benchmarks.device_model import filled, outside_steps, started
-from benchmarks.device_outside import OUTSIDE
-from benchmarks.device_point import Point
-from benchmarks.device_rig import Rig, noise
-from benchmarks.device_table import choosing, ratios, savings
-from benchmarks.device_torch import TorchSteps, shared, torch_seconds
+from benchmarks.device import __main__ as device
+from benchmarks.device.clock import looped, turns
+from benchmarks.device.correctness import difference, mask
+from benchmarks.device.kernels import points as kernel_points
+from benchmarks.device.model import filled, outside_steps, started
+from benchmarks.device.outside import OUTSIDE
+from benchmarks.device.point import Point
+from benchmarks.device.rig import Rig, noise
+from benchmarks.device.table import choosing, ratios, savings
+from benchmarks.device.torch_arms import TorchSteps, shared, torch_seconds
 from kvjax.attention.read_units import ReadUnits
 from kvjax.engine.device import steps
 from kvjax.pallas.decode_attention import decode_attention

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import multi_round_qa, rag
-from benchmarks.server import Answer
+from benchmarks.serving import multi_round_qa, rag
+from benchmarks.serving.server import Answer
 
 
 def answer(asked: float, first: float, last: float, cached: int) -> Answer:

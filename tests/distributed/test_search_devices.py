@@ -8,10 +8,10 @@ import numpy as np
 
 from kvjax.attention.eviction import Observation
 from kvjax.engine.device.compiles import CompileCounter
-from kvjax.search import evaluation
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import Evaluator
-from kvjax.search.reading import Reader
+from kvjax.search.evaluators import evaluator, population
+from kvjax.search.evaluators.population import PopulationEvaluator
+from kvjax.search.evaluators.ranking import RankedReader
 from kvjax.search.run import search
 from tests.search.copying import MODEL, WINDOW, case, sets
 
@@ -24,17 +24,19 @@ def candidates(count: int) -> np.ndarray:
 
 def test_a_population_lies_on_all_devices_and_scores_as_on_one(devices):
     model = MODEL.build()
-    readings = Reader(model, Observation(WINDOW, 1), 96).read([case(seed) for seed in range(SAMPLES)])
-    many, one = Evaluator(model, batch=10, devices=devices), Evaluator(model, batch=16, devices=devices[:1])
-    blocks = many.place(readings)
+    prompts = RankedReader(model, Observation(WINDOW, 1), 96).read([case(seed) for seed in range(SAMPLES)])
+    many = PopulationEvaluator(model, batch=10, devices=devices)
+    one = PopulationEvaluator(model, batch=16, devices=devices[:1])
+    blocks = many.place(prompts)
     for count in (1, 16, 21):  # fewer than devices, as many as a batch holds, more
-        found, expected = many(candidates(count), blocks, SAMPLES), one(candidates(count), one.place(readings), SAMPLES)
+        found = many.evaluate(candidates(count), blocks, SAMPLES)
+        expected = one.evaluate(candidates(count), one.place(prompts), SAMPLES)
         np.testing.assert_array_equal(found.exact, expected.exact)
         np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-5, atol=1e-6)
     budgets = jax.device_put(np.full((16, 2, 2), 40, np.int32), many._split)
-    exact, *_ = evaluation._evaluate(many._graph, many._params, blocks[0], budgets)
+    exact, *_ = population._evaluate(many._graph, many._params, blocks[0], budgets)
     assert exact.sharding.device_set == set(devices)
-    assert {shard.data.shape for shard in exact.addressable_shards} == {(2, evaluation.BLOCK)}
+    assert {shard.data.shape for shard in exact.addressable_shards} == {(2, evaluator.BLOCK)}
 
 
 def test_a_search_over_devices_compiles_once_and_finds_the_best(devices):

@@ -20,7 +20,9 @@ def test_the_server_writes_what_the_search_judged(tmp_path: Path):
     result = SearchResult.from_json(PROFILE.with_suffix(".search.json").read_text())
     config, tokenizer = result.config, Tokenizer.from_pretrained(MODEL)
     tasks = [find_task(name) for name in config.tasks]
-    sets = draw_sets(tasks, tokenizer.encode, config.length, (config.samples, config.selection, ASKED), aware=False)
+    sets = draw_sets(
+        tasks, tokenizer.encode, config.length, (config.samples, config.selection, ASKED), query_aware=False
+    )
     said = []
     flags = ("--max-model-len", str(2 * config.length), "--max-num-seqs", "2", "--budgets", str(PROFILE))
     with ServerProcess(tmp_path / "log", str(MODEL), *flags) as process:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from kvjax.engine.caches import CacheConfig
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.prefix import namespace
+from kvjax.engine.device.cache_config import CacheConfig
+from kvjax.engine.kv.prefix_cache import namespace
 from kvjax.engine.sessions import identity
 from tests.engine import tiny
 

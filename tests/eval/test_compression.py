@@ -7,7 +7,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from benchmarks import methods, methods_engine
+from benchmarks.methods import __main__ as methods
+from benchmarks.methods import engines
 from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
 from kvjax.eval.retained import Retained
@@ -130,7 +131,7 @@ def test_results_of_another_compression_are_another_identity(folder, tmp_path):
 def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TASKS, "recall", Recall())
     monkeypatch.setitem(TASKS, "recall_turns", Recall("recall_turns", turns=2))
-    monkeypatch.setattr(methods_engine, "MARGIN", 32)
+    monkeypatch.setattr(engines, "MARGIN", 32)
     output = tmp_path / "methods.json"
     asked = ["--model", str(folder), "--output", str(output), "--lengths", str(LENGTH), "--samples", "2"]
     asked += ["--tasks", "recall", "--turns", "recall_turns", "--headroom", str(ROOM), "--concurrency", "2"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.methods import MODES, Cell, cells, summarize
-from benchmarks.methods_engine import Engines
-from benchmarks.methods_table import agreement, difference, equal_pairs, equal_tables, tables
+from benchmarks.methods.__main__ import MODES, Cell, cells, summarize
+from benchmarks.methods.engines import Engines
+from benchmarks.methods.table import agreement, difference, equal_pairs, equal_tables, tables
 from kvjax.eval.record import Record, Turn
 from kvjax.eval.retained import Retained, masks, spans
 from kvjax.eval.retained_plot import shades

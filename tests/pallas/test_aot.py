@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from benchmarks import aot
+from benchmarks.compiled import aot
 
 LARGEST_SHARE = 0.02  # of the cache: temporaries beyond it, and beyond activations, are a copy nobody asked for
 MOST_SPILLED = 0  # bytes

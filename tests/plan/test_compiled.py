@@ -8,7 +8,7 @@ import pytest
 from kvjax.models.families import find
 from kvjax.plan import find_device
 from kvjax.plan.compiled import measure
-from kvjax.plan.topology import why_not
+from kvjax.plan.topology import compile_obstacle
 from tests.engine import tiny
 
 SMALL = ("models/kvjax_small", "--token-budget", "64", "--context", "2048", "--device")
@@ -19,7 +19,7 @@ LARGE = ("llama-3.1-8b", "--token-budget", "1024", "--context", "131072", "--num
 @pytest.mark.slow  # half a minute a device
 @pytest.mark.parametrize("device", ["v5e", "v6e-2", "h200"])
 def test_the_engines_steps_compile(device):
-    assert why_not(find_device(device)) is None
+    assert compile_obstacle(find_device(device)) is None
     compiled = measure([*SMALL, device])
     assert not compiled.refused
     assert compiled.temporaries.keys() == {"prefill", "install", "decode"}
@@ -48,10 +48,10 @@ def folder(tmp_path_factory):
 @pytest.mark.slow  # half a minute a device
 @pytest.mark.parametrize(("device", "kernels"), [("v5e-4", "tpu"), ("tpu7x", "tpu"), ("h200", "gpu")])
 def test_steps_with_kernels_compile_over_one_device_and_several(folder, device, kernels):
-    question = (str(folder), "--token-budget", "1024", "--device", device, "--attention-backend")
-    compiled = measure([*question, kernels])
+    deployment = (str(folder), "--token-budget", "1024", "--device", device, "--attention-backend")
+    compiled = measure([*deployment, kernels])
     assert not compiled.refused
-    reference = measure([*question, "reference"])
+    reference = measure([*deployment, "reference"])
     # a kernel that was gathered to one device would need room for all of a view
     assert compiled.temporaries["decode"] <= reference.temporaries["decode"] + (1 << 20)
 
@@ -76,6 +76,6 @@ def test_what_ends_the_compiler_is_said():
 
 
 def test_a_device_without_a_description_is_said():
-    assert why_not(find_device("b200")) == "no description of b200 for its compiler"
-    assert why_not(find_device("h200-2")) == "no description of h200-2 for its compiler"
-    assert why_not(find_device("v5e-64")) == "no topology of 64 chips"
+    assert compile_obstacle(find_device("b200")) == "no description of b200 for its compiler"
+    assert compile_obstacle(find_device("h200-2")) == "no description of h200-2 for its compiler"
+    assert compile_obstacle(find_device("v5e-64")) == "no topology of 64 chips"

@@ -10,10 +10,9 @@ from jax.sharding import AbstractMesh
 
 from kvjax import cache, models
 from kvjax.engine.config import EngineConfig, ResolvedConfig
-from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import InsufficientMemoryError, check_fits, plan
 from kvjax.engine.device.runner import Runner
-from kvjax.plan import Device, PlanQuestion, estimate
+from kvjax.plan import Deployment, Device, estimate
 from kvjax.plan.devices import Chip
 from kvjax.plan.loading import TierRate, prefix
 from kvjax.plan.render import as_json
@@ -25,8 +24,8 @@ ONE = Device("tiny", CHIP, 1)
 ENGINE = EngineConfig(max_num_seqs=3, token_budget=64, headroom=32)
 
 
-def ask(**changes) -> PlanQuestion:
-    return PlanQuestion(**({"model": CONFIG, "device": ONE, "config": ENGINE} | changes))
+def ask(**changes) -> Deployment:
+    return Deployment(**({"model": CONFIG, "device": ONE, "config": ENGINE} | changes))
 
 
 def declare(config: EngineConfig = ENGINE) -> CacheConfig:
@@ -38,44 +37,44 @@ def nbytes(tree) -> int:
 
 
 def test_the_bytes_are_those_of_the_arrays_that_an_engine_allocates():
-    answer = estimate(ask())
+    result = estimate(ask())
     runner = Runner(models.random(CONFIG, jax.random.key(0)), declare())
     prefill = runner.begin(np.zeros(CONTEXT - 1, np.int32), slot=0)
     runner.advance(prefill)
     bounds = nbytes([view.bounds for view in runner.views])
     assert bounds > 0
-    assert answer.asked.memory == {
-        "weights": nbytes((runner.model.trunk_leaves, runner.model.layer_leaves)),
+    assert result.requested.memory == {
+        "weights": nbytes((runner._trunk_leaves, runner._layer_leaves)),
         "views": nbytes(runner.views) - bounds,
         "page summaries": bounds,
         "decode state": nbytes(runner.state),
         "workspaces": nbytes(runner._workspaces[1]),
         "hidden states": prefill.hidden.nbytes,
-        "temporaries": answer.asked.memory["temporaries"],
+        "temporaries": result.requested.memory["temporaries"],
     }
 
 
 def test_the_full_cache_is_that_of_an_engine_without_a_budget():
-    answer = estimate(ask())
+    result = estimate(ask())
     alone = estimate(ask(config=EngineConfig(max_num_seqs=3)))
-    assert alone.this is None
-    assert answer.full == alone.full == alone.asked
-    assert answer.ratio > 1
+    assert alone.compressed is None
+    assert result.full == alone.full == alone.requested
+    assert result.ratio > 1
     assert alone.ratio == 1
 
 
 def test_what_fits_is_what_the_engine_would_admit():
-    needed = estimate(ask()).asked.nbytes
+    needed = estimate(ask()).requested.nbytes
     exact = Device("tiny", dataclasses.replace(CHIP, memory=needed), 1)
-    answer = estimate(ask(device=exact, share=1.0))
-    assert answer.asked.fits
-    assert answer.asked.most == 3
+    result = estimate(ask(device=exact, share=1.0))
+    assert result.requested.fits
+    assert result.requested.most == 3
     short = dataclasses.replace(exact, chip=dataclasses.replace(CHIP, memory=needed - 1))
-    answer = estimate(ask(device=short, share=1.0))
-    assert not answer.asked.fits
-    assert answer.asked.most == 2
+    result = estimate(ask(device=short, share=1.0))
+    assert not result.requested.fits
+    assert result.requested.most == 2
     with pytest.raises(InsufficientMemoryError, match="--max-num-seqs 2 fits"):
-        check_fits(CONFIG, answer.layout, needed - 1)
+        check_fits(CONFIG, result.layout, needed - 1)
 
 
 def test_a_device_of_two_holds_half_of_what_is_split_by_heads():
@@ -153,8 +152,8 @@ def test_loading_wins_where_it_is_faster_and_the_store_would_choose_it():
     assert loads[2].seconds == pytest.approx(3 * compute[1])
     assert loads[3].break_even is None  # as slow as the dearest chunk
     assert loads[3].tokens == 0
-    answer = prefix(caches, ONE, (TierRate("host", 1e30), TierRate("disk", 1.0)))
-    assert answer.even_bandwidth == answer.nbytes / sum(compute)
+    result = prefix(caches, ONE, (TierRate("host", 1e30), TierRate("disk", 1.0)))
+    assert result.even_bandwidth == result.nbytes / sum(compute)
     bound = prefix(caches, ONE, (TierRate("host", 5.0), TierRate("disk", 9.0)))
     assert [load.bandwidth for load in bound.loads] == [5.0, 5.0]
 

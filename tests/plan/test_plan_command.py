@@ -7,7 +7,7 @@ import pytest
 
 from kvjax.plan.__main__ import main
 from kvjax.plan.devices import CHIPS, find_device
-from kvjax.plan.named import FOLDER, names, read_model
+from kvjax.plan.model_configs import FOLDER, names, read_model
 from tests.engine import tiny
 from tests.models import published
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from kvjax.budget import ModelFingerprint
-from kvjax.search.allocator import Allocator, Fixed, Problem
+from kvjax.search.allocators.allocator import Allocator, Fixed, Problem
+from kvjax.search.allocators.evolution import Evolution
+from kvjax.search.allocators.greedy import Greedy
+from kvjax.search.allocators.rules import ANCHORS
 from kvjax.search.config import SearchConfig
-from kvjax.search.evolution import Evolution
+from kvjax.search.evaluators.scores import Scores
 from kvjax.search.generation import AllocatorRun
-from kvjax.search.heuristics import ANCHORS, Greedy
 from kvjax.search.objective import Objective
 from kvjax.search.outcome import FULL, SETS, Outcome
 from kvjax.search.result import SearchResult
-from kvjax.search.scores import Scores
-from kvjax.search.space import Candidate, Space
+from kvjax.search.spaces import Candidate, TokenSpace
 
 CEILING = 480
 
@@ -46,7 +47,7 @@ class Needs:
 def search_result(
     token_budget: int = 64, *, layers: int = 8, sliding: bool = False, allocator: Allocator | None = None
 ) -> SearchResult:
-    """What a search over such samples finds, compared with the anchors; every second layer slides, if asked for."""
+    """The result of a search over such samples, compared with the anchors; every second layer slides, if asked for."""
     allocator = allocator or Evolution(evaluations=120)
     name = "greedy" if isinstance(allocator, Greedy) else "evolution"
     config = SearchConfig(
@@ -74,18 +75,18 @@ def search_result(
         history=(),
         versions={"jax": "0.11.2"},
     )
-    space = Space(layers, token_budget, config.window + config.sinks, CEILING)
+    space = TokenSpace(layers, token_budget, config.window + config.sinks, CEILING)
     problem = Problem(space, np.linspace(1.0, 3.0, layers))
     run = AllocatorRun(allocator, problem, Objective(), sets[0], seed=0)
     for _ in run:
         pass
-    found = _outcome(name, _tuple(run.finalists(1)[0]), layers, token_budget, sets, run.evaluations)
+    searched = _outcome(name, _tuple(run.finalists(1)[0]), layers, token_budget, sets, run.evaluations)
     anchors = [_outcome(rule.name, _candidate(rule, problem), layers, token_budget, sets) for rule in ANCHORS]
-    chosen = max(found, anchors[0], key=lambda outcome: outcome.selection.mean)
+    chosen = max(searched, anchors[0], key=lambda outcome: outcome.selection.mean)
     return dataclasses.replace(
         empty,
         chosen=chosen,
-        outcomes=(empty.chosen, *anchors, found),
+        outcomes=(empty.chosen, *anchors, searched),
         expanded={
             2 * token_budget: tuple(
                 _outcome(

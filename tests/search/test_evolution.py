@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from evosax.algorithms import CMA_ES
 
-from kvjax.search.allocator import Problem, State
-from kvjax.search.evolution import Evolution, strict_ranks
-from kvjax.search.space import Space
+from kvjax.search.allocators.allocator import Problem, State
+from kvjax.search.allocators.evolution import Evolution, strict_ranks
+from kvjax.search.spaces import TokenSpace
 
 Fitness = Callable[[np.ndarray], np.ndarray]
 
 
 def problem(layers: int = 8, mean: int = 100, floor: int = 10, ceiling: int = 400) -> Problem:
-    return Problem(Space(layers, mean, floor, ceiling), np.zeros(layers))
+    return Problem(TokenSpace(layers, mean, floor, ceiling), np.zeros(layers))
 
 
 def flat(candidates: np.ndarray) -> np.ndarray:

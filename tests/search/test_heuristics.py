@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 
 from kvjax.budget.split import pyramid_capacities
-from kvjax.search.allocator import Allocator, Problem, State
+from kvjax.search.allocators.allocator import Allocator, Problem, State
+from kvjax.search.allocators.greedy import Greedy
+from kvjax.search.allocators.random_search import RandomSearch
+from kvjax.search.allocators.rules import ANCHORS, Entropy, InversePyramid, Pyramid, Uniform
+from kvjax.search.evaluators.scores import Scores
 from kvjax.search.generation import AllocatorRun
-from kvjax.search.heuristics import ANCHORS, Entropy, Greedy, InversePyramid, Pyramid, RandomSearch, Uniform
 from kvjax.search.objective import Objective
-from kvjax.search.scores import Scores
-from kvjax.search.space import Space
+from kvjax.search.spaces import TokenSpace
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     floor, mean, ceiling = sorted(draw(st.lists(st.integers(1, 2000), min_size=3, max_size=3)))
-    space = Space(draw(st.integers(1, 12)), mean, floor, ceiling)
+    space = TokenSpace(draw(st.integers(1, 12)), mean, floor, ceiling)
     return Problem(space, np.array(draw(st.lists(st.floats(0, 12), min_size=space.layers, max_size=space.layers))))
 
 
 def flat(layers: int = 8, mean: int = 100, floor: int = 12, ceiling: int = 600) -> Problem:
-    return Problem(Space(layers, mean, floor, ceiling), np.full(layers, 2.5))
+    return Problem(TokenSpace(layers, mean, floor, ceiling), np.full(layers, 2.5))
 
 
 def asked(allocator: Allocator, problem: Problem, fitness: object = None, state: State | None = None) -> np.ndarray:
@@ -80,8 +82,8 @@ def test_the_pyramid_is_that_of_budgets():
 def test_entropy_shares_what_is_beyond_the_floors_by_the_number_of_tokens_looked_at():
     assert Entropy().candidate(flat()) == (100,) * 8
     looked_at = np.log([10.0, 20.0, 30.0, 40.0])
-    assert Entropy().candidate(Problem(Space(4, 62, 12, 600), looked_at)) == (32, 52, 72, 92)
-    assert Entropy().candidate(Problem(Space(4, 62, 12, 600), looked_at + 1000)) == (32, 52, 72, 92)
+    assert Entropy().candidate(Problem(TokenSpace(4, 62, 12, 600), looked_at)) == (32, 52, 72, 92)
+    assert Entropy().candidate(Problem(TokenSpace(4, 62, 12, 600), looked_at + 1000)) == (32, 52, 72, 92)
 
 
 def test_random_search_draws_other_schemes_with_another_seed_and_goes_on_to_the_bit():

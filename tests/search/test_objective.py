@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from kvjax.search.evaluators.scores import Scores
 from kvjax.search.objective import Objective
-from kvjax.search.scores import Scores
 
 SCHEMES = np.array([[100, 100], [120, 100], [100, 80]])
 

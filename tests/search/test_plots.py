@@ -10,10 +10,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from kvjax.search import plots
-from kvjax.search.figure import BASE, BODY, MARKERS
-from kvjax.search.heuristics import Greedy
+from kvjax.search.allocators.greedy import Greedy
 from kvjax.search.outcome import FULL
+from kvjax.search.report import plots
+from kvjax.search.report.figure import BASE, BODY, MARKERS
 from kvjax.search.result import SearchResult
 from tests.search.result import search_result
 
@@ -130,7 +130,7 @@ def test_nothing_lies_above_the_front_and_bytes_are_those_of_the_profile():
 
 def test_one_search_has_a_front_over_all_its_budgets():
     result = search_result()
-    axes = result.plot_pareto().axes[0]
+    axes = plots.pareto(result.sweep).axes[0]
     assert axes.get_xticks().tolist() == [64, 128]
     score = labelled(axes, "Pareto front").get_ydata()
     assert score[0] == max(100 * each.test.mean for each in result.outcomes if each.candidate is not None)
@@ -181,12 +181,12 @@ def test_a_result_that_was_written_and_read_compares_the_same():
     assert all(same(draw(again), draw(results)) for draw in SEVERAL)
 
 
-def test_a_result_draws_itself_as_a_png(tmp_path):
+def test_a_figure_is_written_as_a_png(tmp_path):
     result = search_result()
-    for name, picture in (("b", result.plot_budgets()), ("c", result.plot_convergence())):
+    for name, picture in (("b", plots.budgets(result)), ("c", plots.convergence(result))):
         picture.savefig(tmp_path / f"{name}.png")
         assert imread(tmp_path / f"{name}.png").std() > 0.05
-    assert same(result.plot_generations(), plots.generations(result))
+    assert same(plots.generations(result), plots.generations(result))
 
 
 def test_colours_and_markers_can_be_told_in_grayscale():
@@ -197,6 +197,6 @@ def test_colours_and_markers_can_be_told_in_grayscale():
 def test_a_result_needs_no_matplotlib_and_pictures_need_no_pyplot():
     code = (
         "import sys, kvjax.search.result; assert 'matplotlib' not in sys.modules;"
-        "import kvjax.search.plots; assert 'matplotlib.pyplot' not in sys.modules"
+        "import kvjax.search.report.plots; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

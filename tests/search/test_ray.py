@@ -1,4 +1,4 @@
-"""Candidates evaluated in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray takes seconds to start."""
+"""Candidates evaluated in Ray actors: the same bits as here, also when an actor dies. Nightly: Ray starts slowly."""
 
 import dataclasses
 import gc
@@ -19,12 +19,13 @@ import pytest
 from kvjax import models
 from kvjax.attention.eviction import Observation
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import BLOCK, Evaluator
-from kvjax.search.ray_evaluator import RayEvaluator
-from kvjax.search.reading import Reader, Readings
+from kvjax.search.evaluators.evaluator import BLOCK
+from kvjax.search.evaluators.population import PopulationEvaluator
+from kvjax.search.evaluators.ranking import RankedPrompts, RankedReader
+from kvjax.search.evaluators.ray_actors import RayEvaluator
+from kvjax.search.evaluators.scores import Scores
 from kvjax.search.run import search
 from kvjax.search.samples import RankedCase, SampleSets
-from kvjax.search.scores import Scores
 from kvjax.train.induction import Induction, write
 
 WORDS, LENGTH, SAMPLES = 64, 100, 11  # the last block of samples is filled up
@@ -56,13 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(folder: Path) -> Evaluator:
-    return Evaluator(models.load(folder), batch=3)
+def local(folder: Path) -> PopulationEvaluator:
+    return PopulationEvaluator(models.load(folder), batch=3)
 
 
 @pytest.fixture(scope="module")
-def readings(folder: Path) -> list[Readings]:
-    reader = Reader(models.load(folder), Observation(4, 1, 2), LENGTH)
+def readings(folder: Path) -> list[RankedPrompts]:
+    reader = RankedReader(models.load(folder), Observation(4, 1, 2), LENGTH)
     return [reader.read(cases(seed)) for seed in (0, 1)]
 
 
@@ -116,8 +117,8 @@ def test_scores_are_those_of_the_local_evaluator_to_the_bit(far, local, readings
     assert far.layers == local.layers == [0, 1]
     for read in readings:
         before = far.evaluations
-        expected = local(candidates(count), local.place(read), SAMPLES)
-        same(far(candidates(count), far.place(read), SAMPLES), expected)
+        expected = local.evaluate(candidates(count), local.place(read), SAMPLES)
+        same(far.evaluate(candidates(count), far.place(read), SAMPLES), expected)
         assert far.evaluations == before + count
         assert 0 < expected.exact.mean() < 1 or count < 5  # they are no constants
 
@@ -127,41 +128,44 @@ def test_random_weights_round_alike(cluster, far, readings, tmp_path):
     config = Induction(WORDS, 128).config
     models.save(models.random(config, jax.random.key(0)), tmp_path)
     model = models.load(tmp_path)
-    read, local = Reader(model, Observation(4, 3, 2), LENGTH).read(cases(0)), Evaluator(model, batch=3)
+    read, local = RankedReader(model, Observation(4, 3, 2), LENGTH).read(cases(0)), PopulationEvaluator(model, batch=3)
     with RayEvaluator(tmp_path, actors=2, batch=3, options={"num_cpus": 0}) as other:
-        found = other(candidates(7), other.place(read), SAMPLES)
-    same(found, local(candidates(7), local.place(read), SAMPLES))
+        found = other.evaluate(candidates(7), other.place(read), SAMPLES)
+    same(found, local.evaluate(candidates(7), local.place(read), SAMPLES))
     assert len(np.unique(found.log_probability)) == 7 * SAMPLES
 
 
 def test_each_kv_head_may_have_a_budget(far, local, readings):
     budgets = np.random.default_rng(2).integers(8, LENGTH, (5, 2, 2))
-    same(far(budgets, far.place(readings[0]), SAMPLES), local(budgets, local.place(readings[0]), SAMPLES))
+    same(
+        far.evaluate(budgets, far.place(readings[0]), SAMPLES),
+        local.evaluate(budgets, local.place(readings[0]), SAMPLES),
+    )
 
 
 def test_a_set_may_be_placed_in_parts(folder, far, local):
     """As the search does: a block at a time."""
-    reader, drawn = Reader(models.load(folder), Observation(4, 1, 2), LENGTH), cases(0)
+    reader, drawn = RankedReader(models.load(folder), Observation(4, 1, 2), LENGTH), cases(0)
     parts = [reader.read(drawn[:BLOCK], LENGTH, 2), reader.read(drawn[BLOCK:], LENGTH, 2)]
     here, there = ([block for part in parts for block in each.place(part)] for each in (local, far))
-    same(far(candidates(4), there, SAMPLES), local(candidates(4), here, SAMPLES))
+    same(far.evaluate(candidates(4), there, SAMPLES), local.evaluate(candidates(4), here, SAMPLES))
     entropy = np.concatenate([block.entropy for block in there])
     np.testing.assert_array_equal(entropy, np.concatenate([block.entropy for block in here])[:SAMPLES])
 
 
 def test_an_actor_killed_between_two_calls_is_replaced(far, local, readings):
-    placed, expected = far.place(readings[0]), local(candidates(6), local.place(readings[0]), SAMPLES)
-    same(far(candidates(6), placed, SAMPLES), expected)
+    placed, expected = far.place(readings[0]), local.evaluate(candidates(6), local.place(readings[0]), SAMPLES)
+    same(far.evaluate(candidates(6), placed, SAMPLES), expected)
     before = pids(far)
     os.kill(before[1], signal.SIGKILL)
-    same(far(candidates(6), placed, SAMPLES), expected)
+    same(far.evaluate(candidates(6), placed, SAMPLES), expected)
     after = pids(far)
     assert after[0] == before[0]
     assert after[1] != before[1]
 
 
 def test_an_actor_killed_while_it_judges_is_replaced(far, local, readings, monkeypatch):
-    placed, expected = far.place(readings[1]), local(candidates(40), local.place(readings[1]), SAMPLES)
+    placed, expected = far.place(readings[1]), local.evaluate(candidates(40), local.place(readings[1]), SAMPLES)
     before = pids(far)
     get, killed = far._ray.get, []
 
@@ -173,7 +177,7 @@ def test_an_actor_killed_while_it_judges_is_replaced(far, local, readings, monke
 
     os.kill(before[0], signal.SIGSTOP)  # so that it is surely at work when it is killed
     monkeypatch.setattr(far._ray, "get", kill_first)
-    same(far(candidates(40), placed, SAMPLES), expected)
+    same(far.evaluate(candidates(40), placed, SAMPLES), expected)
     monkeypatch.undo()
     assert killed
     assert pids(far)[0] != before[0]
@@ -190,9 +194,11 @@ def test_the_second_death_of_a_share_is_an_error_that_says_what_to_do(far, local
     os.kill(pids(far)[0], signal.SIGKILL)
     monkeypatch.setattr(far, "_loaded", loaded_and_dead)
     with pytest.raises(RuntimeError, match=r"so did the one that took its place.*fewer at a time than batch=3"):
-        far(candidates(6), placed, SAMPLES)
+        far.evaluate(candidates(6), placed, SAMPLES)
     monkeypatch.undo()
-    same(far(candidates(6), placed, SAMPLES), local(candidates(6), local.place(readings[0]), SAMPLES))  # and it goes on
+    same(
+        far.evaluate(candidates(6), placed, SAMPLES), local.evaluate(candidates(6), local.place(readings[0]), SAMPLES)
+    )  # and it goes on
 
 
 def test_actors_drop_what_the_caller_has_dropped(far, readings):
@@ -202,12 +208,12 @@ def test_actors_drop_what_the_caller_has_dropped(far, readings):
         return ray.get([actor.__ray_call__.remote(lambda worker: sorted(worker._placed)) for actor in far._actors])
 
     first, second = far.place(readings[0]), far.place(readings[1])
-    far(candidates(2), first, SAMPLES)
-    far(candidates(2), second, SAMPLES)
+    far.evaluate(candidates(2), first, SAMPLES)
+    far.evaluate(candidates(2), second, SAMPLES)
     assert all({first[0].key, second[0].key} <= set(keys) for keys in held())
     gone = first[0].key
     del first
-    far(candidates(2), second, SAMPLES)
+    far.evaluate(candidates(2), second, SAMPLES)
     assert not any(gone in keys for keys in held())
 
 
@@ -230,7 +236,7 @@ def test_actors_read_the_model_themselves(folder):
 
 def test_schemes_of_another_model_are_refused(far, readings):
     with pytest.raises(ValueError, match="for 2 layers"):
-        far(np.zeros((3, 5), np.int64), far.place(readings[0]), SAMPLES)
+        far.evaluate(np.zeros((3, 5), np.int64), far.place(readings[0]), SAMPLES)
 
 
 def test_a_folder_that_is_not_there_is_named(cluster, far, tmp_path):
@@ -250,7 +256,7 @@ def test_a_closed_evaluator_says_so(cluster, folder, readings):
     placed = evaluator.place(readings[0])
     evaluator.close()
     with pytest.raises(RuntimeError, match="was closed"):
-        evaluator(candidates(1), placed, SAMPLES)
+        evaluator.evaluate(candidates(1), placed, SAMPLES)
 
 
 @pytest.mark.parametrize("fields", [{"actors": 0}, {"batch": 0}])
@@ -261,5 +267,5 @@ def test_settings_out_of_bounds_are_refused(fields):
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match="extra `ray`, or evaluate with Evaluator"):
+    with pytest.raises(ImportError, match="extra `ray`, or evaluate with PopulationEvaluator"):
         RayEvaluator("anywhere")

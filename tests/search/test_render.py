@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from kvjax.search.render import gain, gap, html, outcomes, svg, table
+from kvjax.search.report.render import gain, gap, html, svg
+from kvjax.search.report.tables import outcomes, table
 from kvjax.search.result import SearchResult
 from tests.search.result import search_result
 

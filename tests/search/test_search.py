@@ -16,9 +16,9 @@ from kvjax.budget import BudgetProfile
 from kvjax.engine.device.compiles import CompileCounter
 from kvjax.search import run
 from kvjax.search.config import SearchConfig
-from kvjax.search.evaluation import Evaluator
+from kvjax.search.evaluators.population import PopulationEvaluator
+from kvjax.search.evaluators.ranking import RankedReader, streaming_order
 from kvjax.search.outcome import FULL
-from kvjax.search.reading import Reader, streaming_order
 from kvjax.search.result import SearchResult
 from kvjax.search.run import Search, search
 from tests.search.copying import MODEL, WINDOW, case, sets
@@ -52,7 +52,7 @@ def found(model) -> SearchResult:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("warm_start", ["greedy", "uniform"])
 def test_the_known_best_budgets_are_found(model, seed, warm_start):
-    """Every candidate of that cost is evaluated to know the best: the first layer gets the floor, the second all else."""
+    """Every candidate of that cost is evaluated to know the best: the floor for layer 0, the rest for layer 1."""
     config = dataclasses.replace(CONFIG, seed=seed, warm_start=warm_start)
     began = time.process_time()
     with Search(config, model=model, sets=sets(24)) as its:
@@ -100,8 +100,8 @@ def test_the_last_tokens_answer_what_is_asked_of_them(found):
 def test_what_was_read_is_put_in_the_order_of_streaming(model, retained):
     """As if it had been read with StreamingLLM's stage 1: the first entries are the same, in whatever order."""
     cases = sets(2).search
-    read = Reader(model, Observation(WINDOW, 7, 2), 96).read([*cases, case(9, pairs=40)])
-    expected = Reader(model, Streaming(1, 2), 96).read([*cases, case(9, pairs=40)])
+    read = RankedReader(model, Observation(WINDOW, 7, 2), 96).read([*cases, case(9, pairs=40)])
+    expected = RankedReader(model, Streaming(1, 2), 96).read([*cases, case(9, pairs=40)])
     for ours, theirs in zip(streaming_order(read, 2).layers, expected.layers, strict=True):
         places = [np.sort(np.asarray(held.order)[..., :retained], axis=-1) for held in (ours, theirs)]
         np.testing.assert_array_equal(*places)
@@ -221,7 +221,7 @@ def test_a_result_goes_on_as_if_it_had_been_given_more_at_once(model):
     given = {"model": model, "sets": sets(16), "progress": False}
     whole = search(config, **given)
     part = SearchResult.from_json(search(dataclasses.replace(config, evaluations=40), **given).to_json())
-    resumed = part.resume(60, **given)
+    resumed = search(config, resume_from=part, **given)
     assert 0 < len(part.history) < len(resumed.history)
     timeless = [[dataclasses.replace(each, seconds=0.0) for each in result.outcomes] for result in (whole, resumed)]
     assert timeless[0] == timeless[1]
@@ -229,9 +229,34 @@ def test_a_result_goes_on_as_if_it_had_been_given_more_at_once(model):
         np.testing.assert_array_equal(ours.candidates, theirs.candidates)
         np.testing.assert_array_equal(ours.fitness, theirs.fitness)
     with pytest.raises(ValueError, match="no fewer evaluations"):
-        resumed.resume(30, **given)
+        search(dataclasses.replace(config, evaluations=30), resume_from=resumed, **given)
     with pytest.raises(ValueError, match="another search"):
-        dataclasses.replace(part, config=dataclasses.replace(config, seed=5)).resume(60, **given)
+        search(dataclasses.replace(config, seed=5), resume_from=part, **given)
+
+
+def test_a_resumed_result_leaves_the_folder_of_runs_alone(model, tmp_path):
+    """Its checkpoint ends at the former number of evaluations, and is of another search."""
+    config = dataclasses.replace(CONFIG, evaluations=20, warm_start="uniform", runs=tmp_path)
+    part = search(config, model=model, sets=sets(8), progress=False)
+    saved = sorted(path.name for path in (tmp_path / "evolution").iterdir())
+    more = dataclasses.replace(config, evaluations=40)
+    assert len(search(more, model=model, sets=sets(8), resume_from=part, progress=False).history) > len(part.history)
+    assert sorted(path.name for path in (tmp_path / "evolution").iterdir()) == saved
+
+
+def test_a_result_of_an_earlier_version_is_read(found):
+    """Its file has other names for four things."""
+    text = found.to_json()
+    for name, before in (
+        ('"candidate":', '"scheme":'),
+        ('"candidates":', '"schemes":'),
+        ('"headroom":', '"room":'),
+        ('"query_aware":', '"aware":'),
+        ('"cache_score": "candidate"', '"cache_score": "scheme"'),
+    ):
+        assert name in text
+        text = text.replace(name, before)
+    assert SearchResult.from_json(text).to_json() == found.to_json()
 
 
 def test_another_search_is_not_resumed(model, tmp_path):
@@ -257,9 +282,9 @@ def test_every_scheme_is_scored_as_it_is_alone(model):
     candidates = np.array([[4, 76], [40, 40], [76, 4], [20, 60]])
     together = its.context.evaluate("search", candidates)
     for row, candidate in enumerate(candidates):
-        alone = Evaluator(model, batch=1)
-        blocks = alone.place(its.context.evaluator._reader.read(its.context.sets.search, 96, 2))
-        np.testing.assert_array_equal(alone(candidate[None], blocks, 16).exact[0], together.exact[row])
+        alone = PopulationEvaluator(model, batch=1)
+        blocks = alone.place(its.context.reader.read(its.context.sets.search, 96, 2))
+        np.testing.assert_array_equal(alone.evaluate(candidate[None], blocks, 16).exact[0], together.exact[row])
 
 
 def test_budgets_of_each_head(model):

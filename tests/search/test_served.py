@@ -11,8 +11,8 @@ from kvjax import models
 from kvjax.attention.eviction import Observation
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
-from kvjax.search.evaluation import Evaluator
-from kvjax.search.reading import Reader
+from kvjax.search.evaluators.population import PopulationEvaluator
+from kvjax.search.evaluators.ranking import RankedReader
 from kvjax.search.samples import RankedCase
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
@@ -72,20 +72,20 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, served, ask
         [completion] = generate(engine, [(prompt, params)])
         tail = (*prompt[length - asked :], *completion.tokens)
         cases.append(RankedCase(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
-    evaluator = Evaluator(decoder, batch=4, devices=jax.devices()[:1])
-    blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(cases, 560))
-    scores = evaluator(np.array([candidate]), blocks, len(cases))
+    evaluator = PopulationEvaluator(decoder, batch=4, devices=jax.devices()[:1])
+    blocks = evaluator.place(RankedReader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(cases, 560))
+    scores = evaluator.evaluate(np.array([candidate]), blocks, len(cases))
     np.testing.assert_array_equal(scores.exact, 1)
     wrong = [dataclasses.replace(case, tail=(*case.tail[:-1], case.tail[-1] ^ 1)) for case in cases]
-    blocks = evaluator.place(Reader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(wrong, 560))
-    np.testing.assert_array_equal(evaluator(np.array([candidate]), blocks, len(cases)).exact, 0)
+    blocks = evaluator.place(RankedReader(decoder, Observation(WINDOW, KERNEL, SINKS), 560).read(wrong, 560))
+    np.testing.assert_array_equal(evaluator.evaluate(np.array([candidate]), blocks, len(cases)).exact, 0)
 
 
 def test_memory_falls_as_the_profile_says(model, served):
     """Bytes of K and V on the device, counted from the arrays that are there."""
     _, decoder = model
     candidate, engine = served
-    held = sum(view.k.nbytes + view.v.nbytes for view in engine._runner.views)
+    held = engine.view_bytes
     entries = 100 + sum(min(max(np.atleast_1d(retained).tolist()) + ROOM, CONTEXT) for retained in candidate)
     config = decoder.config
     assert held == 2 * entries * config.num_kv_heads * config.head_dim * 4 * engine.layout.max_num_seqs

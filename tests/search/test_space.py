@@ -7,20 +7,20 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from kvjax.search.space import Space, cache_score
+from kvjax.search.spaces.tokens import TokenSpace, cache_score
 
 FINITE = st.one_of(st.just(0.0), st.floats(1e-200, 1e200), st.sampled_from([1.0, 2.0, 3.0]))
 BAD = [np.nan, np.inf, -np.inf, -1.0, -1e-300]
 
 
 @st.composite
-def spaces(draw: st.DrawFn) -> Space:
+def spaces(draw: st.DrawFn) -> TokenSpace:
     floor, mean, ceiling = sorted(draw(st.lists(st.integers(0, 3000), min_size=3, max_size=3)))
-    return Space(draw(st.integers(1, 24)), mean, floor, ceiling)
+    return TokenSpace(draw(st.integers(1, 24)), mean, floor, ceiling)
 
 
 @st.composite
-def weighted(draw: st.DrawFn, weight: st.SearchStrategy[float]) -> tuple[Space, np.ndarray]:
+def weighted(draw: st.DrawFn, weight: st.SearchStrategy[float]) -> tuple[TokenSpace, np.ndarray]:
     space = draw(spaces())
     return space, np.array(draw(st.lists(weight, min_size=space.layers, max_size=space.layers)), np.float64)
 
@@ -79,27 +79,27 @@ def test_what_is_no_weight_is_refused(bad, case, at):
 
 
 def test_layers_without_a_weight_get_the_floor_unless_the_others_are_full():
-    space = Space(4, 100, 10, 390)
+    space = TokenSpace(4, 100, 10, 390)
     assert space.project(np.array([0.0, 1.0, 1.0, 2.0])) == (10, 100, 100, 190)
     assert space.project(np.array([0.0, 0.0, 0.0, 1.0])) == (10, 10, 10, 370)
     # 390 are full, and what is left over goes to the rest in equal parts
-    assert Space(4, 102, 4, 390).project(np.array([0.0, 0.0, 0.0, 1.0])) == (6, 6, 6, 390)
+    assert TokenSpace(4, 102, 4, 390).project(np.array([0.0, 0.0, 0.0, 1.0])) == (6, 6, 6, 390)
     assert space.project(np.zeros(4)) == space.uniform
 
 
 def test_what_a_full_layer_cannot_take_goes_to_the_others_in_their_proportions():
-    assert Space(3, 100, 0, 150).project(np.array([8.0, 2.0, 1.0])) == (150, 100, 50)
+    assert TokenSpace(3, 100, 0, 150).project(np.array([8.0, 2.0, 1.0])) == (150, 100, 50)
 
 
 def test_what_is_missing_goes_to_the_largest_remainders():
     # shares of 10 tokens: 4.5, 2.2, 3.3
-    assert Space(3, 10, 0, 30).project(np.array([13.5, 6.6, 9.9])) == (13, 7, 10)
-    assert Space(4, 5, 0, 30).project(np.array([1.0, 1.0, 1.0, 4.0])) == (3, 3, 3, 11)
+    assert TokenSpace(3, 10, 0, 30).project(np.array([13.5, 6.6, 9.9])) == (13, 7, 10)
+    assert TokenSpace(4, 5, 0, 30).project(np.array([1.0, 1.0, 1.0, 4.0])) == (3, 3, 3, 11)
 
 
 def test_one_float_is_not_worth_a_token():
     """Weights that differ beyond float64's digits still share out exactly, whatever their sizes."""
-    space = Space(3, 1000, 12, 3000)
+    space = TokenSpace(3, 1000, 12, 3000)
     assert sum(space.project(np.array([1e-300, 1.0, 1e300]))) == 3000
     assert space.project(np.array([5e-324, 5e-324, 1e-323])) == space.project(np.array([1.0, 1.0, 2.0]))
 
@@ -119,15 +119,15 @@ def test_completion_costs_the_total(case):
 
 def test_a_scheme_expands_to_another_mean():
     found = np.array([12.0, 112.0, 212.0, 64.0])
-    assert Space(4, 100, 12, 1000).completed(found) == (12, 112, 212, 64)
-    assert Space(4, 188, 12, 1000).completed(found) == (12, 212, 412, 116)  # twice what lies beyond the floors
-    assert Space(4, 56, 12, 1000).completed(found) == (12, 62, 112, 38)
-    assert Space(4, 188, 12, 300).completed(found) == (12, 286, 300, 154)  # and at most the ceiling
-    assert Space(2, 12, 12, 1000).completed(np.array([50.0, 12.0])) == (12, 12)
+    assert TokenSpace(4, 100, 12, 1000).completed(found) == (12, 112, 212, 64)
+    assert TokenSpace(4, 188, 12, 1000).completed(found) == (12, 212, 412, 116)  # twice what lies beyond the floors
+    assert TokenSpace(4, 56, 12, 1000).completed(found) == (12, 62, 112, 38)
+    assert TokenSpace(4, 188, 12, 300).completed(found) == (12, 286, 300, 154)  # and at most the ceiling
+    assert TokenSpace(2, 12, 12, 1000).completed(np.array([50.0, 12.0])) == (12, 12)
 
 
 def test_what_lies_below_the_floor_is_raised_to_it():
-    assert Space(3, 20, 10, 100).completed(np.array([0.0, 15.0, 25.0])) == (10, 18, 32)
+    assert TokenSpace(3, 20, 10, 100).completed(np.array([0.0, 15.0, 25.0])) == (10, 18, 32)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_the_papers_cache_score(candidate, mean, score):
 
 
 def test_groups_are_contiguous_and_in_order():
-    assert Space(20, 10, 0, 20).groups == (range(8), range(8, 16), range(16, 20))
-    assert Space(8, 10, 0, 20).groups == (range(8),)
-    assert Space(3, 10, 0, 20, group_layers=1).groups == (range(1), range(1, 2), range(2, 3))
+    assert TokenSpace(20, 10, 0, 20).groups == (range(8), range(8, 16), range(16, 20))
+    assert TokenSpace(8, 10, 0, 20).groups == (range(8),)
+    assert TokenSpace(3, 10, 0, 20, group_layers=1).groups == (range(1), range(1, 2), range(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_groups_are_contiguous_and_in_order():
 )
 def test_a_space_without_a_scheme_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Space(*fields)
+        TokenSpace(*fields)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_a_space_without_a_scheme_is_refused(fields, message):
 )
 def test_check_names_what_is_wrong(candidates, message):
     with pytest.raises(ValueError, match=message):
-        Space(3, 10, 0, 30).check(np.array(candidates))
+        TokenSpace(3, 10, 0, 30).check(np.array(candidates))

@@ -9,8 +9,9 @@ from kvjax import models
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.models import LayerConfig, RopeConfig
+from kvjax.search.evaluators.stages import StageEvaluator, StageReader
 from kvjax.search.samples import RankedCase
-from kvjax.search.stages import StageEvaluators, Stages, split
+from kvjax.search.spaces.rocketkv import Stages, split
 from tests.engine import tiny
 from tests.engine.client import GREEDY, generate
 
@@ -63,10 +64,10 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, candidate, 
             [completion] = generate(engine, [(prompt, params)])
             tail = (*prompt[length - asked :], *completion.tokens)
             cases.append(RankedCase(tuple(prompt[: length - asked]), tail, len(completion.tokens)))
-    evaluator = StageEvaluators(decoder, STAGES, 600, 16, batch=2)
+    evaluator = StageEvaluator(decoder, STAGES, batch=2)
+    blocks = evaluator.place(StageReader(decoder, STAGES).read(cases, 600, 16))
     other = tuple((retained, 8, kernel) for retained, _, kernel in candidate)
-    candidates = np.array([candidate, other]).reshape(2, -1)
-    scores = evaluator.evaluate(candidates, evaluator.read(cases), len(cases))
+    scores = evaluator.evaluate(np.array([candidate, other]), blocks, len(cases))
     np.testing.assert_array_equal(scores.exact[0], 1)
     assert scores.exact[1].min() == 0  # reading fewer tokens is told apart
 

@@ -1,0 +1,1 @@
+"""Kernels, copies and whole decode steps on an accelerator: `python -m benchmarks.device`."""

@@ -1,0 +1,1 @@
+"""Accuracy of compression methods at equal token budgets: `python -m benchmarks.methods`."""

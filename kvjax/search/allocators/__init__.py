@@ -1,0 +1,1 @@
+"""Allocators: ways to find a candidate, by asking for evaluations of some."""

@@ -1,0 +1,1 @@
+"""Reports of search results: figures, tables of the terminal, and the view of a notebook."""
