@@ -8,6 +8,11 @@ BIN := .venv/bin
 NIGHTLY := .venv-nightly
 NIGHTLY_EXTRAS := dev,parity,clients,aot
 QUICK := not slow and not clients and not aot
+# Tests that share something expensive stay on one worker (tests/conftest.py), what takes longest begins first.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# Where nearly nothing is compiled; the few tests of them that start an engine are marked `heavy`.
+FAST := tests/store tests/eval tests/serve $(wildcard tests/test_*.py)
 INPUTS := pyproject.toml constraints.txt scripts/install.sh
 
 EXTRA_cpu :=
@@ -22,7 +27,7 @@ endif
 .SHELLFLAGS := -ec
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-aot nightly lint format bench bench-device train-device constraints
+.PHONY: help serve test test-fast test-aot nightly lint format bench bench-device train-device constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,12 +37,19 @@ serve: .venv/installed-$(DEVICE) ## Install, then serve on DEVICE=cpu (default),
 
 test: .venv/installed-test ## Run the tests that take seconds
 	@. scripts/phase.sh
+	export JAX_COMPILATION_CACHE_DIR=$$(mktemp -d) # what one leg compiles serves the next
+	trap 'rm -rf "$$JAX_COMPILATION_CACHE_DIR"' EXIT
 	failed=0
-	phase "tests" $(BIN)/python -m pytest -m "$(QUICK)" --durations=25 \
+	phase "tests" $(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK) and not timing" --durations=25 \
 		--ignore=tests/distributed $(ARGS) || failed=$$?
+	phase "tests, timing" $(BIN)/python -m pytest -m "$(QUICK) and timing" --durations=5 \
+		$$(grep -rl --include='test_*.py' 'mark\.timing' tests) || failed=$$?
 	phase "tests, 8 dev." $(BIN)/python -m pytest -m "$(QUICK)" --durations=5 \
 		tests/distributed || failed=$$?
 	exit $$failed
+
+test-fast: .venv/installed-test ## Run the tests that start no engine, in two minutes
+	@$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK) and not timing and not heavy" $(FAST) $(ARGS)
 
 nightly: $(NIGHTLY)/installed ## Run every test: slow ones, third-party clients, compiling for other devices
 	@. scripts/phase.sh

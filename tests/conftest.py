@@ -1,19 +1,29 @@
 """What every test runs under: float32 on one CPU device, no network, and shapes checked at run time.
 
 The import hook makes each call in kvjax check its jaxtyping annotations, so a wrong shape fails where it is
-passed and not three functions later. The persistent compilation cache stays off: a stale entry would hide
-a change that no longer compiles.
+passed and not three functions later.
+
+What one test compiles serves all of a run: its workers, and the servers and commands that tests start, share one
+persistent compilation cache. A changed program has another key, so no entry hides a change that does not compile.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda tests on that device instead
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # inherited by workers, which come after this process
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kvjax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs a download is a test that fails on a train
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork do not mix
 
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("kvjax", "beartype.beartype")
@@ -29,3 +39,36 @@ hypothesis.settings.register_profile(
     "nightly", deadline=None, max_examples=500, print_blob=True, suppress_health_check=SLOW_START
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Files whose engines are laid out alike: the first one compiles for the others.
+ALIKE = {
+    "layout of the shared engine": (
+        "tests/engine/test_methods.py",
+        "tests/engine/test_token_budget.py",
+        "tests/search/test_served.py",
+    ),
+    "layout of test_prefix": (
+        "tests/engine/test_prefix.py",
+        "tests/engine/test_prefix_disk.py",
+        "tests/engine/test_prefix_generated.py",
+        "tests/engine/test_prefix_generated_disk.py",
+        "tests/store/test_served.py",
+    ),
+}
+LONG = ("tests/engine/", "tests/end_to_end/", "tests/search/", "tests/train/")  # these begin first
+
+
+def group(item: pytest.Item) -> str:
+    """The name of what runs on one worker: tests of the shared engine, of engines laid out alike, or of one file."""
+    if "_engine" in getattr(item, "fixturenames", ()):
+        return "the shared engine"
+    file = item.nodeid.split("::")[0]
+    return next((name for name, files in ALIKE.items() if file in files), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers set up once what tests share, and neither ends with a long file that the other does not help with."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))

@@ -27,6 +27,7 @@ def cpu_seconds():
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.heavy
 def test_it_takes_a_minute_of_two_cores(budget_search):
     """Seconds of CPU, which do not depend on what else the machine does."""
     assert 5 < budget_search[1] < 120
@@ -41,18 +42,21 @@ def outputs(notebook, mime):
     ]
 
 
+@pytest.mark.heavy
 def test_no_cell_writes_to_stderr(budget_search):
     notebook, _ = budget_search
     streams = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "name" in output]
     assert [output.text for output in streams if output.name == "stderr"] == []
 
 
+@pytest.mark.heavy
 def test_the_result_and_its_figures_show_themselves(budget_search):
     notebook, _ = budget_search
     assert "over uniform" in outputs(notebook, "text/html")[0]
     assert len(outputs(notebook, "image/png")) == 5
 
 
+@pytest.mark.heavy
 def test_the_profile_answers_better_than_uniform(budget_search):
     """Of five questions at most two wrong: uniform budgets answer one of 48."""
     notebook, _ = budget_search

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 LINKED = ("models", "configs")
 DATA = {".yaml", ".json", ".html", ".safetensors", ".txt", ".csv"}

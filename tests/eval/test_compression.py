@@ -21,6 +21,8 @@ from kvjax.eval.tasks import TASKS
 from kvjax.train import induction
 from tests.eval.recall import BUDGET, LENGTH, ROOM, SIZES, Recall
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = EngineConfig(
     max_model_len=LENGTH + 32, max_num_seqs=2, method="rocketkv-stage1", token_budget=BUDGET, headroom=ROOM
 )

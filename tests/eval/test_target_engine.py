@@ -12,6 +12,8 @@ from kvjax.eval.target_engine import EngineTarget, fingerprint
 from tests.end_to_end.server_process import MODEL
 from tests.engine import tiny
 
+pytestmark = pytest.mark.heavy
+
 PROMPTS = ["The hen in the inn", "an ant ", "tin", "then they thin"]
 
 

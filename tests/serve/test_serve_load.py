@@ -15,6 +15,8 @@ from test_serve_errors import error_of
 
 from kvjax.serve.limits import Limits
 
+pytestmark = pytest.mark.timing
+
 CHAT = {"messages": [{"role": "user", "content": "x"}], "temperature": 0}
 COMPLETION = {"prompt": "x", "temperature": 0, "max_tokens": 30}
 

@@ -163,6 +163,7 @@ def engine(tmp_path_factory):
         yield engine
 
 
+@pytest.mark.heavy
 def test_what_the_views_of_an_engine_keep(engine, serve):
     server, prompt = serve(engine), tiny.prompt(300)
     body = {"prompt": prompt, "temperature": 0, "max_tokens": 3, "return_retained": True}

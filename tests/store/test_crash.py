@@ -18,6 +18,8 @@ from kvjax.store.block import BlockLayout
 from kvjax.store.disk import DiskTier
 from tests.store.chains import FORMAT, blob_of, names_of
 
+pytestmark = pytest.mark.timing
+
 CAP = 12 * FORMAT.nbytes
 # a fork of a process without threads: a child begins in milliseconds
 CONTEXT = multiprocessing.get_context("forkserver")

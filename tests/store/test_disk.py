@@ -257,6 +257,7 @@ def test_two_processes_on_one_folder(tmp_path, seconds):
     DiskTier(tmp_path, 12 * SIZE, least_free=0).check_integrity()
 
 
+@pytest.mark.timing
 def test_a_list_of_ten_thousand_blocks_takes_less_than_a_second(tmp_path):
     DiskTier(tmp_path, SIZE, least_free=0).close()
     for number in range(10_000):

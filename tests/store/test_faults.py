@@ -13,6 +13,8 @@ from tests.store.faulty_proxy import FAULTS, FaultyProxy
 from tests.store.test_breaker import Clock
 from tests.store.web_server import WebServer
 
+pytestmark = pytest.mark.timing
+
 DEADLINE = 0.12  # seconds, of the guard while there are faults
 PATIENT = 20.0  # of the tiers, which are not trusted here, and of the guard while there are none
 SLACK = 1.5  # that a machine with other work may take to notice a deadline

@@ -15,6 +15,8 @@ from tests.store.contract import SIZE, ReadOnlyContract, TierContract, blob, fil
 from tests.store.memory_tier import MemoryTier
 from tests.store.test_breaker import Clock
 
+pytestmark = pytest.mark.timing
+
 SLACK = 1.0  # seconds that a machine with other work may take to notice a deadline
 
 

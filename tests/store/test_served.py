@@ -17,6 +17,8 @@ from tests.store.faulty_proxy import FAULTS, FaultyProxy
 from tests.store.memory_tier import MemoryTier
 from tests.store.web_server import WebServer
 
+pytestmark = pytest.mark.heavy
+
 PROMPT, FOUND = tiny.prompt(850, seed=5), 768
 STORE = StoreConfig(host_cache_size=1 << 24, prefetch_policy="wait_complete")
 DEADLINE, PATIENT = 0.3, 20.0  # seconds of a call, while there are faults and while there are none

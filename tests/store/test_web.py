@@ -145,6 +145,7 @@ def test_encoded_bytes_are_not_taken_for_the_object(tier, server):
     assert reason_of_read(tier, size=len(packed)) == "io"
 
 
+@pytest.mark.timing
 def test_a_body_that_drips(opened, server):
     def drips(request: BaseHTTPRequestHandler) -> None:
         answer(request, 200, Content_Length=str(SIZE))
