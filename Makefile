@@ -8,7 +8,7 @@ BIN := .venv/bin
 NIGHTLY := .venv-nightly
 NIGHTLY_EXTRAS := dev,parity,clients,aot
 QUICK := not slow and not clients and not aot
-INPUTS := pyproject.toml constraints.txt scripts/install.sh
+INPUTS := pyproject.toml constraints.txt requirements-model.txt scripts/install.sh
 
 EXTRA_cpu :=
 EXTRA_cuda := cuda

@@ -40,8 +40,10 @@ def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
     last digits.
 
     Args:
-        path: the folder of the checkpoint, every tensor of which is read, unless its digest is known already.
+        path: the folder of the checkpoint, or its file, every tensor of which is read, unless its digest is known
+            already.
     """
+    tokenizer = [*path.glob("tokenizer*"), *path.glob("*.model")] if path.is_dir() else [path]
     device, model, layout = jax.devices()[0], caches.model, caches.layout
     numerics = (
         f"jax {jax.__version__}, {devices} x {device.device_kind}, {layout.dtype}, chunk {layout.prefill_chunk_size}"
@@ -50,7 +52,7 @@ def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
         numerics += f", kernels {layout.attention_backend}"
     return Namespace(
         weights=weights_digest(path),
-        tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),
+        tokenizer=files_digest(tokenizer, known_digests()),
         rope=repr([layer.rope for layer in model.layers]),
         numerics=numerics,
         dtype=layout.kv_dtype,
