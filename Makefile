@@ -13,7 +13,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # Where nearly nothing is compiled; the few tests of them that start an engine are marked `heavy`.
 FAST := tests/store tests/eval tests/serve $(wildcard tests/test_*.py)
-INPUTS := pyproject.toml constraints.txt scripts/install.sh
+INPUTS := pyproject.toml constraints.txt requirements-model.txt scripts/install.sh
 
 EXTRA_cpu :=
 EXTRA_cuda := cuda

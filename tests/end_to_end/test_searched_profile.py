@@ -25,7 +25,7 @@ def test_the_server_writes_what_the_search_judged(tmp_path: Path):
     )
     said = []
     flags = ("--max-model-len", str(2 * config.length), "--max-num-seqs", "2", "--budgets", str(PROFILE))
-    with ServerProcess(tmp_path / "log", str(MODEL), *flags) as process:
+    with ServerProcess(tmp_path / "log", *flags, model=str(MODEL)) as process:
         url = process.ready()
         for case in sets.test:
             body = {

@@ -37,7 +37,7 @@ def conversation(roles: str) -> list[Message]:
 )
 @pytest.mark.parametrize("generation_prompt", [True, False])
 @pytest.mark.parametrize(
-    "tokenizer", [FakeTokenizer(), Tokenizer.from_pretrained(find_model(""))], ids=["fake", "small"]
+    "tokenizer", [FakeTokenizer(), Tokenizer.from_pretrained(find_model("kvjax-small"))], ids=["fake", "small"]
 )
 def test_a_turn_is_what_came_after_the_last_answer(tokenizer, roles, first, generation_prompt):
     messages = conversation(roles)

@@ -19,15 +19,16 @@ def namespace(path: Path, caches: CacheConfig, devices: int, sizes: Sequence[int
     compute other last digits.
 
     Args:
-        path: folder of the checkpoint, every tensor of which is read, unless its digest is known already.
+        path: folder of the checkpoint, or its file, every tensor of which is read, unless its digest is known already.
         devices: how many share the model.
         sizes: tokens that a unit of a prefill may have, which were seen to agree.
     """
     model, layout = caches.model, caches.layout
+    tokenizer = [*path.glob("tokenizer*"), *path.glob("*.model")] if path.is_dir() else [path]
     identity = KVIdentity.of_device(
         jax.devices()[0],
         weights=weights_digest(path),
-        tokenizer=files_digest([*path.glob("tokenizer*"), *path.glob("*.model")], known_digests()),
+        tokenizer=files_digest(tokenizer, known_digests()),
         rope=repr([layer.rope for layer in model.layers]),
         shape=f"{model.num_layers} x {model.num_kv_heads} x {model.head_dim}",
         kv_dtype=layout.kv_dtype,

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,16 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], chat_template: str | None = None) -> "Tokenizer":
-        """Reads a folder in the Hugging Face format.
+        """Reads a folder in the Hugging Face format, or a GGUF file.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer.
+            ValueError: the file is damaged, or has a tokenizer of a kind that is not implemented.
         """
+        from kvjax.models.gguf import GGUFFile, is_gguf, read_tokenizer
+
+        if is_gguf(pathlib.Path(path)):
+            return cls(read_tokenizer(GGUFFile(path)), chat_template)
         from transformers import AutoTokenizer  # seconds to import
 
         try:
