@@ -41,8 +41,11 @@ def kill_at(step: str, tier: DiskTier) -> None:
         write = os.pwrite
         os.pwrite = lambda file, blob, at: (write(file, blob[: len(blob) // 2], at), die())
     elif step == "counted":
-        listed = tier._refresh
-        tier._refresh = lambda *shards: (listed(*shards), shards and die())  # the write's last one names its folder
+        put = tier._index.put
+        tier._index.put = lambda shard, name, *rest, **how: (
+            put(shard, name, *rest, **how),
+            len(name) == 64 and die(),  # the file is in its place
+        )
     else:
         call = {"opened": "open", "written": "pwrite", "on the medium": "fsync", "renamed": "rename"}[step]
         setattr(os, call, then_die(getattr(os, call)))
