@@ -44,8 +44,12 @@ class DiskIndex:
         """Folder and name of each file that is being written, or was when its writer died."""
         return sorted(self._temporary)
 
-    def put(self, shard: str, name: str, nbytes: int, *, regular: bool = True) -> None:
-        """A file is there, of so many bytes. One that is not `regular` is never a block, whatever its name."""
+    def put(self, shard: str, name: str, nbytes: int, *, regular: bool = True) -> bool:
+        """A file is there, of so many bytes; returns whether it is a block.
+
+        Args:
+            regular: whether it is a file at all: a folder is never a block, whatever its name.
+        """
         files = self._files.setdefault(shard, {})
         if name in files:
             self.drop(shard, name, leaves=not regular)
@@ -53,11 +57,14 @@ class DiskIndex:
         self.used_bytes += nbytes
         if name.endswith(TEMPORARY) and regular:
             self._temporary.add((shard, name))
-        elif regular and key_of(f"{shard}/{name}"):
-            self._blocks[name] = nbytes
-            self.block_bytes += nbytes
-            self.blocks += 1
-            self._arrive(name)
+            return False
+        if not regular or key_of(f"{shard}/{name}") is None:
+            return False
+        self._blocks[name] = nbytes
+        self.block_bytes += nbytes
+        self.blocks += 1
+        self._arrive(name)
+        return True
 
     def drop(self, shard: str, name: str, *, leaves: bool = True) -> None:
         """A file is gone; no effect if it is not known.

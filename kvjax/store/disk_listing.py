@@ -73,12 +73,8 @@ class DiskListing:
         return fresh
 
     def _add(self, fresh: list[Fresh]) -> None:
-        arrived = []
-        for _, shard, name, nbytes, regular in fresh:
-            known = self._index.knows(name)
-            self._index.put(shard, name, nbytes, regular=regular)
-            if self._index.knows(name) and not known:
-                arrived.append(name)
+        put = self._index.put
+        arrived = [name for _, shard, name, nbytes, regular in fresh if put(shard, name, nbytes, regular=regular)]
         if arrived:
             self._arrived(arrived)
 

@@ -14,7 +14,50 @@ from pathlib import Path
 
 from kvjax.store.tier import TierError
 
-PAUSES = 0.0005, 0.01  # seconds between two tries: of the first ones, and of the last
+GLANCE = 0.5  # seconds after which a waiter looks whether the file is still the one that others lock
+
+
+class _Waiter:
+    """A thread that waits in `flock`, where waiters take turns, until it holds the lock of an open file.
+
+    It cannot be stopped: when nobody wants the lock any more it lets go of it as soon as it comes.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._file = os.dup(file)  # of the same lock: it may be closed here, and stays open there
+        self._changed = threading.Condition()
+        self._ended, self._wanted = False, True
+        self._error: OSError | None = None
+        threading.Thread(target=self._run, name="kvjax-disk-lock", daemon=True).start()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the lock is held within `timeout` seconds. Raises OSError."""
+        with self._changed:
+            self._wanted = not self._ended or self._wanted
+            self._changed.wait_for(lambda: self._ended, timeout)
+            if not self._ended:
+                self._wanted = False
+                return False
+            if self._error is not None:
+                raise self._error
+            return self._wanted
+
+    @property
+    def ended(self) -> bool:
+        with self._changed:
+            return self._ended
+
+    def _run(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            self._error = error
+        with self._changed:
+            if not self._wanted and self._error is None:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._ended = True
+            os.close(self._file)
+            self._changed.notify_all()
 
 
 class FolderLock:
@@ -30,6 +73,7 @@ class FolderLock:
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._file: int | None = None
+        self._waiter: _Waiter | None = None
 
     @contextlib.contextmanager
     def hold(self, seconds: float) -> Iterator[None]:
@@ -73,27 +117,35 @@ class FolderLock:
 
     def _acquire(self, end: float, seconds: float) -> int:
         """Locks the file that is at the path, which somebody may have replaced."""
-        pause, longest = PAUSES
         while True:
             if self._closed.is_set():
                 raise TierError("refused", f"{self._path}: closed")
+            if self._file is not None and not self._is_at_path(self._file):
+                self._release_file()
             if self._file is None:
                 self._prepare()
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._wait(self._file, max(end - time.monotonic(), 0.0)):
                 if self._is_at_path(self._file):
                     return self._file
-                self._release_file()
-                continue
-            except BlockingIOError:
-                if not self._is_at_path(self._file):
-                    self._release_file()
-                    continue
-            if time.monotonic() >= end:
+            elif time.monotonic() >= end:
                 raise TierError("timeout", self._held_by(self._file, seconds))
-            self._closed.wait(min(pause, max(end - time.monotonic(), 0.0)))
-            pause = min(2 * pause, longest)
+
+    def _wait(self, file: int, timeout: float) -> bool:
+        """Whether it is locked in time; at the latest after `GLANCE` seconds, for the file may be another one by then."""
+        if self._waiter is None or self._waiter.ended:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            self._waiter = _Waiter(file)
+        try:
+            held = self._waiter.wait(min(timeout, GLANCE))
+        except OSError:
+            self._waiter = None
+            raise
+        if held:
+            self._waiter = None
+        return held
 
     def _is_at_path(self, file: int) -> bool:
         try:
@@ -102,6 +154,7 @@ class FolderLock:
             return False
 
     def _release_file(self) -> None:
+        self._waiter = None
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)

@@ -57,7 +57,7 @@ class EvictionPolicy(abc.ABC):
             self._arrive(key)
         known, self._parents[key] = key in self._parents, parent
         if parent:
-            self._children.add(parent, key)
+            self._children.link(parent, key)
             self._place(parent)
         dead = bool(parent) and (parent not in self._parents or parent in self._dead)
         if known:
@@ -66,8 +66,9 @@ class EvictionPolicy(abc.ABC):
         if dead:
             self._dead.add(key)
         self._place(key)
-        for child in self._children.of(key):
-            self._mark(child, dead)
+        if key in self._children:  # they were dead as long as it was absent
+            for child in self._children.of(key):
+                self._mark(child, dead)
 
     def use(self, key: str) -> None:
         """A key was used; no effect if it is not here."""
@@ -164,7 +165,7 @@ class EvictionPolicy(abc.ABC):
     def _unlink(self, key: str) -> None:
         parent = self._parents[key]
         if parent:
-            self._children.discard(parent, key)
+            self._children.unlink(parent, key)
             self._place(parent)
 
     def _mark(self, key: str, dead: bool) -> None:
@@ -179,36 +180,30 @@ class EvictionPolicy(abc.ABC):
                 changing += self._children.of(key)
 
 
-class _Children:
+class _Children(dict[str, str | set[str]]):
     """The present children of each key, which itself may be absent. Most have one, for which a set is too large."""
 
-    def __init__(self) -> None:
-        self._children: dict[str, str | set[str]] = {}
-
-    def __contains__(self, parent: str) -> bool:
-        return parent in self._children
-
     def count(self, parent: str) -> int:
-        children = self._children.get(parent, ())
+        children = self.get(parent, ())
         return 1 if isinstance(children, str) else len(children)
 
     def of(self, parent: str) -> tuple[str, ...]:
-        children = self._children.get(parent, ())
+        children = self.get(parent, ())
         return (children,) if isinstance(children, str) else tuple(children)
 
-    def add(self, parent: str, child: str) -> None:
-        children = self._children.setdefault(parent, child)
+    def link(self, parent: str, child: str) -> None:
+        children = self.setdefault(parent, child)
         if isinstance(children, set):
             children.add(child)
         elif children != child:
-            self._children[parent] = {children, child}
+            self[parent] = {children, child}
 
-    def discard(self, parent: str, child: str) -> None:
-        children = self._children[parent]
+    def unlink(self, parent: str, child: str) -> None:
+        children = self[parent]
         if isinstance(children, set):
             children.discard(child)
         if children == child or not children:
-            del self._children[parent]
+            del self[parent]
 
 
 class FIFO(EvictionPolicy):
