@@ -273,8 +273,8 @@ class DiskTier(Tier):
                     file = stack.enter_context(PartialFile(path, blob.nbytes))
                 stack.callback(self._drop, shard, file.temporary.name)
                 self._index.put(shard, file.temporary.name, _pages(blob.nbytes))
-            if parent and parent != parent_in(bytes(blob[:HEAD]), key):
-                file.set_attribute(ATTRIBUTE, parent.encode())
+            if parent and len(parent) % 2 == 0 and parent != parent_in(bytes(blob[:HEAD]), key):
+                file.set_attribute(ATTRIBUTE, bytes.fromhex(parent))
             with _no_space():
                 file.fill(blob, sync=self._sync)
             with self._alone():

@@ -21,7 +21,7 @@ from kvjax.store.names import KEY
 logger = logging.getLogger(__name__)
 HEAD = 2 * PAGE  # bytes: the metadata of a block of 400 layers
 START = b'{"__metadata__":'
-ATTRIBUTE = "user.kvjax.parent"  # where the header names another one: the fork that generated blocks begin with
+ATTRIBUTE = "user.kvjax"  # of 32 bytes, where the header names another one: the fork that generated blocks begin with
 SLICE = 500  # parents told at once: nobody waits long for the tier's lock
 
 
@@ -38,8 +38,8 @@ def parent_in(head: bytes, key: str) -> str:
 
 def parent_of(path: Path) -> str:
     """The parent of the block in a file; "" where that cannot be known."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.getxattr(path, ATTRIBUTE).decode("ascii")
+    with contextlib.suppress(OSError, AttributeError):
+        return os.getxattr(path, ATTRIBUTE).hex()
     with contextlib.suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

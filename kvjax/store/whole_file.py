@@ -67,9 +67,12 @@ class PartialFile:
             os.fsync(self._file)
 
     def set_attribute(self, name: str, value: bytes) -> None:
-        """Sets an extended attribute, where the file system knows any."""
+        """Sets an extended attribute, where the file system knows any and takes no space for it."""
         with contextlib.suppress(OSError, AttributeError):
+            before = os.fstat(self._file).st_blocks
             os.setxattr(self._file, name, value)
+            if os.fstat(self._file).st_blocks > before:
+                os.removexattr(self._file, name)
 
     def commit(self) -> None:
         """Moves it to its place. A folder that is there is no file of ours: it gets another name."""
