@@ -351,7 +351,7 @@ def test_listings_do_not_look_at_files_that_are_known(open_disk, tmp_path, monke
             (tmp_path / "kvjax-kv-1" / key(number)[:2] / key(number)).write_bytes(b"x")
         time.sleep(0.2)  # folders that changed just now are listed once more
         write(tier, 3000 + blocks)
-        assert tier._parents.wait(20)
+        assert tier._parents.wait(20.0)
         calls.clear()
         with monkeypatch.context() as patch:
             for name in ("stat", "lstat", "scandir", "open"):
