@@ -63,7 +63,10 @@ class DiskIndex:
         self._blocks[name] = nbytes
         self.block_bytes += nbytes
         self.blocks += 1
-        self._arrive(name)
+        if name in self._waiting:
+            self._arrive(name)
+        else:
+            self.policy.add(name)
         return True
 
     def drop(self, shard: str, name: str, *, leaves: bool = True) -> None:
@@ -111,11 +114,10 @@ class DiskIndex:
             self.policy.use(key)
 
     def _arrive(self, key: str) -> None:
-        if key not in self.policy:
-            self.policy.add(key)
-            for child in self._waiting.pop(key, ()) if self._waiting else ():
-                self._absent.pop(child, None)
-                self.link(child, key)
+        self.policy.add(key)
+        for child in self._waiting.pop(key, ()):
+            self._absent.pop(child, None)
+            self.link(child, key)
 
     def _leave(self, key: str) -> None:
         self._stop_waiting(key)
