@@ -16,7 +16,6 @@ import contextlib
 import errno
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,25 +23,24 @@ from pathlib import Path
 from typing import Any
 
 from kvjax.store.block import PAGE
+from kvjax.store.claims import Claims
 from kvjax.store.disk_index import DiskIndex
-from kvjax.store.disk_listing import DiskListing, is_folder, space_below
+from kvjax.store.disk_listing import DiskListing, blocks_in, is_folder, make_folders, space, space_below
 from kvjax.store.disk_lock import FolderLock
 from kvjax.store.disk_parents import ATTRIBUTE, HEAD, ParentReader, parent_in
+from kvjax.store.disk_pins import DiskPins
 from kvjax.store.disk_space import DiskSpace
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
-from kvjax.store.names import key_of, object_name
-from kvjax.store.sizes import show_size
+from kvjax.store.names import object_name
 from kvjax.store.tier import Stored, Tier, TierError
-from kvjax.store.whole_file import PartialFile
+from kvjax.store.whole_file import PartialFile, read_whole
 
 logger = logging.getLogger(__name__)
 START_SECONDS, SECONDS = 5.0, 1.0  # that a start, and any other call, waits for a lock
 PATIENCE = 0.1  # seconds that a question for what is held waits
 SHARDS = tuple(f"{number:02x}" for number in range(256))
-PINS = "pins"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-REFUSALS = 1 << 14  # keys that are remembered as refused
 STEP = 1000  # nanoseconds between the times of two blocks of a chain
 
 
@@ -74,20 +72,19 @@ class DiskTier(Tier):
         self.most_bytes, self._sync = most_bytes, sync
         self._root, self._base = root, root / FORMAT
         self._mutex = threading.RLock()  # of the index, for moments; never taken before the folder's lock
-        self._written = threading.Condition(self._mutex)
         self._closed = False
         self._uses: collections.deque[str] = collections.deque()  # of which the policy has not been told yet
-        self._writing: set[str] = set()
-        self._refused: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._claims = Claims()
         self._held = {"blocks": 0, "used_bytes": 0, "evictions": 0}
         self._index = DiskIndex(policy or LRU())
+        self._pins = DiskPins(self._base, self._index)
         self._space = DiskSpace(self._base, self._index, most_bytes, least_free, self._stays)
         self._parents = ParentReader(lambda key: self._base / object_name(key), self._link)
         self._listing = DiskListing(self._base, self._index, self._parents.ask)
         self._lock = FolderLock(self._base / "lock", self._make_folders)
         try:
             with _errors(self._base):
-                self._start(least_free)
+                self._start()
         except TierError:
             self.close()
             raise
@@ -108,26 +105,8 @@ class DiskTier(Tier):
     def read(self, key: str, into: memoryview) -> bool:
         path = self._path(key)
         with _errors(path):
-            try:
-                file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except FileNotFoundError:
+            if not read_whole(path, into):
                 return False
-            try:
-                status = os.fstat(file)
-                if stat.S_ISDIR(status.st_mode):
-                    return False
-                if status.st_size != into.nbytes:
-                    raise TierError("length", f"{path} has {status.st_size} bytes instead of {into.nbytes}")
-                done = 0
-                while done < into.nbytes:
-                    got = os.preadv(file, [into[done:]], done)
-                    if got == 0:
-                        raise TierError("length", f"{path} ended after {done} bytes")
-                    done += got
-                with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
-                    os.utime(file)
-            finally:
-                os.close(file)
         self._use([key])
         return True
 
@@ -145,7 +124,7 @@ class DiskTier(Tier):
             # a file's status costs about as much as four names of a listing
             many = {shard for shard, count in shards.items() if 4 * count > max(len(self._index.names(shard)), 16)}
             for shard in many:
-                listed.update(key for key, _ in self._blocks(shard))
+                listed.update(entry.name for entry in blocks_in(self._base / shard))
             return [key in listed if key[:2] in many else path.is_file() for key, path in zip(keys, paths, strict=True)]
 
     def touch(self, keys: Sequence[str]) -> list[bool]:
@@ -155,7 +134,8 @@ class DiskTier(Tier):
         latest = time.time_ns()
         for index, key in enumerate(present):
             with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
-                os.utime(self._path(key), ns=(latest - STEP * index,) * 2)
+                used = latest - STEP * index
+                os.utime(self._path(key), ns=(used, used))
         self._use(reversed(present))
         return there
 
@@ -166,7 +146,7 @@ class DiskTier(Tier):
         with _errors(path):
             if self.used_bytes + blob.nbytes > self.most_bytes:
                 self._parents.wait(SECONDS)  # what is evicted depends on them
-            with self._claim(key):
+            with self._claims.hold(key, SECONDS):
                 try:
                     self._write(path, blob, parent)
                 except _NoSpaceError:
@@ -189,10 +169,7 @@ class DiskTier(Tier):
         paths = [self._path(key) for key in keys]
         with _errors(self._base), self._alone():
             there = [path.is_file() for path in paths]
-            (self._base / PINS).mkdir(exist_ok=True, mode=0o700)
-            for key, here in zip(keys, there, strict=True):
-                if here:
-                    (self._base / PINS / key).touch(mode=0o600)
+            self._pins.add([key for key, here in zip(keys, there, strict=True) if here])
             self._refresh()
         return there
 
@@ -200,18 +177,17 @@ class DiskTier(Tier):
         for key in keys:
             self._path(key)
         with _errors(self._base), self._alone():
-            for key in keys:
-                (self._base / PINS / key).unlink(missing_ok=True)
+            self._pins.remove(keys)
             self._refresh()
 
     def scan(self) -> Iterator[Stored]:
         self._check_open()
         with _errors(self._base):
             for shard in SHARDS:
-                for key, entry in self._blocks(shard):
+                for entry in blocks_in(self._base / shard):
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat()
-                        yield Stored(key, status.st_size, status.st_mtime)
+                        yield Stored(entry.name, status.st_size, status.st_mtime)
 
     def held(self) -> dict[str, Any]:
         """What it holds, or held before a listing that takes long."""
@@ -233,30 +209,23 @@ class DiskTier(Tier):
         with self._alone():
             self._listing.forget()
             self._refresh()
-            assert not self._writing
+            assert not len(self._claims)
             assert len(self) == len(self._index.policy)
             assert sorted(self._index.policy.order()) == sorted(stored.key for stored in self.scan())
             assert not self._index.temporaries(), "temporary files are left"
             assert self.used_bytes <= self.most_bytes, f"{self.used_bytes} bytes of {self.most_bytes}"
 
-    def _start(self, least_free: int) -> None:
+    def _start(self) -> None:
         with self._alone(START_SECONDS):
             self._refresh()
             self._space.sweep()
-            for key in [key for key in self._index.names(PINS) if not self._index.knows(key)]:
-                (self._base / PINS / key).unlink(missing_ok=True)
+            self._pins.forget_absent()
         if self.used_bytes > self.most_bytes:  # it may have been larger before
             self._parents.wait(START_SECONDS)
             with self._alone(START_SECONDS):
                 self._refresh()
                 self._space.shrink()
-        usable = self._space.usable_bytes()
-        if least_free and usable < self.most_bytes:
-            logger.warning(
-                "%s: of the limit of %s only %s can be used, by what else lies there and by what its file system has "
-                "free: make room, or lower the limit",
-                self._base, show_size(self.most_bytes), show_size(usable),
-            )  # fmt: skip
+        self._space.warn_if_unusable()
 
     def _write(self, path: Path, blob: memoryview, parent: str) -> None:
         key, shard = path.name, path.parent.name
@@ -267,7 +236,7 @@ class DiskTier(Tier):
                     return
                 self._index.begin(key, parent)
                 stack.callback(self._cancel, key)
-                self._make_room(key, blob.nbytes, parent)
+                self._space.make_room(key, blob.nbytes, parent)
                 with _no_space():
                     path.parent.mkdir(exist_ok=True, mode=0o700)  # somebody may have removed it
                     file = stack.enter_context(PartialFile(path, blob.nbytes))
@@ -280,38 +249,12 @@ class DiskTier(Tier):
             with self._alone():
                 file.commit()
                 self._index.drop(shard, file.temporary.name)
-                self._index.put(shard, key, _pages(blob.nbytes))
-                self._refused.pop(key, None)
+                self._index.put(shard, key, space(os.stat(path)))
             if self._sync:
                 file.sync_name()
 
-    def _make_room(self, key: str, nbytes: int, parent: str) -> None:
-        """Refuses what goes on from a refused block, unless it fits as it is: its chain is longer than the disk."""
-        dead_end = parent in self._refused and parent not in self._index.policy
-        try:
-            self._space.make_room(nbytes, evict=not dead_end)
-        except TierError:
-            self._refused[key] = None
-            if len(self._refused) > REFUSALS:
-                self._refused.popitem(last=False)
-            raise
-
     def _stays(self, key: str) -> bool:
-        return key in self._writing or key in self._index.names(PINS)
-
-    @contextlib.contextmanager
-    def _claim(self, key: str) -> Iterator[None]:
-        """Keeps other threads from writing the same block."""
-        with self._mutex:
-            if not self._written.wait_for(lambda: key not in self._writing, SECONDS):
-                raise TierError("timeout", f"{key}: another thread has been writing it for {SECONDS:g} s")
-            self._writing.add(key)
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._writing.discard(key)
-                self._written.notify_all()
+        return key in self._claims or key in self._pins
 
     def _cancel(self, key: str) -> None:
         with self._mutex:
@@ -352,18 +295,8 @@ class DiskTier(Tier):
     def _make_folders(self) -> None:
         if self._index.blocks:
             logger.warning("%s: its lock is gone, and perhaps the folder with it: it is made anew", self._base)
-        self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._base.chmod(0o700)
-        for shard in SHARDS:
-            (self._base / shard).mkdir(exist_ok=True, mode=0o700)
+        make_folders(self._base, SHARDS)
         self._space.foreign = space_below(self._root, without=self._base.name)
-
-    def _blocks(self, shard: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """The blocks of a folder, by a listing."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._base / shard) as entries:
-            for entry in entries:
-                if key_of(f"{shard}/{entry.name}") and entry.is_file():
-                    yield entry.name, entry
 
     def _path(self, key: str) -> Path:
         self._check_open()

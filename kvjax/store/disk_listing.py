@@ -3,11 +3,12 @@
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kvjax.store.block import PAGE
 from kvjax.store.disk_index import DiskIndex
+from kvjax.store.names import key_of
 from kvjax.store.whole_file import TEMPORARY
 
 # A folder that changed just before it was listed may have changed again within one tick of the file system's clock.
@@ -81,6 +82,22 @@ class DiskListing:
     def _drop(self, shard: str, names: set[str]) -> None:
         for name in names:
             self._index.drop(shard, name)
+
+
+def make_folders(base: Path, shards: Iterable[str]) -> None:
+    """Makes the folders that are missing, which only their owner may look into. Raises OSError."""
+    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    base.chmod(0o700)
+    for shard in shards:
+        (base / shard).mkdir(exist_ok=True, mode=0o700)
+
+
+def blocks_in(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The blocks of a folder, none where it is gone. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if key_of(f"{folder.name}/{entry.name}") and entry.is_file():
+                yield entry
 
 
 def space(status: os.stat_result) -> int:

@@ -132,7 +132,7 @@ class FolderLock:
                 raise TierError("timeout", self._held_by(self._file, seconds))
 
     def _wait(self, file: int, timeout: float) -> bool:
-        """Whether it is locked in time; at the latest after `GLANCE` seconds, for the file may be another one by then."""
+        """Whether it is locked in time; looks no longer than `GLANCE` seconds, for it may be another file by then."""
         if self._waiter is None or self._waiter.ended:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

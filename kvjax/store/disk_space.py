@@ -1,5 +1,7 @@
 """The space of a disk tier: what is in its way leaves, so that never more bytes are taken than allowed."""
 
+import collections
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,12 @@ from kvjax.store.block import PAGE
 from kvjax.store.disk_index import DiskIndex
 from kvjax.store.disk_listing import space
 from kvjax.store.names import object_name
+from kvjax.store.sizes import show_size
 from kvjax.store.tier import TierError
 from kvjax.store.whole_file import remove_if_dead
+
+logger = logging.getLogger(__name__)
+REFUSALS = 1 << 14  # keys that are remembered as refused
 
 
 class DiskSpace:
@@ -30,17 +36,18 @@ class DiskSpace:
     ) -> None:
         self._base, self._index = base, index
         self._most_bytes, self._least_free, self._stays = most_bytes, least_free, stays
+        self._refused: collections.OrderedDict[str, None] = collections.OrderedDict()
         self.foreign = self.evictions = 0
 
     @property
     def used_bytes(self) -> int:
         return self.foreign + self._index.used_bytes
 
-    def make_room(self, nbytes: int, *, evict: bool = True) -> None:
+    def make_room(self, key: str, nbytes: int, parent: str) -> None:
         """Removes blocks until a file of so many bytes fits; where it never will, only what is too much without it.
 
-        Args:
-            evict: whether any block may leave for this one.
+        No block leaves for one that goes on from a block that was refused: their chain is longer than the disk, and
+        what would leave may be of its beginning.
 
         Raises:
             TierError: it does not fit ("full").
@@ -51,17 +58,21 @@ class DiskSpace:
             self.sweep()
             over, inodes = self._missing(nbytes)
         if over <= 0 and inodes <= 0:
+            self._refused.pop(key, None)
             return
-        victims = self._victims(over, inodes) if evict and over <= self._index.block_bytes else []
+        dead_end = parent in self._refused and parent not in self._index.policy
+        victims = [] if dead_end or over > self._index.block_bytes else self._victims(over, inodes)
         if sum(map(self._index.nbytes, victims)) < over or len(victims) < inodes:
             self.shrink()
+            self._refuse(key)
             raise TierError(
                 "full",
                 f"{self._base}: no room for {nbytes} bytes in {self._most_bytes}, or in what the file system has free: "
                 "the blocks that may leave for it, which are no pinned ones and none of its own chain, are too few",
             )
-        for key in victims:
-            self._evict(key)
+        self._refused.pop(key, None)
+        for victim in victims:
+            self._evict(victim)
 
     def shrink(self) -> None:
         """Removes temporary files of dead writers, and blocks while there are more bytes than there may be."""
@@ -80,10 +91,16 @@ class DiskSpace:
             self._evict(key)
         return bool(victims)
 
-    def usable_bytes(self) -> int:
-        """Bytes that blocks can take, by the limit and by what the file system has free."""
+    def warn_if_unusable(self) -> None:
+        """Says how much of the limit can be used, if some of the file system shall stay free and that is not all."""
         free = max(_free_bytes(os.statvfs(self._base)) - self._promised_bytes() - self._least_free, 0)
-        return max(min(self._most_bytes - self.foreign, self._index.used_bytes + free), 0)
+        usable = max(min(self._most_bytes - self.foreign, self._index.used_bytes + free), 0)
+        if self._least_free and usable < self._most_bytes:
+            logger.warning(
+                "%s: of the limit of %s only %s can be used, by what else lies there and by what its file system has "
+                "free: make room, or lower the limit",
+                self._base, show_size(self._most_bytes), show_size(usable),
+            )  # fmt: skip
 
     def sweep(self) -> None:
         """Removes the temporary files of writers that are no more."""
@@ -120,6 +137,11 @@ class DiskSpace:
                 if nbytes <= 0 and count <= 0:
                     break
         return victims
+
+    def _refuse(self, key: str) -> None:
+        self._refused[key] = None
+        if len(self._refused) > REFUSALS:
+            self._refused.popitem(last=False)
 
     def _evict(self, key: str) -> None:
         (self._base / object_name(key)).unlink(missing_ok=True)

@@ -11,11 +11,13 @@ import errno
 import fcntl
 import itertools
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 
 from kvjax.store.block import PAGE
+from kvjax.store.tier import TierError
 
 TEMPORARY = ".__lock"  # how the name of a file ends that is being written
 DIRECT = getattr(os, "O_DIRECT", 0)  # of Linux
@@ -98,6 +100,36 @@ class PartialFile:
                 self.temporary.unlink(missing_ok=True)
         finally:
             os.close(self._file)
+
+
+def read_whole(path: Path, into: memoryview) -> bool:
+    """Reads a file that is exactly as long as `into`, and gives it the time of now; returns whether it is there.
+
+    Raises:
+        TierError: it is longer or shorter ("length").
+        OSError: it cannot be read.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            return False
+        if status.st_size != into.nbytes:
+            raise TierError("length", f"{path} has {status.st_size} bytes instead of {into.nbytes}")
+        done = 0
+        while done < into.nbytes:
+            got = os.preadv(file, [into[done:]], done)
+            if got == 0:
+                raise TierError("length", f"{path} ended after {done} bytes")
+            done += got
+        with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
+            os.utime(file)
+    finally:
+        os.close(file)
+    return True
 
 
 def remove_if_dead(path: Path) -> bool:

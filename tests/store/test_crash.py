@@ -34,9 +34,9 @@ def kill_at(step: str, tier: DiskTier) -> None:
         return lambda *args, **kwargs: (function(*args, **kwargs), die())
 
     if step == "before room is made":
-        tier._make_room = die
+        tier._space.make_room = die
     elif step == "room is made":
-        tier._make_room = then_die(tier._make_room)
+        tier._space.make_room = then_die(tier._space.make_room)
     elif step == "half written":
         write = os.pwrite
         os.pwrite = lambda file, blob, at: (write(file, blob[: len(blob) // 2], at), die())
