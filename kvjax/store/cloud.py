@@ -9,7 +9,7 @@ beyond them, which must not be there; and a scan tells names only, with sizes of
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvjax.store.names import key_of
@@ -109,6 +109,18 @@ class CloudTier(Remote):
 
     def contains(self, key: str) -> bool:
         return self._result(self._store.read(self._name(key), byte_range=slice(0, 0))).state == "value"
+
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        """As `contains`, CONCURRENCY at a time; the timeout is that of one call for each so many."""
+        self._check_open()
+        names = [self._name(key) for key in keys]
+        end = time.monotonic() + self.timeout * max(-(-len(names) // CONCURRENCY), 1)
+        asked = [self._store.read(name, byte_range=slice(0, 0)) for name in names]
+        try:
+            return [self._result(future, end).state == "value" for future in asked]
+        finally:
+            for future in asked:
+                future.cancel()
 
     def delete(self, key: str) -> None:
         self._result(self._store.write(self._name(key), None))

@@ -3,44 +3,59 @@
 Writes go from the caller's memory and reads into it, without a copy between. The files are the truth: what another
 server adds or removes is seen because its folder's time changes, and a start needs nothing but a listing.
 
-    ROOT/kvjax-kv-2/lock            held while space is made and taken, against other processes
-    ROOT/kvjax-kv-2/ab/abcdef...    a block; its time says when it was last read
+    ROOT/kvjax-kv-2/lock                       held while space is made and taken, never while data moves
+    ROOT/kvjax-kv-2/ab/abcdef...               a block; its time says when it was last used
+    ROOT/kvjax-kv-2/ab/abcdef.PID.N.__lock     a block that is being written: its space is taken, its writer locks it
+    ROOT/kvjax-kv-2/pins/abcdef...             an empty file: that block does not leave
+
+    write: lock { list what changed, make room, take it } ── data, no lock ── lock { rename }
 """
 
 import collections
 import contextlib
 import errno
-import fcntl
+import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvjax.store.block import PAGE
+from kvjax.store.claims import Claims
+from kvjax.store.disk_index import DiskIndex
+from kvjax.store.disk_listing import DiskListing, blocks_in, is_folder, make_folders, space, space_below
+from kvjax.store.disk_lock import FolderLock
+from kvjax.store.disk_parents import ATTRIBUTE, HEAD, ParentReader, parent_in
+from kvjax.store.disk_pins import DiskPins
+from kvjax.store.disk_space import DiskSpace
 from kvjax.store.eviction import LRU, EvictionPolicy
 from kvjax.store.keys import FORMAT
-from kvjax.store.names import key_of, object_name
+from kvjax.store.names import object_name
 from kvjax.store.tier import Stored, Tier, TierError
-from kvjax.store.whole_file import TEMPORARY, write_whole
+from kvjax.store.whole_file import PartialFile, read_whole
 
-# A folder that changed just before it was listed may have changed again within one tick of the file system's clock.
-RACY = 0.1
-PATIENCE = 0.1  # seconds that a question for what is held may wait for a write
+logger = logging.getLogger(__name__)
+START_SECONDS, SECONDS = 5.0, 1.0  # that a start, and any other call, waits for a lock
+PATIENCE = 0.1  # seconds that a question for what is held waits
+SHARDS = tuple(f"{number:02x}" for number in range(256))
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+STEP = 1000  # nanoseconds between the times of two blocks of a chain
 
 
 class DiskTier(Tier):
     """Blocks in a folder.
 
     Args:
-        root: made if it is not there; only its owner may read what is put there.
+        root: made if it is not there, also when it is removed later; only its owner may read what is put there.
         most_bytes: of everything under `root`: blocks, temporary files, and what was there before.
         policy: who leaves first; a start takes the order of last use from the files' times.
         sync: whether a block is on the medium, not only with the operating system, before it counts as written.
         least_free: bytes of the file system that stay free.
 
     Raises:
-        TierError: the folder cannot be made or read.
+        TierError: the folder cannot be made or read, or another process keeps its lock ("timeout").
     """
 
     name = "disk"
@@ -54,65 +69,45 @@ class DiskTier(Tier):
         sync: bool = False,
         least_free: int = 1 << 30,
     ) -> None:
-        self.most_bytes, self.evictions = most_bytes, 0
-        self._least_free, self._policy, self._sync = least_free, policy or LRU(), sync
-        self._base = root / FORMAT
-        self._mutex = threading.RLock()
+        self.most_bytes, self._sync = most_bytes, sync
+        self._root, self._base = root, root / FORMAT
+        self._mutex = threading.RLock()  # of the index, for moments; never taken before the folder's lock
         self._closed = False
-        self._reads: collections.deque[str] = collections.deque()  # of which the policy has not been told yet
-        self._listed: dict[str, int] = {}  # the time, in ns, of each folder when it was listed; 0 to list it again
-        self._files: dict[str, dict[str, int]] = {}  # bytes of each file of each folder
+        self._uses: collections.deque[str] = collections.deque()  # of which the policy has not been told yet
+        self._claims = Claims()
         self._held = {"blocks": 0, "used_bytes": 0, "evictions": 0}
-        with _errors(self._base):
-            self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._base.chmod(0o700)
-            for number in range(256):
-                (self._base / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
-            self._lock = os.open(self._base / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._foreign = self._space_of_others(root)
-            with self._alone():
-                self._refresh()
-                self._sweep()
-                self._evict(self.used_bytes - most_bytes)  # it may have been larger before
+        self._index = DiskIndex(policy or LRU())
+        self._pins = DiskPins(self._base, self._index)
+        self._space = DiskSpace(self._base, self._index, most_bytes, least_free, self._stays)
+        self._parents = ParentReader(lambda key: self._base / object_name(key), self._link)
+        self._listing = DiskListing(self._base, self._index, self._parents.ask)
+        self._lock = FolderLock(self._base / "lock", self._make_folders)
+        try:
+            with _errors(self._base):
+                self._start()
+        except TierError:
+            self.close()
+            raise
 
     @property
     def used_bytes(self) -> int:
         """Bytes under `root`, as far as this process has looked."""
-        with self._mutex:
-            return self._foreign + sum(sum(files.values()) for files in self._files.values())
+        return self._space.used_bytes
+
+    @property
+    def evictions(self) -> int:
+        return self._space.evictions
 
     def __len__(self) -> int:
         """Blocks, as far as this process has looked."""
-        with self._mutex:
-            return sum(1 for _ in self._policy.order())
+        return self._index.blocks
 
     def read(self, key: str, into: memoryview) -> bool:
         path = self._path(key)
         with _errors(path):
-            try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            if not read_whole(path, into):
                 return False
-            try:
-                size = os.fstat(file).st_size
-                if size != into.nbytes:
-                    raise TierError("length", f"{path} has {size} bytes instead of {into.nbytes}")
-                done = 0
-                while done < size:
-                    got = os.preadv(file, [into[done:]], done)
-                    if got == 0:
-                        raise TierError("length", f"{path} ended after {done} bytes")
-                    done += got
-                with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
-                    os.utime(file)
-            finally:
-                os.close(file)
-        self._reads.append(key)
-        if self._mutex.acquire(blocking=False):  # while another thread writes, nobody who reads waits for it
-            try:
-                self._count_reads()
-            finally:
-                self._mutex.release()
+        self._use([key])
         return True
 
     def contains(self, key: str) -> bool:
@@ -120,41 +115,82 @@ class DiskTier(Tier):
         with _errors(path):
             return path.is_file()
 
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        """As `contains`: where many of a folder's blocks are asked for, by a listing of it."""
+        paths = [self._path(key) for key in keys]
+        shards = collections.Counter(key[:2] for key in keys)
+        listed: set[str] = set()
+        with _errors(self._base):
+            # a file's status costs about as much as four names of a listing
+            many = {shard for shard, count in shards.items() if 4 * count > max(len(self._index.names(shard)), 16)}
+            for shard in many:
+                listed.update(entry.name for entry in blocks_in(self._base / shard))
+            return [key in listed if key[:2] in many else path.is_file() for key, path in zip(keys, paths, strict=True)]
+
+    def touch(self, keys: Sequence[str]) -> list[bool]:
+        """As in `Tier`; also the files get their times, with which the next process knows the order."""
+        there = self.contains_many(keys)
+        present = [key for key, here in zip(keys, there, strict=True) if here]
+        latest = time.time_ns()
+        for index, key in enumerate(present):
+            with contextlib.suppress(OSError):  # of a file that is deleted meanwhile, or another user's
+                used = latest - STEP * index
+                os.utime(self._path(key), ns=(used, used))
+        self._use(reversed(present))
+        return there
+
     def write(self, key: str, blob: memoryview, parent: str = "") -> None:
         path = self._path(key)
-        with _errors(path), self._alone():
-            self._refresh()
-            if self._knows(key):
-                return
-            self._make_room(blob.nbytes)
-            shard = key[:2]
-            self._listed[shard] = 0  # whatever becomes of it
-            try:
-                write_whole(path, blob, sync=self._sync)
-            finally:
-                self._refresh(shard)
+        if parent:
+            object_name(parent)
+        with _errors(path):
+            if self.used_bytes + blob.nbytes > self.most_bytes:
+                self._parents.wait(SECONDS)  # what is evicted depends on them
+            with self._claims.hold(key, SECONDS):
+                try:
+                    self._write(path, blob, parent)
+                except _NoSpaceError:
+                    with self._alone():
+                        self._refresh()
+                        helped = self._space.give_up(blob.nbytes)
+                    if not helped:
+                        raise
+                    self._write(path, blob, parent)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
         with _errors(path), self._alone():
-            path.unlink(missing_ok=True)
-            self._listed[key[:2]] = 0
+            if not is_folder(path):
+                path.unlink(missing_ok=True)
+                self._index.drop(key[:2], key)
+
+    def pin(self, keys: Sequence[str]) -> list[bool]:
+        """As in `Tier`; pins last until `unpin`, also for other processes and after a restart."""
+        paths = [self._path(key) for key in keys]
+        with _errors(self._base), self._alone():
+            there = [path.is_file() for path in paths]
+            self._pins.add([key for key, here in zip(keys, there, strict=True) if here])
+            self._refresh()
+        return there
+
+    def unpin(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._path(key)
+        with _errors(self._base), self._alone():
+            self._pins.remove(keys)
             self._refresh()
 
     def scan(self) -> Iterator[Stored]:
-        if self._closed:
-            raise TierError("refused", "the disk tier is closed")
+        self._check_open()
         with _errors(self._base):
-            for shard in sorted(self._listed):
-                with os.scandir(self._base / shard) as entries:
-                    for entry in entries:
-                        if key_of(f"{shard}/{entry.name}"):
-                            with contextlib.suppress(FileNotFoundError):
-                                stat = entry.stat()
-                                yield Stored(entry.name, stat.st_size, stat.st_mtime)
+            for shard in SHARDS:
+                for entry in blocks_in(self._base / shard):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat()
+                        yield Stored(entry.name, status.st_size, status.st_mtime)
 
     def held(self) -> dict[str, Any]:
-        """What it holds, or held before a write that takes long."""
+        """What it holds, or held before a listing that takes long."""
         if self._mutex.acquire(timeout=PATIENCE):
             try:
                 self._held = {"blocks": len(self), "used_bytes": self.used_bytes, "evictions": self.evictions}
@@ -163,147 +199,130 @@ class DiskTier(Tier):
         return self._held | {"capacity_bytes": self.most_bytes}
 
     def close(self) -> None:
-        with self._mutex:
-            if not self._closed:
-                self._closed = True
-                os.close(self._lock)
+        if not self._closed:
+            self._parents.close(SECONDS)
+            self._closed = True
+            self._lock.close(SECONDS)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if it holds more than it may or other than it says. Only while nobody writes."""
-        with self._mutex:
-            self._listed = dict.fromkeys(self._listed, 0)
+        with self._alone():
+            self._listing.forget()
             self._refresh()
-            assert sorted(self._policy.order()) == sorted(stored.key for stored in self.scan())
-            assert not list(self._base.glob(f"*/*{TEMPORARY}")), "temporary files are left"
+            assert not len(self._claims)
+            assert len(self) == len(self._index.policy)
+            assert sorted(self._index.policy.order()) == sorted(stored.key for stored in self.scan())
+            assert not self._index.temporaries(), "temporary files are left"
             assert self.used_bytes <= self.most_bytes, f"{self.used_bytes} bytes of {self.most_bytes}"
 
-    def _path(self, key: str) -> Path:
-        if self._closed:
-            raise TierError("refused", "the disk tier is closed")
-        return self._base / object_name(key)
+    def _start(self) -> None:
+        with self._alone(START_SECONDS):
+            self._refresh()
+            self._space.sweep()
+            self._pins.forget_absent()
+        if self.used_bytes > self.most_bytes:  # it may have been larger before
+            self._parents.wait(START_SECONDS)
+            with self._alone(START_SECONDS):
+                self._refresh()
+                self._space.shrink()
+        self._space.warn_if_unusable()
 
-    def _count_reads(self) -> None:
-        while self._reads:
-            key = self._reads.popleft()
-            if self._knows(key):
-                self._policy.use(key)
+    def _write(self, path: Path, blob: memoryview, parent: str) -> None:
+        key, shard = path.name, path.parent.name
+        with contextlib.ExitStack() as stack:
+            with self._alone():
+                self._refresh()
+                if self._index.knows(key):
+                    return
+                self._index.begin(key, parent)
+                stack.callback(self._cancel, key)
+                self._space.make_room(key, blob.nbytes, parent)
+                with _no_space():
+                    path.parent.mkdir(exist_ok=True, mode=0o700)  # somebody may have removed it
+                    file = stack.enter_context(PartialFile(path, blob.nbytes))
+                stack.callback(self._drop, shard, file.temporary.name)
+                self._index.put(shard, file.temporary.name, _pages(blob.nbytes))
+            if parent and len(parent) % 2 == 0 and parent != parent_in(bytes(blob[:HEAD]), key):
+                file.set_attribute(ATTRIBUTE, bytes.fromhex(parent))
+            with _no_space():
+                file.fill(blob, sync=self._sync)
+            with self._alone():
+                file.commit()
+                self._index.drop(shard, file.temporary.name)
+                self._index.put(shard, key, space(os.stat(path)))
+            if self._sync:
+                file.sync_name()
 
-    def _knows(self, key: str) -> bool:
-        return key in self._files.get(key[:2], ())
+    def _stays(self, key: str) -> bool:
+        return key in self._claims or key in self._pins
+
+    def _cancel(self, key: str) -> None:
+        with self._mutex:
+            self._index.cancel(key)
+
+    def _drop(self, shard: str, name: str) -> None:
+        with self._mutex:
+            self._index.drop(shard, name)
+
+    def _link(self, parents: dict[str, str]) -> None:
+        with self._mutex:
+            for key, parent in parents.items():
+                self._index.link(key, parent)
+
+    def _use(self, keys: Sequence[str] | Iterator[str]) -> None:
+        """Counts uses, now or, while another thread works with the index, later: nobody who reads waits for it."""
+        self._uses.extend(keys)
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._count_uses()
+            finally:
+                self._mutex.release()
+
+    def _count_uses(self) -> None:
+        while self._uses:
+            self._index.policy.use(self._uses.popleft())
+
+    def _refresh(self) -> None:
+        self._listing.refresh(self._lock.now())
+        self._count_uses()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, seconds: float = SECONDS) -> Iterator[None]:
         """Keeps other threads and other processes from making or taking space."""
-        with self._mutex:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        with self._lock.hold(seconds), self._mutex:
+            yield
 
-    def _make_room(self, nbytes: int) -> None:
-        """Removes blocks until a file of so many bytes fits; where it never will, only what is too much without it.
+    def _make_folders(self) -> None:
+        if self._index.blocks:
+            logger.warning("%s: its lock is gone, and perhaps the folder with it: it is made anew", self._base)
+        make_folders(self._base, SHARDS)
+        self._space.foreign = space_below(self._root, without=self._base.name)
 
-        Raises:
-            TierError: it does not fit.
-        """
-        needed = -(-nbytes // PAGE) * PAGE
-        stat = os.statvfs(self._base)
-        over = needed + max(self.used_bytes - self.most_bytes, self._least_free - stat.f_bavail * stat.f_frsize)
-        if over > 0:
-            over -= self._sweep()
-        if over <= 0:
-            return
-        if over <= sum(self._files[key[:2]][key] for key in self._policy.order()):
-            self._evict(over)
-            return
-        self._evict(self.used_bytes - self.most_bytes)
-        raise TierError("full", f"{self._base}: no room for {nbytes} bytes in {self.most_bytes}")
+    def _path(self, key: str) -> Path:
+        self._check_open()
+        return self._base / object_name(key)
 
-    def _evict(self, nbytes: int) -> None:
-        """Removes blocks until so many bytes are free, or none is left."""
-        self._count_reads()
-        for key in list(self._policy.order()) if nbytes > 0 else ():
-            if nbytes <= 0:
-                break
-            nbytes -= self._files[key[:2]][key]
-            self._path(key).unlink(missing_ok=True)
-            self._forget(key)
-            self.evictions += 1
-
-    def _forget(self, key: str) -> None:
-        del self._files[key[:2]][key]
-        self._policy.remove(key)
-
-    def _refresh(self, shard: str | None = None) -> None:
-        """Lists each folder, or this one, that has changed since it was. What an error cuts short is listed again."""
-        fresh: list[tuple[float, str]] = []
-        now = self._now()
-        try:
-            for name, changed in self._changes(shard):
-                if self._listed.get(name) != changed:
-                    fresh += self._list(name)
-                    self._listed[name] = 0 if now - changed / 1e9 < RACY else changed
-        finally:
-            for _, name in sorted(fresh):
-                self._policy.add(name)
-
-    def _changes(self, shard: str | None) -> Iterator[tuple[str, int]]:
-        """When each folder of blocks, or this one, changed last: in ns."""
-        if shard is not None:
-            yield shard, (self._base / shard).stat().st_mtime_ns
-            return
-        with os.scandir(self._base) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name, entry.stat(follow_symlinks=False).st_mtime_ns
-
-    def _list(self, shard: str) -> list[tuple[float, str]]:
-        """Looks at every file of a folder; returns the blocks that are new, with their times."""
-        known, there = self._files.setdefault(shard, {}), {}
-        fresh: list[tuple[float, str]] = []
-        with os.scandir(self._base / shard) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    stat = entry.stat(follow_symlinks=False)
-                    there[entry.name] = _space(stat)
-                    if entry.name not in known and key_of(f"{shard}/{entry.name}"):
-                        fresh.append((stat.st_mtime, entry.name))
-        for name in known.keys() - there.keys():
-            self._policy.remove(name)
-        self._files[shard] = there
-        return fresh
-
-    def _now(self) -> float:
-        """By the clock that gives files their times, which may be another machine's and is not ours to trust."""
-        os.utime(self._lock)
-        return os.fstat(self._lock).st_mtime
-
-    def _sweep(self) -> int:
-        """Removes the temporary files that were listed; returns their bytes.
-
-        Whoever writes holds the lock, so they are of writers that are no more.
-        """
-        freed = 0
-        for shard, files in self._files.items():
-            for name in [name for name in files if name.endswith(TEMPORARY)]:
-                (self._base / shard / name).unlink(missing_ok=True)
-                freed += files.pop(name)
-        return freed
-
-    def _space_of_others(self, root: Path) -> int:
-        """What everything under `root` takes that is not ours."""
-        taken = 0
-        for folder, folders, files in os.walk(root):
-            if folder == str(root) and self._base.name in folders:
-                folders.remove(self._base.name)
-            taken += sum(_space(os.lstat(os.path.join(folder, name))) for name in (*folders, *files))
-        return taken
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TierError("refused", "the disk tier is closed")
 
 
-def _space(stat: os.stat_result) -> int:
-    """What a file takes: some file systems say so only later, so never less than the pages of its length."""
-    return max(stat.st_blocks * 512, -(-stat.st_size // PAGE) * PAGE)
+class _NoSpaceError(OSError):
+    """The file system has no place for a file, whatever it said before."""
+
+
+@contextlib.contextmanager
+def _no_space() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise _NoSpaceError(error.errno, error.strerror) from error
+        raise
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE) * PAGE
 
 
 @contextlib.contextmanager
@@ -311,5 +330,5 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in (*NO_SPACE, errno.EFBIG)
         raise TierError("full" if full else "io", f"{path}: {error}") from error

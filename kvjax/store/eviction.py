@@ -49,19 +49,26 @@ class EvictionPolicy(abc.ABC):
             parent: key before it in its chain; "" where it is the first, or that is unknown. A parent that is not here
                 makes the key dead until it comes.
         """
-        if key not in self._parents:
-            self._arrive(key)
-            self._dead.add(key)  # as its children are: `_mark` changes both
-        elif parent in ("", self._parents[key]):
-            return
-        else:
+        if key in self._parents:
+            if parent in ("", self._parents[key]):
+                return
             self._unlink(key)
-        self._parents[key] = parent
+        else:
+            self._arrive(key)
+        known, self._parents[key] = key in self._parents, parent
         if parent:
-            self._children.add(parent, key)
+            self._children.link(parent, key)
             self._place(parent)
+        dead = bool(parent) and (parent not in self._parents or parent in self._dead)
+        if known:
+            self._mark(key, dead)
+            return
+        if dead:
+            self._dead.add(key)
         self._place(key)
-        self._mark(key, dead=bool(parent) and (parent not in self._parents or parent in self._dead))
+        if key in self._children:  # they were dead as long as it was absent
+            for child in self._children.of(key):
+                self._mark(child, dead)
 
     def use(self, key: str) -> None:
         """A key was used; no effect if it is not here."""
@@ -79,7 +86,11 @@ class EvictionPolicy(abc.ABC):
         del self._parents[key], self._ranks[key]
         self._dead.discard(key)
         for child in self._children.of(key):
-            self._mark(child, dead=True)
+            self._mark(child, True)
+
+    def is_leaf(self, key: str) -> bool:
+        """Whether no present key is a child of this one."""
+        return key not in self._children
 
     def ancestors(self, key: str) -> Iterator[str]:
         """The present keys before this one in its chain, the nearest first."""
@@ -145,8 +156,8 @@ class EvictionPolicy(abc.ABC):
     def _place(self, key: str) -> None:
         """Has a key among the leaves of its group if it is a leaf."""
         if key in self._parents:
-            heap = self._leaves[self._group_of(key)]
-            if self._children.count(key):
+            heap = self._leaves[DEAD if key in self._dead else self._group(key)]
+            if key in self._children:
                 heap.discard(key)
             else:
                 heap.put(key, self._ranks[key])
@@ -154,7 +165,7 @@ class EvictionPolicy(abc.ABC):
     def _unlink(self, key: str) -> None:
         parent = self._parents[key]
         if parent:
-            self._children.discard(parent, key)
+            self._children.unlink(parent, key)
             self._place(parent)
 
     def _mark(self, key: str, dead: bool) -> None:
@@ -169,33 +180,30 @@ class EvictionPolicy(abc.ABC):
                 changing += self._children.of(key)
 
 
-class _Children:
+class _Children(dict[str, str | set[str]]):
     """The present children of each key, which itself may be absent. Most have one, for which a set is too large."""
 
-    def __init__(self) -> None:
-        self._children: dict[str, str | set[str]] = {}
-
     def count(self, parent: str) -> int:
-        children = self._children.get(parent, ())
+        children = self.get(parent, ())
         return 1 if isinstance(children, str) else len(children)
 
     def of(self, parent: str) -> tuple[str, ...]:
-        children = self._children.get(parent, ())
+        children = self.get(parent, ())
         return (children,) if isinstance(children, str) else tuple(children)
 
-    def add(self, parent: str, child: str) -> None:
-        children = self._children.setdefault(parent, child)
+    def link(self, parent: str, child: str) -> None:
+        children = self.setdefault(parent, child)
         if isinstance(children, set):
             children.add(child)
         elif children != child:
-            self._children[parent] = {children, child}
+            self[parent] = {children, child}
 
-    def discard(self, parent: str, child: str) -> None:
-        children = self._children[parent]
+    def unlink(self, parent: str, child: str) -> None:
+        children = self[parent]
         if isinstance(children, set):
             children.discard(child)
         if children == child or not children:
-            del self._children[parent]
+            del self[parent]
 
 
 class FIFO(EvictionPolicy):

@@ -3,9 +3,9 @@
 A process of its own, because the client holds Python's lock while it connects and while it closes (90 s when its
 master is down) and ends its process when it is called after that. Here it may: who waits for it can kill it.
 
-Frames, little-endian. Asked: operation, bytes of the name, bytes of the object; the name; for a write the object.
-Answered: a status, which is below 0 an error of Mooncake's, and the bytes that follow. First comes an answer
-unasked: 0 when connected, or 1 and a text.
+Frames, little-endian. Asked: operation, bytes of the name, bytes of the object; the name; for a write the object, and
+for a question after many names those, a line each. Answered: a status, which is below 0 an error of Mooncake's, and the
+bytes that follow. First comes an answer unasked: 0 when connected, or 1 and a text.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import struct
 import sys
 from typing import Any
 
-READ, WRITE, CONTAINS, DELETE = range(4)
+READ, WRITE, CONTAINS, DELETE, CONTAINS_MANY = range(5)
 ASK = struct.Struct("<BHQ")
 ANSWER = struct.Struct("<qQ")
 UNREADABLE = -1  # it is there and comes not, for which Mooncake has no number
@@ -48,6 +48,10 @@ def answer(store: Any, operation: int, name: str, blob: memoryview | None, size:
         return store.put(name, blob), b""
     if operation == CONTAINS:
         return store.is_exist(name), b""
+    if operation == CONTAINS_MANY:
+        assert blob is not None
+        statuses = exist(store, bytes(blob).decode().split("\n"))
+        return min(0, *statuses), bytes(status == 1 for status in statuses)
     if operation == DELETE:
         return store.remove(name), b""
     held = store.get_buffer(name)  # the client's own memory: it may write there late, and nobody minds
@@ -56,6 +60,13 @@ def answer(store: Any, operation: int, name: str, blob: memoryview | None, size:
         return (UNREADABLE if status == size else status), b""
     blob = memoryview(held)
     return blob.nbytes, (blob if blob.nbytes == size else b"")
+
+
+def exist(store: Any, names: list[str]) -> list[int]:
+    """For each name 1, 0, or an error below 0."""
+    if hasattr(store, "batch_is_exist"):  # not in clients of before 2025
+        return list(store.batch_is_exist(names))
+    return [store.is_exist(name) for name in names]
 
 
 def receive(peer: socket.socket, buffer: memoryview) -> None:
@@ -75,7 +86,7 @@ def serve(peer: socket.socket, store: Any) -> None:
         name = bytearray(length)
         receive(peer, memoryview(name))
         blob = None
-        if operation == WRITE:
+        if operation in (WRITE, CONTAINS_MANY):
             blob = memoryview(bytearray(size))
             receive(peer, blob)
         status, content = answer(store, operation, name.decode(), blob, size)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kvjax.store import mooncake_process as far
@@ -87,6 +87,15 @@ class MooncakeTier(Remote):
         status = self._ask(far.CONTAINS, key)
         self._check(status, key)
         return status == 1
+
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        self._check_open()
+        names = "\n".join(PREFIX + self._name(key) for key in keys).encode()
+        there = bytearray(len(keys))
+        if keys:
+            asked = {"size": len(names), "blob": memoryview(names), "into": memoryview(there)}
+            self._check(self._ask(far.CONTAINS_MANY, keys[0], **asked), f"{len(keys)} keys from {keys[0]} on")
+        return [bool(byte) for byte in there]
 
     def delete(self, key: str) -> None:
         status = self._ask(far.DELETE, key)

@@ -1,4 +1,4 @@
-"""Ranked heap: keys by rank, of which any can be changed or removed in O(log n), and which can be read in order.
+"""A binary heap of keys by rank: any key is changed or removed in O(log n), and the smallest are read in order.
 
 index i ── its entry is no larger than those at 2 i + 1 and 2 i + 2
 """
@@ -22,8 +22,10 @@ class RankedHeap:
         """Adds a key, or gives it another rank."""
         place = self._places.get(key)
         if place is None:
-            place = len(self._entries)
+            place = self._places[key] = len(self._entries)
             self._entries.append((rank, key))
+            if self._entries[(place - 1) // 2] <= (rank, key):  # as for the latest in an order of time
+                return
         self._sift(place, (rank, key))
 
     def discard(self, key: str) -> None:

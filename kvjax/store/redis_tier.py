@@ -6,7 +6,7 @@ SSL_CERT_FILE where that is set.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvjax.store.names import key_of
@@ -80,6 +80,13 @@ class RedisTier(Remote):
         with self._errors():
             return bool(self._client.exists(name))
 
+    def contains_many(self, keys: Sequence[str]) -> list[bool]:
+        return self._each("exists", keys)
+
+    def touch(self, keys: Sequence[str]) -> list[bool]:
+        """As in `Tier`, for the policies of Redis by last use: the end of a chain is touched first."""
+        return self._each("touch", keys[::-1])[::-1]
+
     def delete(self, key: str) -> None:
         name = self._name(key)
         with self._errors():
@@ -107,6 +114,16 @@ class RedisTier(Remote):
     def close(self) -> None:
         super().close()
         self._client.close()
+
+    def _each(self, command: str, keys: Sequence[str]) -> list[bool]:
+        """Whether each of these is there, by a command that counts names; in one round trip."""
+        self._check_open()
+        names = [self._name(key) for key in keys]
+        with self._errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for name in names:
+                getattr(pipeline, command)(name)
+            return [bool(count) for count in pipeline.execute()]
 
     def _name(self, key: str) -> str:
         return self._prefix + super()._name(key)

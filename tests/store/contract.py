@@ -44,6 +44,29 @@ class ReadContract:
     def test_contains(self, tier):
         assert all(tier.contains(key(n)) for n in range(3))
 
+    @pytest.mark.parametrize("call", ["contains_many", "touch"])
+    def test_many_at_once(self, tier, call):
+        ask = getattr(tier, call)
+        assert ask([]) == []
+        assert ask([key(n) for n in (2, 99, 0, 98, 1)]) == [True, False, True, False, True]
+        assert ask([key(n) for n in (1, 1)]) == [True, True]
+        assert ask([key(n) for n in range(60)]) == [n < 3 for n in range(60)]
+        assert [read(tier, n) == bytes(blob(n)) for n in range(3)] == [True] * 3
+        with pytest.raises(TierError):
+            ask([key(1), "../../etc/passwd"])
+
+    def test_pins_are_kept_or_refused(self, tier):
+        try:
+            assert tier.pin([key(1), key(99)]) == [True, False]
+            tier.unpin([key(1), key(98)])
+        except TierError as error:
+            refused = error
+        else:
+            return
+        assert refused.reason == "refused"
+        with pytest.raises(TierError, match="pin"):
+            tier.unpin([key(1)])
+
     @pytest.mark.parametrize("size", [1, SIZE - 1, SIZE + 1, 10 * SIZE])
     def test_another_length_is_an_error(self, tier, size):
         with pytest.raises(TierError) as error:
@@ -69,6 +92,8 @@ class ReadContract:
         tier.close()
         calls = [lambda: read(tier, 1), lambda: tier.contains(key(1)), lambda: list(tier.scan())]
         calls += [lambda: tier.write(key(1), blob(1)), lambda: tier.delete(key(1))]
+        calls += [lambda: tier.contains_many([key(1)]), lambda: tier.touch([key(1)])]
+        calls += [lambda: tier.pin([key(1)]), lambda: tier.unpin([key(1)])]
         for call in calls:
             with pytest.raises(TierError):
                 call()
@@ -79,7 +104,9 @@ class ReadOnlyContract(ReadContract):
 
     def test_it_says_so(self, tier):
         assert tier.read_only
-        for call in (lambda: tier.write(key(5), blob(5)), lambda: tier.delete(key(1))):
+        calls = [lambda: tier.write(key(5), blob(5)), lambda: tier.delete(key(1))]
+        calls += [lambda: tier.pin([key(1)]), lambda: tier.unpin([key(1)])]
+        for call in calls:
             with pytest.raises(TierError) as error:
                 call()
             assert error.value.reason == "refused"
@@ -103,6 +130,12 @@ class TierContract(ReadContract):
         tier.write(key(7), blob(7))
         assert tier.contains(key(7))
         assert read(tier, 7) == bytes(blob(7))
+
+    def test_a_write_may_name_its_parent(self, tier):
+        tier.write(key(8), blob(8), key(7))  # which comes after it
+        tier.write(key(7), blob(7), key(1))
+        assert [read(tier, n) == bytes(blob(n)) for n in (1, 7, 8)] == [True] * 3
+        assert tier.touch([key(n) for n in (1, 7, 8, 9)]) == [True, True, True, False]
 
     def test_a_write_of_memory_that_is_used_again(self, tier):
         buffer = bytearray(blob(8))

@@ -36,15 +36,18 @@ def kill_at(step: str, tier: DiskTier) -> None:
         return lambda *args, **kwargs: (function(*args, **kwargs), die())
 
     if step == "before room is made":
-        tier._make_room = die
+        tier._space.make_room = die
     elif step == "room is made":
-        tier._make_room = then_die(tier._make_room)
+        tier._space.make_room = then_die(tier._space.make_room)
     elif step == "half written":
         write = os.pwrite
         os.pwrite = lambda file, blob, at: (write(file, blob[: len(blob) // 2], at), die())
     elif step == "counted":
-        listed = tier._refresh
-        tier._refresh = lambda *shards: (listed(*shards), shards and die())  # the write's last one names its folder
+        put = tier._index.put
+        tier._index.put = lambda shard, name, *rest, **how: (
+            put(shard, name, *rest, **how),
+            len(name) == 64 and die(),  # the file is in its place
+        )
     else:
         call = {"opened": "open", "written": "pwrite", "on the medium": "fsync", "renamed": "rename"}[step]
         setattr(os, call, then_die(getattr(os, call)))

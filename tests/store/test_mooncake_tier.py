@@ -304,6 +304,25 @@ def test_a_process_that_fails(stand_in, source, reason, says):
             assert says in str(error.value)
 
 
+BATCH = """
+calls = []
+def batch(self, names):
+    calls.append(names)
+    return [-900 if len(calls) > 1 else int(name in self.objects) for name in names]
+Store.batch_is_exist = batch
+Store.is_exist = lambda *_: -900
+far.connect = lambda options: Store()
+far.main()
+"""
+
+
+def test_many_keys_are_one_question(stand_in):
+    tier = fill(stand_in(FAR + BATCH))
+    assert tier.contains_many([key(n) for n in (2, 7, 0)]) == [True, False, True]
+    with pytest.raises(TierError, match="error -900"):
+        tier.touch([key(n) for n in (2, 7, 0)])
+
+
 def test_the_process_ends_with_us(stand_in):
     tier = stand_in(FAR + "far.connect = lambda options: Store()\nfar.main()")
     fill(tier)

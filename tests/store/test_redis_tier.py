@@ -4,12 +4,15 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 
 import pytest
 import redis
 
 from kvjax.store.guard import Guarded
+from kvjax.store.names import object_name
 from kvjax.store.tier import Tier, TierError
+from kvjax.store.url import open_tier
 from tests.store.contract import TierContract, blob, fill, key, read
 from tests.store.redis_server import RedisServer, free_port
 from tests.store.test_breaker import Clock
@@ -152,3 +155,49 @@ def test_nobody_listens(opened):
     with pytest.raises(TierError) as error:
         opened(f"redis://127.0.0.1:{port}").contains(key(1))
     assert error.value.reason == "io"
+
+
+class StandIn(threading.Thread):
+    """A server that holds three names, and answers nothing before it was asked for as many as a test expects."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(daemon=True)
+        self.names, self.asked, self.expected = names, [], 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.start()
+
+    def run(self) -> None:
+        peer, _ = self.socket.accept()
+        with peer, peer.makefile("rb") as lines:
+            waiting: list[bytes] = []
+            while head := lines.readline():
+                words = []
+                for _ in range(int(head[1:])):
+                    words.append(lines.read(int(lines.readline()[1:]) + 2)[:-2].decode())
+                if words[0] not in ("EXISTS", "TOUCH"):  # a client introduces itself
+                    peer.sendall(b"%1\r\n+proto\r\n:3\r\n" if words[0] == "HELLO" else b"+OK\r\n")
+                    continue
+                self.asked.append(words)
+                waiting.append(b":%d\r\n" % (words[1] in self.names))
+                if len(waiting) >= self.expected:
+                    peer.sendall(b"".join(waiting))
+                    waiting.clear()
+
+
+def test_many_keys_take_one_round_trip():
+    server = StandIn([f"kvjax/{object_name(key(n))}" for n in range(3)])
+    with server.socket:
+        ask_for_many(server)
+    server.join(10)
+
+
+def ask_for_many(server: StandIn) -> None:
+    tier = open_tier(f"redis://127.0.0.1:{server.socket.getsockname()[1]}", timeout=5.0)
+    keys = [key(n) for n in (2, 7, 0, 1)]
+    server.expected = 4
+    assert tier.contains_many(keys) == [True, False, True, True]
+    assert tier.touch(keys) == [True, False, True, True]
+    names = [f"kvjax/{object_name(key)}" for key in keys]
+    assert server.asked[:4] == [["EXISTS", name] for name in names]
+    assert server.asked[4:] == [["TOUCH", name] for name in reversed(names)], "the end of the chain first"
+    tier.close()

@@ -5,13 +5,22 @@ import fcntl
 import mmap
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from kvjax.store.whole_file import DIRECT, write_whole
+from kvjax.store.whole_file import DIRECT, PartialFile, remove_if_dead
 
 PAGE = 4096
 SIZES = [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 3 * PAGE + 100]
+
+
+def write_whole(path: Path, blob: memoryview, *, sync: bool) -> None:
+    with PartialFile(path, blob.nbytes) as file:
+        file.fill(blob, sync=sync)
+        file.commit()
+        if sync:
+            file.sync_name()
 
 
 def memory(size: int, begin: int = 0) -> memoryview:
@@ -96,3 +105,25 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, cal
     with pytest.raises(OSError, match="told to fail"):
         write_whole(tmp_path / "file", memory(PAGE), sync=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_has_its_full_size_from_the_beginning_and_lives_as_long_as_its_writer(tmp_path):
+    with PartialFile(tmp_path / "file", 3 * PAGE) as file, PartialFile(tmp_path / "file", PAGE) as other:
+        assert file.temporary.stat().st_size == 3 * PAGE
+        assert file.temporary != other.temporary
+        assert not remove_if_dead(file.temporary)
+        file.fill(memory(3 * PAGE), sync=False)
+        assert not (tmp_path / "file").exists()
+        file.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert remove_if_dead(tmp_path / "file"), "of nobody who lives"
+    assert remove_if_dead(tmp_path / "file"), "it is gone"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_a_file_gets_another_name(tmp_path):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "notes.txt").write_text("mine")
+    write_whole(tmp_path / "file", memory(PAGE), sync=False)
+    assert (tmp_path / "file").read_bytes() == bytes(memory(PAGE))
+    assert [path.read_text() for path in tmp_path.glob("*/notes.txt")] == ["mine"]
