@@ -137,7 +137,7 @@ def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
         [first, *_] = engine._prefix.names(np.asarray(prompt), "")
         store._host.find(first.hex).blob[-1] ^= 1
         assert ask(engine, prompt).tokens == cold.tokens
-        assert engine.store_stats()["host"].errors == {"verify_hits": 1}
+        assert engine.store_stats()["host"].errors == {"verify": 1}
     assert "is not what is computed now" in caplog.text
 
 
