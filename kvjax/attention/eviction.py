@@ -1,4 +1,4 @@
-"""Stage 1: which tokens of a prompt enter the view, decided once after its prefill. One dataclass a method.
+"""Eviction (RocketKV's stage 1): the tokens of a prompt that enter its view, decided once after prefill.
 
 A method scores tokens, higher is kept; everything else is common. Layers with a sliding window keep their ring and
 are the caller's to skip.
@@ -66,7 +66,7 @@ class Eviction(abc.ABC):
         turn: Int[Array, ""] | None = None,
         budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
     ) -> Int[Array, "R C"]:
-        """The positions that a view keeps: ascending in each row, then -1. A prompt of `max_retained` tokens stays whole.
+        """The positions that a view keeps, ascending in each row, then -1; all of a prompt of `max_retained` tokens.
 
         Args:
             max_retained: most prompt tokens to keep, static: the capacity less the tokens to be generated.
@@ -79,7 +79,8 @@ class Eviction(abc.ABC):
         """
         if max_retained < self.min_retained:
             raise ValueError(
-                f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the capacity"
+                f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the "
+                "capacity"
             )
         observed = jnp.minimum(self.window, length if turn is None else turn)
         scores = self.score(queries, k, length, observed, scale=scale)
@@ -92,7 +93,7 @@ class Observation(Eviction):
 
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
     pools over 7 and keeps tokens for each query head (`per_head`). The first `sinks` tokens may be kept whatever they
-    score, which is ours.
+    score, which no paper has.
 
     Attributes:
         received: what computes the attention; a method stays the same whoever does.

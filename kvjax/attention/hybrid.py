@@ -1,4 +1,4 @@
-"""Hybrid sparse attention (RocketKV's stage 2): which pages of a view the query heads of a group want, together.
+"""Hybrid sparse attention (RocketKV's stage 2): scores of a view's pages for all query heads of a group.
 
 Two estimates of a page's logits, one softmax. `sparse_queries` is the paper's: few head dims, one sign for the
 group. `bounding_queries` takes all head dims and each head's own sign, which bounds the page from above.

@@ -1,4 +1,4 @@
-"""What the last queries of a prompt look at: the scores by which stage 1 keeps tokens (RocketKV, SnapKV).
+"""Observation scores (SnapKV, RocketKV): the attention that each token of a prompt receives from its last queries.
 
 The queries are kept in a ring while the prompt comes in chunks; the scores are computed once, after the last chunk,
 block by block over the keys, so that no array has the prompt's length twice.
@@ -83,14 +83,14 @@ def attention_received(
         begin = jnp.minimum(index * block, tokens - block)  # the last block steps back over the one before
         places = begin + jnp.arange(block)
         keys = jax.lax.dynamic_slice_in_dim(k, begin, block, axis=1)
-        found = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
-        return begin, places >= index * block, jnp.where(counts & (places <= asking), found, MASKED)
+        logits = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
+        return begin, places >= index * block, jnp.where(counts & (places <= asking), logits, MASKED)
 
     def total(index: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        _, fresh, found = scores(index)
-        found = jnp.where(fresh, found, MASKED)
-        maximum = jnp.maximum(carry[0], jnp.max(found, axis=-1))
-        weights = jnp.exp(found - maximum[..., None])
+        _, fresh, logits = scores(index)
+        logits = jnp.where(fresh, logits, MASKED)
+        maximum = jnp.maximum(carry[0], jnp.max(logits, axis=-1))
+        weights = jnp.exp(logits - maximum[..., None])
         return maximum, carry[1] * jnp.exp(carry[0] - maximum) + jnp.sum(weights, axis=-1)
 
     blocks = (length + block - 1) // block
@@ -100,8 +100,8 @@ def attention_received(
     share = jnp.where(counts[:, 0], 1 / denominator, 0)
 
     def add(index: Int[Array, ""], out: Float[Array, "K N T"]) -> Float[Array, "K N T"]:
-        begin, _, found = scores(index)
-        weights = jnp.exp(found - maximum[..., None]) * share[..., None]
+        begin, _, logits = scores(index)
+        weights = jnp.exp(logits - maximum[..., None]) * share[..., None]
         weights = jnp.sum(weights.reshape(kv_heads, out.shape[1], -1, block), axis=2)
         return jax.lax.dynamic_update_slice_in_dim(out, weights, begin, axis=2)
 

@@ -1,4 +1,4 @@
-"""Stage 2: which entries of its view a decode step reads. One dataclass a method.
+"""Selection (RocketKV's stage 2): which entries of its view a decode step reads. A dataclass a rule.
 
 A method scores units of a view, tokens or whole pages, higher is read; selection and exact attention over what was
 selected are common. Views of sliding layers are rings, which this does not know: they stay dense.
@@ -24,9 +24,10 @@ class Selection(abc.ABC):
 
     Attributes:
         tokens: most entries that a step attends to exactly.
-        dense_threshold: a slot with at most so many entries reads them all. A request of prompt and new tokens within the
-            token budget stays below it throughout, whatever else is in the batch.
-        half_precision_summary: the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic.
+        dense_threshold: a slot with at most so many entries reads them all. A request of prompt and new tokens within
+            the token budget stays below it throughout, whatever else is in the batch.
+        half_precision_summary: the summary is kept in a type of half the cache's size: it bounds nearly, for half
+            the traffic.
     """
 
     tokens: int
@@ -236,7 +237,7 @@ class HybridPages(_Pages):
 
 @dataclasses.dataclass(frozen=True)
 class QuestSelection(_Pages):
-    """QuestSelection: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
+    """Quest: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
 
     The paper leaves the first two layers dense, which is the caller's to do.
     """

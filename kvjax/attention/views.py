@@ -1,4 +1,4 @@
-"""What happens to a view: a prompt enters it, a token is appended, a step reads it, a full one is selected anew.
+"""Operations on views: a prompt is written, a token appended, a decode step reads, a full view is selected again.
 
 All by a `LayerCacheConfig`, which is static: a layer without stages has exactly the dense path.
 """
@@ -131,7 +131,7 @@ def entries(
 
 
 def reselect(plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
-    """Cuts a slot back to what its terms keep, as its last queries choose: so an output may be longer than a view.
+    """Cuts a slot back to what its limits retain, by its last queries: so an output may be longer than a view.
 
     What a view has dropped does not come back: the choice is among what it holds.
 

@@ -151,13 +151,13 @@ def test_a_slot_is_alone_in_its_batch(method, entries, seed):
     """To the bit what it gives beside other slots, in another place, and with other rubbish in its empty entries."""
     views = Views.draw("gqa3", 8, 24, entries, seed)
     other = Views.draw("gqa3", 8, 24, (7, 24, entries[0]), seed + 9)
-    for mine, theirs in zip(views.arrays, other.arrays, strict=True):
-        theirs[2] = mine[0]
+    for first, second in zip(views.arrays, other.arrays, strict=True):
+        second[2] = first[0]
     rubbish = 1e4 * normal(seed, 2, 24 - entries[0], 8)
     other.k[2, :, entries[0] :], other.v[2, :, entries[0] :] = rubbish, -rubbish
-    (_, mine, out), (_, theirs, moved) = run(method, *views.arrays), run(method, *other.arrays)
-    np.testing.assert_array_equal(mine.chosen[0], theirs.chosen[2])
-    np.testing.assert_array_equal(mine.units[0][mine.chosen[0]], theirs.units[2][theirs.chosen[2]])
+    (_, first, out), (_, second, moved) = run(method, *views.arrays), run(method, *other.arrays)
+    np.testing.assert_array_equal(first.chosen[0], second.chosen[2])
+    np.testing.assert_array_equal(first.units[0][first.chosen[0]], second.units[2][second.chosen[2]])
     np.testing.assert_array_equal(out[0], moved[2])
 
 
@@ -165,8 +165,8 @@ def test_a_slot_is_alone_in_its_batch(method, entries, seed):
 def test_a_batch_of_one(method):
     views = Views.draw("gqa3", 8, 24, (21, 24, 9))
     alone = Views(*(x[:1] for x in views.arrays))
-    (_, mine, out), (_, theirs, one) = run(method, *views.arrays), run(method, *alone.arrays)
-    np.testing.assert_array_equal(mine.units[0][mine.chosen[0]], theirs.units[0][theirs.chosen[0]])
+    (_, first, out), (_, second, one) = run(method, *views.arrays), run(method, *alone.arrays)
+    np.testing.assert_array_equal(first.units[0][first.chosen[0]], second.units[0][second.chosen[0]])
     np.testing.assert_allclose(out[0], one[0], rtol=1e-6, atol=1e-7)
 
 

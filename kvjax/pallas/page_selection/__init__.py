@@ -1,4 +1,4 @@
-"""Which pages of a view a decode step reads: the best by their scores, and always the one that is being written."""
+"""Page selection: the pages of a view that a decode step reads, the best by score and always the newest."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -91,7 +91,7 @@ def prefill_attention(
 def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *, group, chunk, scale, window):
     part, index = pl.program_id(1), pl.program_id(2)
     (queries, _), (_, block, head_dim) = q_ref.shape, k_ref.shape
-    asked = start[0] + part * queries  # the first position that asks
+    first_query = start[0] + part * queries  # the first position that asks
     begin = (first[part] + index) * block
 
     @pl.when(index == 0)
@@ -107,7 +107,7 @@ def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *
             inside = begin + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < start[0] + chunk
             values = jnp.where(inside, values, 0)
             # how far a key lies behind a query
-            behind = asked - begin + jax.lax.broadcasted_iota(jnp.int32, (queries, block), 0)
+            behind = first_query - begin + jax.lax.broadcasted_iota(jnp.int32, (queries, block), 0)
             behind = behind - jax.lax.broadcasted_iota(jnp.int32, (queries, block), 1)
             visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         for head in range(group):
@@ -125,9 +125,9 @@ def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *
             total[head] = total[head] * shrink + jnp.sum(weights, axis=1, keepdims=True)
             acc[head] = acc[head] * shrink + mixed
 
-    whole = begin + block - 1 <= asked  # every query sees every key
+    whole = begin + block - 1 <= first_query  # every query sees every key
     if window is not None:
-        whole &= begin > asked + queries - 1 - window
+        whole &= begin > first_query + queries - 1 - window
 
     @pl.when((first[part] + index <= last[part]) & whole)
     def _():
