@@ -4,8 +4,6 @@ The queries are kept in a ring while the prompt comes in chunks; the scores are 
 block by block over the keys, so that no array has the prompt's length twice.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax.attention.dense import MASKED
 
 BLOCK = 512
-# `attention_received`, or what does the same in another way: what it gives from `length` on does not matter
-Received = Callable[..., Float[Array, "R T"]]
 
 
 def observe(

@@ -22,9 +22,8 @@ from kvjax.cache import ArraySpec, SlotLimits, View, Workspace, constrain
 from kvjax.engine.sampling import SamplerState, TokenSample, report, sample
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
-from kvjax.pallas import prefill
-from kvjax.pallas.attend import attend as read
 from kvjax.pallas.dispatch import REFERENCE
+from kvjax.pallas.ops import backend_ops
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at a time
 
@@ -69,8 +68,8 @@ class LayerKind:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What all that reads a workspace or a view takes beside arrays."""
-        return {"scale": self.scale, "implementation": self.attention_backend, "mesh": self.mesh}
+        """The options of attention, beside arrays."""
+        return {"scale": self.scale, "ops": backend_ops(self.attention_backend, self.mesh)}
 
 
 _Layer = tuple[LayerKind, LayerCacheConfig, tuple[Array, ...]]
@@ -140,7 +139,8 @@ def prefill_layer(
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
             None if workspace.queries is None else observe(workspace.queries, q, start, length),
         )
-        return prefill.attend(workspace, q, start, window=kind.window, **kind.reading)
+        ops = backend_ops(kind.attention_backend, kind.mesh)
+        return ops.prefill_attention(q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window)
 
     x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, chunk), start + jnp.arange(chunk), attend)
     hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
@@ -186,7 +186,7 @@ def write_slot(
     limits: SlotLimits,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = prefill.write_slot(plan, view, workspace, slot, length, limits, **kind.reading)
+    new = views.write_slot(plan, view, workspace, slot, length, limits, **kind.reading)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -367,7 +367,7 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        return read(plan, view, q, position, active, window=kind.window, **kind.reading)
+        return views.attend(plan, view, q, position, active, window=kind.window, **kind.reading)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view

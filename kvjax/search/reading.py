@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kvjax.attention import prefill_attention
-from kvjax.attention.eviction import Eviction
+from kvjax.attention.eviction import Eviction, PromptState
 from kvjax.attention.observation import prompt_queries
 from kvjax.models import Decoder
 from kvjax.search.samples import Padded, RankedCase
@@ -138,7 +138,7 @@ def _prefill(
             k, v = (source.transpose(1, 0, 2) for source in (k, v))
             recent = eviction.window
             queries = prompt_queries(q, length, recent)
-            scores = eviction.score(queries, k, length, jnp.int32(recent), scale=config.query_scale)
+            scores = eviction.score(PromptState(queries, k, v, length, scale=config.query_scale))
             entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
             if window is None:
                 ranked = jnp.where(places >= length - recent, jnp.inf, scores)

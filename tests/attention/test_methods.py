@@ -1,15 +1,15 @@
 """Every method by name: its budgets hold together, and a file of twenty lines adds another."""
 
 import dataclasses
-import functools
 import re
 import sys
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvjax.attention.eviction import PromptState
 from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, find_method
 from kvjax.attention.selection import HybridPages, HybridTokens
 from kvjax.budget import LayerBudget
@@ -133,8 +133,8 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     assert plan.eviction is not None
     k = np.random.default_rng(0).normal(0, 1, (2, 300, 64)).astype(np.float32)
     queries = np.zeros((8, 4, 64), np.float32)
-    select = jax.jit(functools.partial(plan.eviction.select, max_retained=40, capacity=48, scale=0.1))
-    retained = np.asarray(select(queries, k, np.int32(300)))
+    state = PromptState(jnp.asarray(queries), jnp.asarray(k), jnp.asarray(k), jnp.int32(300), scale=0.1)
+    retained = np.asarray(plan.eviction.select(state, max_retained=40, capacity=48))
     smallest = np.argsort(np.linalg.norm(k[:, :292], axis=-1), axis=-1)[:, :32]
     np.testing.assert_array_equal(retained[:, :32], np.sort(smallest))
     assert retained[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2

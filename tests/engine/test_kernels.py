@@ -50,7 +50,7 @@ def test_an_engine_with_kernels_answers_as_one_without(on_tpu, tmp_path, setting
         with Engine.from_pretrained(folder, config(kernels, **settings)) as engine:
             answers[kernels] = [each.tokens for each in generate(engine, asked)]
             assert engine.stats().compiles_after_warmup == 0
-            assert {kind.kernels for kind in engine._runner._kinds} == {kernels}
+            assert {kind.attention_backend for kind in engine._runner._kinds} == {kernels}
     assert answers["tpu"] == answers["reference"]
     assert len({*answers["tpu"][1]}) > 1  # no constant that anything would answer
 
@@ -99,7 +99,7 @@ def test_kernels_are_for_the_devices_that_are_here(monkeypatch, platform, capabi
     monkeypatch.setattr(jax, "devices", lambda: [device])
     refused = settled not in ("reference", "auto", asked)
     with pytest.raises(ValueError, match=settled) if refused else contextlib.nullcontext():
-        assert settle(ResolvedConfig.resolve(config(asked), 256, platform)).kernels == settled
+        assert settle(ResolvedConfig.resolve(config(asked), 256, platform)).attention_backend == settled
 
 
 def test_kernels_are_a_part_of_what_stored_kv_is_found_by(tmp_path):
