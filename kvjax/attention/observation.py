@@ -73,14 +73,14 @@ def attention_received(
     rows = rows.reshape(kv_heads, group * window, head_dim)
     order = jnp.arange(window)
     counts = jnp.tile(order >= window - observed, group)[:, None]
-    asking = jnp.tile(length - window + order, group)[:, None]
+    query_positions = jnp.tile(length - window + order, group)[:, None]
 
     def scores(index: Int[Array, ""]) -> tuple[Int[Array, ""], Bool[Array, "block"], Float[Array, "K M block"]]:
         begin = jnp.minimum(index * block, tokens - block)  # the last block steps back over the one before
         places = begin + jnp.arange(block)
         keys = jax.lax.dynamic_slice_in_dim(k, begin, block, axis=1)
         logits = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
-        return begin, places >= index * block, jnp.where(counts & (places <= asking), logits, MASKED)
+        return begin, places >= index * block, jnp.where(counts & (places <= query_positions), logits, MASKED)
 
     def total(index: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         _, fresh, logits = scores(index)

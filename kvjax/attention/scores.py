@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention.dense import MASKED
 
-_TINY = 1e-30  # a query of zeros asks for everything alike, not for NaN
+_TINY = 1e-30  # a query of zeros weighs everything alike, and is not NaN
 
 
 def sparse_queries(q: Float[Array, "B K G D"], dims: int) -> tuple[Float[Array, "B K G 2 D"], Float[Array, "B K G"]]:

@@ -76,27 +76,11 @@ class _Kernels:
             part = jax.shard_map(part, mesh=self.mesh, in_specs=inputs, out_specs=output, check_vma=False)
         return part(*arrays)
 
-    def prefill_attention(
-        self,
-        q: Float[Array, "P H D"],
-        k: Float[Array, "K T D"],
-        v: Float[Array, "K T D"],
-        start: Int[Array, ""],
-        **options: Any,
-    ) -> Float[Array, "P H D"]:
-        inputs = _HEADS, _KV_HEADS, _KV_HEADS, _ALL
-        return self._run(prefill_attention, inputs, _HEADS, q, k, v, start, **options)
+    def prefill_attention(self, *arrays: Array, **options: Any) -> Float[Array, "P H D"]:
+        return self._run(prefill_attention, (_HEADS, _KV_HEADS, _KV_HEADS, _ALL), _HEADS, *arrays, **options)
 
-    def attention_received(
-        self,
-        queries: Float[Array, "W H D"],
-        k: Float[Array, "K T D"],
-        length: Int[Array, ""],
-        observed: Int[Array, ""],
-        **options: Any,
-    ) -> Float[Array, "R T"]:
-        inputs = _HEADS, _KV_HEADS, _ALL, _ALL
-        return self._run(attention_received, inputs, _KV_HEADS, queries, k, length, observed, **options)
+    def attention_received(self, *arrays: Array, **options: Any) -> Float[Array, "R T"]:
+        return self._run(attention_received, (_HEADS, _KV_HEADS, _ALL, _ALL), _KV_HEADS, *arrays, **options)
 
     def page_scores(self, pages: PageView, *, page_size: int) -> Float[Array, "B K P"]:
         _check_contiguous(pages)

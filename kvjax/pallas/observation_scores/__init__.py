@@ -47,7 +47,7 @@ def attention_received(
     per_head: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "R T"]:
-    """As `observation.attention_received`, before it is pooled: an `observation.Received` of each implementation.
+    """As `observation.attention_received`, before it is pooled.
 
     Returns:
         What each token gets; from `length` on it does not matter.

@@ -87,8 +87,8 @@ def _kernel(numbers, q_ref, k_ref, out, maximum, total, *, window, scale):
         """Those of a block, and which of its keys each query sees; a query that does not count sees none."""
         products = jax.lax.dot_general(q_ref[0], k_ref[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         order = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0), window)
-        asking = jnp.where(order >= window - observed, length - window + order, -1)
-        seen = index * block + jax.lax.broadcasted_iota(jnp.int32, products.shape, 1) <= asking
+        query_positions = jnp.where(order >= window - observed, length - window + order, -1)
+        seen = index * block + jax.lax.broadcasted_iota(jnp.int32, products.shape, 1) <= query_positions
         return jnp.where(seen, products * scale, MASKED), seen
 
     @pl.when((again == 0) & (index == 0))
