@@ -54,7 +54,9 @@ class Row:
 TASKS = {
     "needles": Row((48, 128, 256), {"tasks": ("mini/niah_multikey_1", "mini/niah_multikey_2"), "length": 1024}),
     # few next lines come out whole, with any cache; 16 tokens are 1.5% of this one
-    "code": Row((16, 48, 128), {"tasks": ("mini/next_line",), "measure": "tokens", "query_aware": True, "length": 1024}),
+    "code": Row(
+        (16, 48, 128), {"tasks": ("mini/next_line",), "measure": "tokens", "query_aware": True, "length": 1024}
+    ),
     "chains": Row((24, 48, 96), {"tasks": ("mini/chain",), "measure": "tokens", "length": 256}),
 }
 

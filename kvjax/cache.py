@@ -98,7 +98,7 @@ class View:
 
     Attributes:
         bounds: of each page of S entries the elementwise maximum and minimum of its keys; None without stage 2.
-        queries: the last W, position p in row p mod W; None where a full view is not selected anew.
+        queries: the last W, position p in row p mod W; None where a full view is not selected again.
         limits: of each slot's request; None where nothing is chosen.
     """
 

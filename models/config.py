@@ -1,4 +1,4 @@
-"""What a decoder is: frozen, hashable data from which shapes and shardings derive. No arrays, no files."""
+"""Decoder configuration: frozen, hashable data from which shapes and shardings derive. No arrays, no files."""
 
 import dataclasses
 from typing import Literal

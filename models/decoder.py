@@ -1,4 +1,4 @@
-"""The decoder: embedding, layers, output. One definition for every family; a `DecoderConfig` says which."""
+"""The decoder: embedding, layers, output. One definition for every family, by its `DecoderConfig`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how its config reads, and where its tensors go. One family a file."""
+"""Model family: the reading of its config.json and the table of its tensor names. One family a file."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Where each array lives when several devices share a model: one table from logical axes to mesh axes.
+"""Sharding of a model over several devices: one table from logical axes to mesh axes.
 
 Tensor parallelism over heads: a device holds whole heads with their queries, keys, values and cache, and a
 slice of the MLP and of the vocabulary. Attention then needs no communication; one sum follows each output

@@ -44,12 +44,12 @@ def prefill_attention(
     # [K, G*P, D]: the queries of all heads of one kv head are the rows of one matrix product
     rows = q.reshape(chunk, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
     rows = rows.reshape(kv_heads, group * chunk, head_dim)
-    asking = (start + jnp.tile(jnp.arange(chunk), group))[:, None]
+    query_positions = (start + jnp.tile(jnp.arange(chunk), group))[:, None]
 
     def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
         begin, fresh = _block(index, block, tokens)
         keys, values = (jax.lax.dynamic_slice_in_dim(x, begin, block, axis=1) for x in (k, v))
-        visible = fresh & _sees(asking, begin + jnp.arange(block), window)
+        visible = fresh & _sees(query_positions, begin + jnp.arange(block), window)
         scores = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
         weights, carry = _rescale(carry, jnp.where(visible, scores, MASKED))
         # behind the chunk lies what an earlier request has left, and 0 * NaN is NaN
@@ -69,7 +69,7 @@ def decode_attention(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     positions: Int[Array, "B K C"],
-    asking: Int[Array, "B"],
+    query_positions: Int[Array, "B"],
     entries: Int[Array, "B"],
     *,
     scale: float,
@@ -79,7 +79,7 @@ def decode_attention(
 
     Args:
         positions: the token position each entry was computed at; negative where the view is empty.
-        asking: the position of the token that asks.
+        query_positions: the position of the token that attends.
         entries: how many leading entries of a slot may be filled, 0 for a slot that is not decoding (its output
             is meaningless). Blocks beyond them are not read.
         scale: multiplies q.k before the softmax.
@@ -90,7 +90,9 @@ def decode_attention(
         return functools.partial(_decode, at_once=at_once, scale=scale, window=window)
 
     # A CPU takes the slots one by one and reads just what each holds; other devices take them side by side.
-    return jax.lax.platform_dependent(q, k, v, positions, asking, entries, cpu=over(1), default=over(q.shape[0]))
+    return jax.lax.platform_dependent(
+        q, k, v, positions, query_positions, entries, cpu=over(1), default=over(q.shape[0])
+    )
 
 
 def _decode(
@@ -98,7 +100,7 @@ def _decode(
     k: Float[Array, "B K C D"],
     v: Float[Array, "B K C D"],
     positions: Int[Array, "B K C"],
-    asking: Int[Array, "B"],
+    query_positions: Int[Array, "B"],
     entries: Int[Array, "B"],
     *,
     at_once: int,
@@ -112,14 +114,16 @@ def _decode(
 
     def some_slots(index: Int[Array, ""], out: Float[Array, "B K G D"]) -> Float[Array, "B K G D"]:
         slot = index * at_once
-        rows, ask, held = (jax.lax.dynamic_slice_in_dim(x, slot, at_once) for x in (queries, asking, entries))
+        rows, position, held = (
+            jax.lax.dynamic_slice_in_dim(x, slot, at_once) for x in (queries, query_positions, entries)
+        )
 
         def body(index: Int[Array, ""], carry: _Carry) -> _Carry:
             begin, fresh = _block(index, block, capacity)
             size = (at_once, kv_heads, block, head_dim)
             keys, values = (jax.lax.dynamic_slice(x, (slot, 0, begin, 0), size) for x in (k, v))
             places = jax.lax.dynamic_slice(positions, (slot, 0, begin), size[:3])
-            visible = fresh & (places >= 0) & _sees(ask[:, None, None], places, window)
+            visible = fresh & (places >= 0) & _sees(position[:, None, None], places, window)
             scores = jnp.einsum("bkgd,bkcd->bkgc", rows, keys, preferred_element_type=jnp.float32) * scale
             weights, carry = _rescale(carry, jnp.where(visible[:, :, None], scores, MASKED))
             weights = weights.astype(v.dtype)
@@ -143,9 +147,9 @@ def _block(index: Int[Array, ""], block: int, tokens: int) -> tuple[Int[Array, "
     return begin, begin + jnp.arange(block) >= index * block
 
 
-def _sees(asking: Int[Array, "*Q"], keys: Int[Array, "*T"], window: int | None) -> Bool[Array, "*R"]:
-    causal_attention = keys <= asking
-    return causal_attention if window is None else causal_attention & (keys > asking - window)
+def _sees(query_positions: Int[Array, "*Q"], keys: Int[Array, "*T"], window: int | None) -> Bool[Array, "*R"]:
+    causal = keys <= query_positions
+    return causal if window is None else causal & (keys > query_positions - window)
 
 
 def _empty(rows: tuple[int, ...], head_dim: int) -> _Carry:

@@ -1,6 +1,6 @@
-"""Stage 1: which tokens of a prompt enter the view, decided once after its prefill. One dataclass a method.
+"""Eviction (RocketKV's stage 1): the tokens of a prompt that enter its view, decided once after prefill.
 
-A method scores tokens, higher is kept; everything else is common. Layers with a sliding window keep their ring and
+A rule scores tokens, higher is retained; everything else is common. Layers with a sliding window keep their ring and
 are the caller's to skip.
 """
 
@@ -10,17 +10,51 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.observation import Received, attention_received, max_pool
+from kvjax.attention.observation import max_pool
+from kvjax.attention.ops import REFERENCE_OPS, Ops
 from kvjax.attention.retention import retain
-from kvjax.attention.streaming import streaming_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptState:
+    """A prompt in one layer after its prefill, as eviction rules see it.
+
+    Attributes:
+        queries: of positions `length - W` to `length - 1`, in order, rotated; meaningless where that is negative.
+        k, v: of positions 0 to T - 1, keys rotated; behind `length` they may be anything.
+        length: tokens of the prompt.
+        turn_start: first position of the conversation's last turn, where `length` counts earlier turns too.
+        scale: multiplies q.k before the softmax.
+        ops: the backend's operations.
+    """
+
+    queries: Float[Array, "W H D"]
+    k: Float[Array, "K T D"]
+    v: Float[Array, "K T D"]
+    length: Int[Array, ""]
+    turn_start: Int[Array, ""] | int = 0
+    _: dataclasses.KW_ONLY
+    scale: float
+    ops: Ops = REFERENCE_OPS
+
+    @property
+    def observed(self) -> Int[Array, ""]:
+        """How many of the queries count: those of the last turn."""
+        return jnp.minimum(len(self.queries), self.length - self.turn_start)
+
+    def attention_received(self, *, per_head: bool = False) -> Float[Array, "R T"]:
+        """The attention that each token receives from the queries that count, see `observation.attention_received`."""
+        return self.ops.attention_received(
+            self.queries, self.k, self.length, self.observed, scale=self.scale, per_head=per_head
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Eviction(abc.ABC):
-    """A way to score the tokens of a prompt. Pure functions, safe to trace with the method as a static argument.
+    """A rule that scores the tokens of a prompt. Pure functions, safe to trace with the rule as a static argument.
 
     Attributes:
-        window: the last positions of a prompt, whose queries are seen by `score` and which always stay.
+        window: the last positions of a prompt, whose queries `score` sees and which always stay.
         per_head: each query head keeps tokens of its own, so that the view has as many kv heads as query heads.
     """
 
@@ -37,41 +71,22 @@ class Eviction(abc.ABC):
         return self.window
 
     @abc.abstractmethod
-    def score(
-        self,
-        queries: Float[Array, "W H D"],
-        k: Float[Array, "K T D"],
-        length: Int[Array, ""],
-        observed: Int[Array, ""],
-        *,
-        scale: float,
-    ) -> Float[Array, "R T"]:
-        """A score for each token before the last `observed` ones of `length`; those behind do not matter.
-
-        Args:
-            queries: of positions `length - W` to `length - 1`, in order, rotated.
-            k: keys of positions 0 to T - 1; behind `length` they may be anything.
-            observed: how many of the queries count.
-        """
+    def score(self, state: PromptState) -> Float[Array, "R T"]:
+        """A score for each token before the last `state.observed` ones of the prompt; those behind do not matter."""
 
     def select(
         self,
-        queries: Float[Array, "W H D"],
-        k: Float[Array, "K T D"],
-        length: Int[Array, ""],
+        state: PromptState,
         *,
         max_retained: int,
         capacity: int,
-        scale: float,
-        turn: Int[Array, ""] | None = None,
         budget: Int[Array, ""] | Int[Array, "R 1"] | None = None,
     ) -> Int[Array, "R C"]:
-        """The positions that a view keeps: ascending in each row, then -1. A prompt of `max_retained` tokens stays whole.
+        """The positions that a view keeps, ascending in each row, then -1; all of a prompt of `max_retained` tokens.
 
         Args:
+            state: with the queries of the last `window` positions.
             max_retained: most prompt tokens to keep, static: the capacity less the tokens to be generated.
-            turn: tokens of the conversation's last turn, where `length` counts earlier turns too. The window does
-                not reach beyond it.
             budget: see `retain`; at least `min_retained`.
 
         Raises:
@@ -79,11 +94,17 @@ class Eviction(abc.ABC):
         """
         if max_retained < self.min_retained:
             raise ValueError(
-                f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the capacity"
+                f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the "
+                "capacity"
             )
-        observed = jnp.minimum(self.window, length if turn is None else turn)
-        scores = self.score(queries, k, length, observed, scale=scale)
-        return retain(scores, length, observed, max_retained=max_retained, capacity=capacity, budget=budget)
+        return retain(
+            self.score(state),
+            state.length,
+            state.observed,
+            max_retained=max_retained,
+            capacity=capacity,
+            budget=budget,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +113,11 @@ class Observation(Eviction):
 
     RocketKV (arXiv 2502.14051) sums over the heads of a group and pools wide. SnapKV (arXiv 2404.14469) as published
     pools over 7 and keeps tokens for each query head (`per_head`). The first `sinks` tokens may be kept whatever they
-    score, which is ours.
-
-    Attributes:
-        received: what computes the attention; a method stays the same whoever does.
+    score, which no paper has.
     """
 
     kernel: int = 63
     sinks: int = 0
-    received: Received = dataclasses.field(default=attention_received, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,18 +129,10 @@ class Observation(Eviction):
     def min_retained(self) -> int:
         return self.sinks + self.window
 
-    def score(
-        self,
-        queries: Float[Array, "W H D"],
-        k: Float[Array, "K T D"],
-        length: Int[Array, ""],
-        observed: Int[Array, ""],
-        *,
-        scale: float,
-    ) -> Float[Array, "R T"]:
-        scores = self.received(queries, k, length, observed, scale=scale, per_head=self.per_head)
-        scores = max_pool(scores, self.kernel, length - observed)
-        return jnp.where(jnp.arange(k.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
+    def score(self, state: PromptState) -> Float[Array, "R T"]:
+        received = state.attention_received(per_head=self.per_head)
+        scores = max_pool(received, self.kernel, state.length - state.observed)
+        return jnp.where(jnp.arange(scores.shape[1]) < self.sinks, jnp.inf, scores) if self.sinks else scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,18 +153,10 @@ class Streaming(Eviction):
     def min_retained(self) -> int:
         return self.sinks + self.window
 
-    def score(
-        self,
-        queries: Float[Array, "W H D"],
-        k: Float[Array, "K T D"],
-        length: Int[Array, ""],
-        observed: Int[Array, ""],
-        *,
-        scale: float,
-    ) -> Float[Array, "R T"]:
-        del length, observed, scale
-        rows = queries.shape[1] if self.per_head else k.shape[0]
-        return streaming_scores(rows, k.shape[1], self.sinks)
+    def score(self, state: PromptState) -> Float[Array, "R T"]:
+        rows = state.queries.shape[1] if self.per_head else len(state.k)
+        places = jnp.arange(state.k.shape[1], dtype=jnp.float32)  # exact up to 2 ** 24 tokens
+        return jnp.broadcast_to(jnp.where(places < self.sinks, jnp.inf, places), (rows, len(places)))
 
 
 def _check_sinks(sinks: int) -> None:

@@ -1,10 +1,8 @@
-"""What the last queries of a prompt look at: the scores by which stage 1 keeps tokens (RocketKV, SnapKV).
+"""Observation scores (SnapKV, RocketKV): the attention that each token of a prompt receives from its last queries.
 
 The queries are kept in a ring while the prompt comes in chunks; the scores are computed once, after the last chunk,
 block by block over the keys, so that no array has the prompt's length twice.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax.attention.dense import MASKED
 
 BLOCK = 512
-# `attention_received`, or what does the same in another way: what it gives from `length` on does not matter
-Received = Callable[..., Float[Array, "R T"]]
 
 
 def observe(
@@ -77,20 +73,20 @@ def attention_received(
     rows = rows.reshape(kv_heads, group * window, head_dim)
     order = jnp.arange(window)
     counts = jnp.tile(order >= window - observed, group)[:, None]
-    asking = jnp.tile(length - window + order, group)[:, None]
+    query_positions = jnp.tile(length - window + order, group)[:, None]
 
     def scores(index: Int[Array, ""]) -> tuple[Int[Array, ""], Bool[Array, "block"], Float[Array, "K M block"]]:
         begin = jnp.minimum(index * block, tokens - block)  # the last block steps back over the one before
         places = begin + jnp.arange(block)
         keys = jax.lax.dynamic_slice_in_dim(k, begin, block, axis=1)
-        found = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
-        return begin, places >= index * block, jnp.where(counts & (places <= asking), found, MASKED)
+        logits = jnp.einsum("kmd,ktd->kmt", rows, keys, preferred_element_type=jnp.float32) * scale
+        return begin, places >= index * block, jnp.where(counts & (places <= query_positions), logits, MASKED)
 
     def total(index: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        _, fresh, found = scores(index)
-        found = jnp.where(fresh, found, MASKED)
-        maximum = jnp.maximum(carry[0], jnp.max(found, axis=-1))
-        weights = jnp.exp(found - maximum[..., None])
+        _, fresh, logits = scores(index)
+        logits = jnp.where(fresh, logits, MASKED)
+        maximum = jnp.maximum(carry[0], jnp.max(logits, axis=-1))
+        weights = jnp.exp(logits - maximum[..., None])
         return maximum, carry[1] * jnp.exp(carry[0] - maximum) + jnp.sum(weights, axis=-1)
 
     blocks = (length + block - 1) // block
@@ -100,8 +96,8 @@ def attention_received(
     share = jnp.where(counts[:, 0], 1 / denominator, 0)
 
     def add(index: Int[Array, ""], out: Float[Array, "K N T"]) -> Float[Array, "K N T"]:
-        begin, _, found = scores(index)
-        weights = jnp.exp(found - maximum[..., None]) * share[..., None]
+        begin, _, logits = scores(index)
+        weights = jnp.exp(logits - maximum[..., None]) * share[..., None]
         weights = jnp.sum(weights.reshape(kv_heads, out.shape[1], -1, block), axis=2)
         return jax.lax.dynamic_update_slice_in_dim(out, weights, begin, axis=2)
 

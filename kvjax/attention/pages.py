@@ -39,7 +39,7 @@ def update(
     active: Bool[Array, "B"],
     page_size: int,
 ) -> Float[Array, "B K P 2 D"]:
-    """The summary after entry `written` of each active slot has changed: that entry's page is summarized anew.
+    """The summary after entry `written` of each active slot has changed: that entry's page is summarized again.
 
     Reads `page_size` keys a head and writes one page. Nothing is carried over from the page's former summary, so a
     slot may be given to another request without clearing it.

@@ -1,4 +1,4 @@
-"""What one decode step reads of a view: the best tokens or pages by a score, and exact attention over them alone."""
+"""Read units: tokens or pages of a view that a decode step reads, by a score, and exact attention over them alone."""
 
 import dataclasses
 from typing import Any

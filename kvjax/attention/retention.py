@@ -1,4 +1,4 @@
-"""From scores to what a view keeps: which positions of a workspace stay, and a view of one slot that holds them."""
+"""Retention: from scores to the positions of a workspace that stay, and a view of one slot that holds them."""
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def retain(
         length: tokens of the prompt, at most T.
         max_retained: most positions to keep, `recent` included; at most `capacity`.
         capacity: entries of the view, C.
-        budget: keep only so many, `recent` to `max_retained`, or so many of each row. A search changes it without compiling
-            again.
+        budget: keep only so many, `recent` to `max_retained`, or so many of each row. A search changes it without
+            compiling again.
 
     Returns:
         For each row ascending positions, then -1.

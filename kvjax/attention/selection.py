@@ -1,4 +1,4 @@
-"""Stage 2: which entries of its view a decode step reads. One dataclass a method.
+"""Selection (RocketKV's stage 2): which entries of its view a decode step reads. A dataclass a rule.
 
 A method scores units of a view, tokens or whole pages, higher is read; selection and exact attention over what was
 selected are common. Views of sliding layers are rings, which this does not know: they stay dense.
@@ -8,14 +8,10 @@ import abc
 import dataclasses
 import math
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from kvjax.attention.dense import decode_attention
-from kvjax.attention.exact import exact_scores
-from kvjax.attention.hybrid import bounded_scores, hybrid_scores, page_counts
-from kvjax.attention.quest import quest_scores
-from kvjax.attention.read_units import ReadUnits, attend_selected, choose, filled_entries
+from kvjax.attention.ops import PageView
+from kvjax.attention.read_units import ReadUnits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +20,10 @@ class Selection(abc.ABC):
 
     Attributes:
         tokens: most entries that a step attends to exactly.
-        dense_threshold: a slot with at most so many entries reads them all. A request of prompt and new tokens within the
-            token budget stays below it throughout, whatever else is in the batch.
-        half_precision_summary: the summary is kept in a type of half the cache's size: it bounds nearly, for half the traffic.
+        dense_threshold: a slot with at most so many entries reads them all. A request of prompt and new tokens within
+            the token budget stays below it throughout, whatever else is in the batch.
+        half_precision_summary: the summary is kept in a type of half the cache's size: it bounds nearly, for half
+            the traffic.
     """
 
     tokens: int
@@ -60,89 +57,28 @@ class Selection(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def score(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        *,
-        scale: float,
-    ) -> Float[Array, "B R U"]:
+    def score(self, pages: PageView) -> Float[Array, "B R U"]:
         """A score for each unit; that of a unit without a filled entry does not matter.
 
-        Args:
-            bounds: the summary of pages of `summary` entries (`pages.summarize`); None where that is 0.
-            filled: which entries hold a key; others may be anything.
+        `pages.bounds` is the summary of pages of `summary` entries. An operation of `pages.ops` runs as a kernel where
+        the backend has one.
         """
 
     @abc.abstractmethod
     def scored_elements(self, entries: int, head_dim: int) -> int:
         """Elements of the cache's size that `score` has to read for one kv head with so many entries."""
 
-    def select(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        entries: Int[Array, "B"],
-        tokens: Int[Array, "B"] | None = None,
-        *,
-        scale: float,
-    ) -> ReadUnits:
+    def select(self, pages: PageView, tokens: Int[Array, "B"] | None = None) -> ReadUnits:
         """The units that each row reads, at most `self.tokens` entries, and of each slot at most `tokens`."""
-        scores = self.score(q, k, bounds, filled, scale=scale)
-        eligible = jnp.repeat(page_counts(filled, self.unit) > 0, scores.shape[1] // k.shape[1], axis=1)
-        return self.best(scores, eligible, entries, tokens)
-
-    def best(
-        self,
-        scores: Float[Array, "B R U"],
-        eligible: Bool[Array, "B R U"],
-        entries: Int[Array, "B"],
-        tokens: Int[Array, "B"] | None = None,
-    ) -> ReadUnits:
-        """The units that each row reads by their scores, of those that hold an entry."""
-        if self.always_newest_page:
-            always_newest_page = (entries - 1) // self.unit
-            scores = jnp.where(jnp.arange(scores.shape[2]) == always_newest_page[:, None, None], jnp.inf, scores)
-        return choose(scores, eligible, self.tokens // self.unit, None if tokens is None else tokens // self.unit)
-
-    def attend(
-        self,
-        q: Float[Array, "B H D"],
-        k: Float[Array, "B K C D"],
-        v: Float[Array, "B K C D"],
-        positions: Int[Array, "B K C"],
-        entries: Int[Array, "B"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        *,
-        scale: float,
-        tokens: Int[Array, "B"] | None = None,
-        dense_threshold: Int[Array, "B"] | None = None,
-    ) -> Float[Array, "B H D"]:
-        """Attends one token a slot to the entries it selects; the token's own key is already in the view.
-
-        Args:
-            positions: the token position of each entry; negative where the view is empty.
-            entries: leading entries of a slot that may be filled, 0 for a slot that is not decoding.
-            scale: multiplies q.k before the softmax.
-            tokens, dense_threshold: of each slot, at most those of the method, which they are where not given.
-        """
-        slots, heads, head_dim = q.shape
-        grouped = q.reshape(slots, k.shape[1], heads // k.shape[1], head_dim)
-        filled = filled_entries(positions, entries)
-        chosen = self.select(grouped, k, bounds, filled, entries, tokens, scale=scale)
-        out = attend_selected(grouped, k, v, filled, chosen, page_size=self.unit, scale=scale).reshape(q.shape)
-        if self.dense_threshold == 0:
-            return out
-        # costs a slot nothing that is not dense: none of its entries are read, and its answer stays what it was
-        few = entries <= (self.dense_threshold if dense_threshold is None else dense_threshold)
-        whole = decode_attention(
-            q, k, v, positions, jnp.max(positions, axis=(1, 2)), jnp.where(few, entries, 0), scale=scale
+        most = None if tokens is None else tokens // self.unit
+        return pages.ops.page_selection(
+            pages,
+            self.score(pages),
+            most,
+            page_size=self.unit,
+            count=self.tokens // self.unit,
+            newest=self.always_newest_page,
         )
-        return jnp.where(few[:, None, None], whole, out)
 
     def retained_bytes(self, capacity: int, head_dim: int, itemsize: int) -> int:
         """Bytes of one kv head's view: K, V and the pages' summary."""
@@ -179,17 +115,8 @@ class HybridTokens(Selection):
     def summary(self) -> int:
         return self.page_size if self.page_size > 1 else 0
 
-    def score(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        *,
-        scale: float,
-    ) -> Float[Array, "B K C"]:
-        del scale  # the temperature takes its place
-        return hybrid_scores(q, k, bounds, filled, page_size=self.page_size, dims=self.dims)
+    def score(self, pages: PageView) -> Float[Array, "B K C"]:
+        return pages.ops.hybrid_scores(pages, page_size=self.page_size, dims=self.dims)
 
     def scored_elements(self, entries: int, head_dim: int) -> int:
         return self.dims * math.ceil(entries / self.page_size)
@@ -221,22 +148,13 @@ class _Pages(Selection):
 class HybridPages(_Pages):
     """The engine's stage 2: each head's bound over all head dims, averaged over the group as attention weights."""
 
-    def score(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        *,
-        scale: float,
-    ) -> Float[Array, "B K P"]:
-        del k
-        return bounded_scores(q, _need(bounds), filled, page_size=self.page_size, scale=scale)
+    def score(self, pages: PageView) -> Float[Array, "B K P"]:
+        return pages.ops.page_scores(pages, page_size=self.page_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestSelection(_Pages):
-    """QuestSelection: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
+    """Quest: each query head reads the pages with the largest bound on its own logits (arXiv 2406.10774).
 
     The paper leaves the first two layers dense, which is the caller's to do.
     """
@@ -245,17 +163,8 @@ class QuestSelection(_Pages):
     def per_head(self) -> bool:
         return True
 
-    def score(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        *,
-        scale: float,
-    ) -> Float[Array, "B H P"]:
-        del k, filled, scale
-        return quest_scores(q, _need(bounds))
+    def score(self, pages: PageView) -> Float[Array, "B H P"]:
+        return pages.ops.quest_scores(pages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,23 +177,8 @@ class ExactTopK(Selection):
     def per_head(self) -> bool:
         return not self.shared
 
-    def score(
-        self,
-        q: Float[Array, "B K G D"],
-        k: Float[Array, "B K C D"],
-        bounds: Float[Array, "B K P 2 D"] | None,
-        filled: Bool[Array, "B K C"],
-        *,
-        scale: float,
-    ) -> Float[Array, "B R C"]:
-        del bounds
-        return exact_scores(q, k, filled, scale=scale, shared=self.shared)
+    def score(self, pages: PageView) -> Float[Array, "B R C"]:
+        return pages.ops.exact_scores(pages, shared=self.shared)
 
     def scored_elements(self, entries: int, head_dim: int) -> int:
         return entries * head_dim
-
-
-def _need(bounds: Array | None) -> Array:
-    if bounds is None:
-        raise ValueError("this method reads the summary of pages: pass what pages.summarize returned")
-    return bounds

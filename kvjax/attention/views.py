@@ -1,4 +1,4 @@
-"""What happens to a view: a prompt enters it, a token is appended, a step reads it, a full one is selected anew.
+"""Operations on views: a prompt is written, a token appended, a decode step reads, a full view is selected again.
 
 All by a `LayerCacheConfig`, which is static: a layer without stages has exactly the dense path.
 """
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention.dense import decode_attention
+from kvjax.attention import decode
+from kvjax.attention.eviction import PromptState
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.observation import last_queries
+from kvjax.attention.ops import REFERENCE_OPS, Ops, PageView
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.retention import gather
 from kvjax.cache import SlotLimits, View, Workspace
@@ -26,6 +28,7 @@ def write_slot(
     limits: SlotLimits,
     *,
     scale: float,
+    ops: Ops = REFERENCE_OPS,
 ) -> View:
     """Writes to a slot what a view keeps of a finished prompt of `length` tokens, on the `limits` of its request.
 
@@ -37,14 +40,11 @@ def write_slot(
     if plan.eviction is None:
         return _write(plan, view, slot, *_last_entries(workspace, view.k.shape[2], length), length)
     queries = last_queries(workspace.queries, length)[-plan.window :]
+    state = PromptState(queries, workspace.k, workspace.v, length, limits.turn_start, scale=scale, ops=ops)
     positions = plan.eviction.select(
-        queries,
-        workspace.k,
-        length,
+        state,
         max_retained=plan.max_retained,
         capacity=view.k.shape[2],
-        scale=scale,
-        turn=length - limits.turn_start,
         budget=limits.max_retained
         if plan.head_max_retained is None
         else jnp.minimum(limits.max_retained, jnp.array(plan.head_max_retained)[:, None]),
@@ -102,15 +102,23 @@ def attend(
     *,
     scale: float,
     window: int | None,
+    ops: Ops = REFERENCE_OPS,
 ) -> Float[Array, "B H D"]:
     """Attends one token a slot to what its view holds, or to what stage 2 selects of that."""
-    entries = jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0)
-    if plan.selection is None:
-        return decode_attention(q, view.k, view.v, view.positions, position, entries, scale=scale, window=window)
-    tokens, dense = (None, None) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
-    return plan.selection.attend(
-        q, view.k, view.v, view.positions, entries, view.bounds, scale=scale, tokens=tokens, dense_threshold=dense
+    pages = PageView(
+        q.reshape(q.shape[0], view.k.shape[1], -1, q.shape[2]),
+        view.k,
+        view.v,
+        view.positions,
+        position,
+        jnp.where(active, jnp.minimum(view.used, view.k.shape[2]), 0),
+        view.bounds,
+        scale=scale,
+        contiguous=plan.head_max_retained is None,
+        ops=ops,
     )
+    tokens, dense = (None, None) if view.limits is None else (view.limits.max_selected, view.limits.dense_threshold)
+    return decode.attend(pages, plan.selection, tokens, dense, window=window).reshape(q.shape)
 
 
 def entries(
@@ -131,7 +139,7 @@ def entries(
 
 
 def reselect(plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: Int[Array, ""], *, scale: float) -> View:
-    """Cuts a slot back to what its terms keep, as its last queries choose: so an output may be longer than a view.
+    """Cuts a slot back to what its limits retain, by its last queries: so an output may be longer than a view.
 
     What a view has dropped does not come back: the choice is among what it holds.
 
@@ -143,18 +151,10 @@ def reselect(plan: LayerCacheConfig, view: View, slot: Int[Array, ""], length: I
         lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False),
         (view.k, view.v, view.positions, view.used, view.queries, view.limits),
     )
-    queries = last_queries(queries, length)
     # entries are in the order of their positions, the window's last: their index serves as a position
-    index = plan.eviction.select(
-        queries,
-        k,
-        used,
-        max_retained=plan.max_retained,
-        capacity=k.shape[1],
-        scale=scale,
-        turn=length - limits.turn_start,
-        budget=limits.max_retained,
-    )
+    turn_start = used - (length - limits.turn_start)
+    state = PromptState(last_queries(queries, length), k, v, used, turn_start, scale=scale)
+    index = plan.eviction.select(state, max_retained=plan.max_retained, capacity=k.shape[1], budget=limits.max_retained)
     retained = gather(Workspace(k, v), index)
     positions = jnp.where(index >= 0, jnp.take_along_axis(held, jnp.maximum(index, 0), axis=1), -1)
     return _write(plan, view, slot, retained.k[0], retained.v[0], positions, retained.used[0])

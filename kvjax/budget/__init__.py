@@ -1,4 +1,4 @@
-"""How many tokens of KV each layer keeps and reads: frozen, hashable, and therefore static to jit."""
+"""Token budgets: the KV tokens that each layer keeps and reads. Frozen and hashable, so static to jit."""
 
 from kvjax.budget.fingerprint import ModelFingerprint
 from kvjax.budget.layer import LayerBudget

@@ -116,10 +116,10 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     version = document.get("version", VERSION) if isinstance(document, dict) else VERSION
     if type(version) is int and version != VERSION:
         raise ValueError(f"{name} has version {version}, and this kvjax reads {VERSION}: save it again with this one")
-    found = faults(document)
-    if found:
-        more = f"; and {len(found) - _SHOWN_FAULTS} more" if len(found) > _SHOWN_FAULTS else ""
-        raise ValueError(f"{name} is no budget profile: {'; '.join(found[:_SHOWN_FAULTS])}{more}")
+    errors = faults(document)
+    if errors:
+        more = f"; and {len(errors) - _SHOWN_FAULTS} more" if len(errors) > _SHOWN_FAULTS else ""
+        raise ValueError(f"{name} is no budget profile: {'; '.join(errors[:_SHOWN_FAULTS])}{more}")
     return document
 
 
@@ -169,11 +169,11 @@ def _compact(value: object, *, sort_keys: bool = False) -> str:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
-    return found
+    return fields
 
 
 def _no_constant(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which model a budget profile is for."""
+"""Model fingerprint: the sizes and weights that tie a budget profile to a model."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable

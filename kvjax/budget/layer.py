@@ -10,9 +10,9 @@ import jax.numpy as jnp
 class LayerBudget:
     """What one layer keeps (stage 1), and what a decode step reads of that (stage 2).
 
-    With nothing but a capacity nobody chooses: the view holds the last `capacity` entries, which are all of them in a
-    full layer and the window in a sliding one. One behaviour has one spelling: a field that would have no effect must
-    have its default, so that budgets that act alike are equal keys of the compilation cache.
+    A budget of nothing but a capacity chooses nothing: the view holds the last `capacity` entries, which are all of
+    them in a full layer and the window in a sliding one. One behaviour has one spelling: a field that would have no
+    effect must have its default, so that budgets that act alike are equal keys of the compilation cache.
 
     Attributes:
         capacity: KV entries that a view holds for each kv head of a slot.

@@ -147,9 +147,9 @@ class BudgetProfile:
         cls, windows: Sequence[int | None], context: int, budgets: Iterable[LayerBudget]
     ) -> "BudgetProfile":
         """A checked profile; `budgets` are those of the layers that do not slide."""
-        its = iter(budgets)
+        remaining = iter(budgets)
         full = cls.full(windows, context).layers
-        profile = cls(tuple(kept if window else next(its) for kept, window in zip(full, windows, strict=True)))
+        profile = cls(tuple(kept if window else next(remaining) for kept, window in zip(full, windows, strict=True)))
         profile.check(windows, context)
         return profile
 

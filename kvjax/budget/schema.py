@@ -1,6 +1,6 @@
 """Checks plain JSON values against `schema.json`, by those keywords of JSON schema that it uses.
 
-The schema is what checks, so it cannot say anything else than the code.
+The schema is what checks, so it and the code cannot differ.
 """
 
 import functools

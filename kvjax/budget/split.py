@@ -1,4 +1,4 @@
-"""How a number of tokens is shared out: between the two stages of a layer, and among layers. Numbers, no profiles."""
+"""Splits of a token budget between the two stages of a layer and among layers. Numbers, no profiles."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: the one asked for by name, or the platform's if it serves the case."""
+"""Dispatch of an operation to an implementation: the one given by name, or the platform's where it serves the case."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ def dispatch(
 
     Raises:
         ValueError: there is none of that name.
-        NotImplementedError: the one asked for by name does not serve the case; says why.
+        NotImplementedError: the one given by name does not serve the case; says why.
     """
     if name is not None:
         if name not in implementations:

@@ -31,8 +31,8 @@ def parent_in(head: bytes, key: str) -> str:
         return ""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         fields, _ = json.JSONDecoder().raw_decode(head.decode("latin-1"), 8 + len(START))
-        if fields["format"] == FORMAT and fields["key"] == key and KEY.fullmatch(fields["parent"]):
-            return fields["parent"]
+        if fields["format"] == FORMAT and fields["key"] == key and KEY.fullmatch(fields["previous"]):
+            return fields["previous"]
     return ""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.attention.eviction import Observation
+from kvjax.attention.eviction import Observation, PromptState
 from kvjax.eval.metrics import wilson_interval
 from kvjax.eval.tasks import find_task
 from kvjax.models import Attend, Decoder, DecoderConfig, LayerConfig, causal_attention, load
@@ -67,7 +67,8 @@ def kept(
     queries, keys = q.reshape(q.shape[0], -1, q.shape[-1]), k.swapaxes(0, 1)
     budget, tokens = eviction.budget, k.shape[0]
     method = Observation(eviction.window, eviction.kernel)
-    positions = method.select(queries, keys, boundary, max_retained=budget, capacity=budget, scale=scale)
+    state = PromptState(queries, keys, keys, boundary, scale=scale)  # the rule looks at no values
+    positions = method.select(state, max_retained=budget, capacity=budget)
     rows = jnp.arange(positions.shape[0])[:, None]
     return (
         jnp.zeros((len(rows), tokens), bool)

@@ -36,7 +36,7 @@ def test_a_prompt_leaves_what_the_oracle_leaves(heads, dim, kernel, per_head):
     length, window, max_retained = 300, 32, 100
     queries, k = prompt(heads, length, 320, window, dim)
     eviction = Observation(window, kernel=kernel, per_head=per_head)
-    ours, retained = map(np.asarray, run_scores_and_retain(eviction, queries, k, np.int32(length), max_retained))
+    computed, retained = map(np.asarray, run_scores_and_retain(eviction, queries, k, np.int32(length), max_retained))
     scores = oracle.stage1_scores(queries, k, length, window, SCALE, kernel, per_head)
-    np.testing.assert_allclose(ours[:, : length - window], scores, rtol=2e-5)
+    np.testing.assert_allclose(computed[:, : length - window], scores, rtol=2e-5)
     check_retained(retained, scores, length, window, max_retained)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kvjax.attention import decode_attention
-from kvjax.attention.eviction import Eviction, Observation, Streaming
+from kvjax.attention.eviction import Eviction, Observation, PromptState, Streaming
 from kvjax.attention.observation import last_queries, observe
 from kvjax.attention.retention import gather
 from kvjax.cache import Workspace
@@ -47,16 +47,8 @@ def compiled(
         return observe(ring, rows, index * chunk, length)
 
     ring = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, enter, ring)
-    positions = eviction.select(
-        last_queries(ring, length),
-        k,
-        length,
-        max_retained=max_retained,
-        capacity=capacity,
-        scale=SCALE,
-        turn=turn,
-        budget=budget,
-    )
+    state = PromptState(last_queries(ring, length), k, v, length, 0 if turn is None else length - turn, scale=SCALE)
+    positions = eviction.select(state, max_retained=max_retained, capacity=capacity, budget=budget)
     return positions, gather(Workspace(k, v), positions)
 
 

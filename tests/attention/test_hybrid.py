@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention import decode_attention
+from kvjax.attention import decode, decode_attention
 from kvjax.attention.pages import summarize
 from kvjax.attention.read_units import filled_entries
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
+from tests.attention.views import page_view
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}
 
@@ -63,13 +64,9 @@ def _shapes(heads, kv_heads, capacity, dim):
 @functools.partial(jax.jit, static_argnames="method")
 def run(method: Selection, q, k, v, positions, entries):
     """Scores, selection, output."""
-    filled = filled_entries(positions, entries)
-    bounds = summarize(k, filled, method.summary) if method.summary else None
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
-    scale = q.shape[-1] ** -0.5
-    scores = method.score(grouped, k, bounds, filled, scale=scale)
-    chosen = method.select(grouped, k, bounds, filled, entries, scale=scale)
-    return scores, chosen, method.attend(q, k, v, positions, entries, bounds, scale=scale)
+    bounds = summarize(k, filled_entries(positions, entries), method.summary) if method.summary else None
+    pages = page_view(q, k, v, positions, entries, bounds)
+    return method.score(pages), method.select(pages), decode.attend(pages, method).reshape(q.shape)
 
 
 def rows_read(method: Selection, chosen, slot: int, row: int, held: int) -> list[int]:

@@ -1,15 +1,15 @@
 """Every method by name: its budgets hold together, and a file of twenty lines adds another."""
 
 import dataclasses
-import functools
 import re
 import sys
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvjax.attention.eviction import PromptState
 from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, find_method
 from kvjax.attention.selection import HybridPages, HybridTokens
 from kvjax.budget import LayerBudget
@@ -23,8 +23,8 @@ def demand(context: int = 8192, token_budget: int = 256, headroom: int = 128) ->
     return Demand(WINDOWS, context, headroom, token_budget, 64)
 
 
-def plans(method: Method, asked: Demand) -> list[LayerCacheConfig]:
-    return [method.plan(budget, asked.headroom) for budget in method.profile(asked).layers]
+def plans(method: Method, requested: Demand) -> list[LayerCacheConfig]:
+    return [method.plan(budget, requested.headroom) for budget in method.profile(requested).layers]
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
@@ -32,9 +32,9 @@ def plans(method: Method, asked: Demand) -> list[LayerCacheConfig]:
     ("context", "token_budget", "headroom"), [(8192, 256, 128), (4096, 64, 64), (32_768, 1024, 512)]
 )
 def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, headroom):
-    asked = demand(context, token_budget, headroom)
-    made = plans(METHODS[name], asked)
-    assert made == plans(METHODS[name], asked)
+    requested = demand(context, token_budget, headroom)
+    made = plans(METHODS[name], requested)
+    assert made == plans(METHODS[name], requested)
     assert len({made[2], made[3]}) == (2 if name == "pyramidkv" else 1), "equal layers would be compiled twice"
     assert made[1] == LayerCacheConfig(512), "a sliding layer keeps its window"
     for plan in made:
@@ -48,12 +48,12 @@ def test_a_budget_becomes_plans_that_can_be_run(name, context, token_budget, hea
 @pytest.mark.parametrize("token_budget", [256, 512, 1024, 2048])
 @pytest.mark.parametrize("context", [5000, 33_333, 131_072])
 def test_large_views_have_whole_tiles_of_pages_and_keep_no_more(context, token_budget):
-    asked = demand(context, token_budget, 512)
-    budget, plan = METHODS["rocketkv"].profile(asked).layers[0], plans(METHODS["rocketkv"], asked)[0]
+    requested = demand(context, token_budget, 512)
+    budget, plan = METHODS["rocketkv"].profile(requested).layers[0], plans(METHODS["rocketkv"], requested)[0]
     pages = plan.capacity / budget.page_size
     assert pages % (8 if pages >= 256 + 7 else 1) == 0
     assert budget.capacity <= plan.capacity < budget.capacity + 8 * budget.page_size
-    assert plan.max_retained == budget.capacity - asked.headroom
+    assert plan.max_retained == budget.capacity - requested.headroom
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
@@ -102,7 +102,7 @@ def test_quest_leaves_its_first_layers_dense():
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "message"),
+    ("name", "requested", "message"),
     [
         ("rocketkv", demand(token_budget=8), "token_budget=8 must be at least 16"),
         ("rocketkv", demand(headroom=8192), "max_new_tokens=8192"),
@@ -110,9 +110,9 @@ def test_quest_leaves_its_first_layers_dense():
         ("snapkv", demand(token_budget=16), "--headroom"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_way_out(name, asked, message):
+def test_what_cannot_be_is_refused_with_a_way_out(name, requested, message):
     with pytest.raises(ValueError, match=message):
-        plans(METHODS[name], asked)
+        plans(METHODS[name], requested)
 
 
 def test_a_budget_that_a_method_does_not_spend_is_refused():
@@ -133,8 +133,8 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     assert plan.eviction is not None
     k = np.random.default_rng(0).normal(0, 1, (2, 300, 64)).astype(np.float32)
     queries = np.zeros((8, 4, 64), np.float32)
-    select = jax.jit(functools.partial(plan.eviction.select, max_retained=40, capacity=48, scale=0.1))
-    retained = np.asarray(select(queries, k, np.int32(300)))
+    state = PromptState(jnp.asarray(queries), jnp.asarray(k), jnp.asarray(k), jnp.int32(300), scale=0.1)
+    retained = np.asarray(plan.eviction.select(state, max_retained=40, capacity=48))
     smallest = np.argsort(np.linalg.norm(k[:, :292], axis=-1), axis=-1)[:, :32]
     np.testing.assert_array_equal(retained[:, :32], np.sort(smallest))
     assert retained[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.eviction import Observation, Streaming
+from kvjax.attention.eviction import Observation, PromptState, Streaming
 from kvjax.attention.observation import BLOCK, attention_received, last_queries, max_pool, observe
 from kvjax.attention.retention import gather, retain
 from kvjax.cache import Workspace
@@ -39,16 +39,15 @@ def run_received(queries, k, length, observed, per_head=False):
 
 @functools.partial(jax.jit, static_argnames=("eviction", "max_retained", "capacity"))
 def run_select(eviction, queries, k, length, max_retained, capacity, turn=None, budget=None):
-    return eviction.select(
-        queries, k, length, max_retained=max_retained, capacity=capacity, scale=SCALE, turn=turn, budget=budget
-    )
+    state = PromptState(queries, k, k, length, 0 if turn is None else length - turn, scale=SCALE)
+    return eviction.select(state, max_retained=max_retained, capacity=capacity, budget=budget)
 
 
 @functools.partial(jax.jit, static_argnames=("eviction", "max_retained"))
 def run_scores_and_retain(eviction, queries, k, length, max_retained):
-    observed = jnp.minimum(eviction.window, length)
-    scores = eviction.score(queries, k, length, observed, scale=SCALE)
-    return scores, retain(scores, length, observed, max_retained=max_retained, capacity=max_retained + 2)
+    state = PromptState(queries, k, k, length, scale=SCALE)
+    scores = eviction.score(state)
+    return scores, retain(scores, length, state.observed, max_retained=max_retained, capacity=max_retained + 2)
 
 
 run_observe = jax.jit(observe)

@@ -1,4 +1,4 @@
-"""Which units of a view are read, and attention over them alone: the contracts that all methods of stage 2 share."""
+"""Read units of a view, and attention over them alone: the contracts that all methods of stage 2 share."""
 
 import functools
 

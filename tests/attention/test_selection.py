@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention import decode_attention
+from kvjax.attention import decode, decode_attention
 from kvjax.attention.pages import summarize, update
 from kvjax.attention.read_units import filled_entries
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
-from tests.attention.views import HEADS, Views, check_step, integers, normal, read_of, rows_of
+from tests.attention.views import HEADS, Views, check_step, integers, normal, page_view, read_of, rows_of
 
 STEPS = 48  # as many as a view has room for
 
@@ -28,22 +28,19 @@ def in_numpy(compiled):
 @functools.partial(jax.jit, static_argnames="method")
 def run(method: Selection, q, k, v, positions, entries):
     """Scores, selection and output of one step, over summaries made at once."""
-    filled, scale = filled_entries(positions, entries), q.shape[-1] ** -0.5
-    bounds = summarize(k, filled, method.summary) if method.summary else None
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
-    scores = method.score(grouped, k, bounds, filled, scale=scale)
-    chosen = method.select(grouped, k, bounds, filled, entries, scale=scale)
-    return scores, chosen, method.attend(q, k, v, positions, entries, bounds, scale=scale)
+    bounds = summarize(k, filled_entries(positions, entries), method.summary) if method.summary else None
+    pages = page_view(q, k, v, positions, entries, bounds)
+    return method.score(pages), method.select(pages), decode.attend(pages, method).reshape(q.shape)
 
 
 @in_numpy
 @functools.partial(jax.jit, static_argnames="method")
-def decode(method: Selection, q, k, v, active):
+def decode_steps(method: Selection, q, k, v, active):
     """Steps [N, ...] in which active slots append a token and all slots attend.
 
     The views are NaN before, and so are their summaries, which only ever change where a token was appended.
     """
-    (_, slots, kv_heads, dim), (heads, scale) = k.shape, (q.shape[2], q.shape[3] ** -0.5)
+    _, slots, kv_heads, dim = k.shape
     empty = jnp.full((slots, kv_heads, STEPS, dim), jnp.nan)
     bounds = None
     if method.summary:
@@ -56,14 +53,11 @@ def decode(method: Selection, q, k, v, active):
         keys, values = keys.at[at].set(k, mode="drop"), values.at[at].set(v, mode="drop")
         positions = positions.at[at].set(used[:, None], mode="drop")
         written, used = used, used + active
-        filled = filled_entries(positions, used)
         if bounds is not None:
             bounds = update(bounds, keys, positions, written, active, method.summary)
-        grouped = q.reshape(slots, kv_heads, heads // kv_heads, dim)
-        scores = method.score(grouped, keys, bounds, filled, scale=scale)
-        chosen = method.select(grouped, keys, bounds, filled, used, scale=scale)
-        out = method.attend(q, keys, values, positions, used, bounds, scale=scale)
-        return (keys, values, positions, used, bounds), (scores, chosen, out)
+        pages = page_view(q, keys, values, positions, used, bounds)
+        out = decode.attend(pages, method).reshape(q.shape)
+        return (keys, values, positions, used, bounds), (method.score(pages), method.select(pages), out)
 
     first = (empty, empty, jnp.full(empty.shape[:3], -1), jnp.zeros(slots, jnp.int32), bounds)
     return jax.lax.scan(step, first, (q, k, v, active))
@@ -97,7 +91,7 @@ def test_decoding_from_nothing_to_a_full_view(number, heads, dim):
     q = normal(number, STEPS, 4, count, dim)
     k, v = (normal(number + i, STEPS, 4, kv_heads, dim) for i in (20, 40))
     active = np.arange(STEPS)[:, None] >= joins
-    (*_, used, bounds), (scores, chosen, out) = decode(method, q, k, v, active)
+    (*_, used, bounds), (scores, chosen, out) = decode_steps(method, q, k, v, active)
     assert used.tolist() == [48, 31, 0, 8]
     sure = 0
     for step in (0, 11, 13, 30, 47):
@@ -151,13 +145,13 @@ def test_a_slot_is_alone_in_its_batch(method, entries, seed):
     """To the bit what it gives beside other slots, in another place, and with other rubbish in its empty entries."""
     views = Views.draw("gqa3", 8, 24, entries, seed)
     other = Views.draw("gqa3", 8, 24, (7, 24, entries[0]), seed + 9)
-    for mine, theirs in zip(views.arrays, other.arrays, strict=True):
-        theirs[2] = mine[0]
+    for first, second in zip(views.arrays, other.arrays, strict=True):
+        second[2] = first[0]
     rubbish = 1e4 * normal(seed, 2, 24 - entries[0], 8)
     other.k[2, :, entries[0] :], other.v[2, :, entries[0] :] = rubbish, -rubbish
-    (_, mine, out), (_, theirs, moved) = run(method, *views.arrays), run(method, *other.arrays)
-    np.testing.assert_array_equal(mine.chosen[0], theirs.chosen[2])
-    np.testing.assert_array_equal(mine.units[0][mine.chosen[0]], theirs.units[2][theirs.chosen[2]])
+    (_, first, out), (_, second, moved) = run(method, *views.arrays), run(method, *other.arrays)
+    np.testing.assert_array_equal(first.chosen[0], second.chosen[2])
+    np.testing.assert_array_equal(first.units[0][first.chosen[0]], second.units[2][second.chosen[2]])
     np.testing.assert_array_equal(out[0], moved[2])
 
 
@@ -165,8 +159,8 @@ def test_a_slot_is_alone_in_its_batch(method, entries, seed):
 def test_a_batch_of_one(method):
     views = Views.draw("gqa3", 8, 24, (21, 24, 9))
     alone = Views(*(x[:1] for x in views.arrays))
-    (_, mine, out), (_, theirs, one) = run(method, *views.arrays), run(method, *alone.arrays)
-    np.testing.assert_array_equal(mine.units[0][mine.chosen[0]], theirs.units[0][theirs.chosen[0]])
+    (_, first, out), (_, second, one) = run(method, *views.arrays), run(method, *alone.arrays)
+    np.testing.assert_array_equal(first.units[0][first.chosen[0]], second.units[0][second.chosen[0]])
     np.testing.assert_allclose(out[0], one[0], rtol=1e-6, atol=1e-7)
 
 
@@ -227,7 +221,7 @@ def test_a_slot_moved_with_its_summary_made_anew_reads_the_same():
     """A view that comes back from storage brings no summary: one made at once chooses as one made while decoding."""
     method = HybridTokens(12, 4, 3)
     q, k, v = normal(0, STEPS, 1, 6, 8), normal(1, STEPS, 1, 2, 8), normal(2, STEPS, 1, 2, 8)
-    _, (scores, chosen, out) = decode(method, q, k, v, np.ones((STEPS, 1), bool))
+    _, (scores, chosen, out) = decode_steps(method, q, k, v, np.ones((STEPS, 1), bool))
     last = STEPS - 1
     views = Views.draw("gqa3", 8, STEPS, (3, STEPS))
     views.q[1] = q[last, 0]

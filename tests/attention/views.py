@@ -4,8 +4,17 @@ import dataclasses
 
 import numpy as np
 
+from kvjax.attention.ops import REFERENCE_OPS, Ops, PageView
 from kvjax.attention.selection import ExactTopK, HybridPages, HybridTokens, QuestSelection, Selection
 from tests.attention import rocketkv_oracle as oracle
+
+
+def page_view(q, k, v, positions, entries, bounds=None, ops: Ops = REFERENCE_OPS) -> PageView:
+    """A `PageView` of queries [B, H, D] that attend from a slot's last position."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
+    last = positions.max(axis=(1, 2))
+    return PageView(grouped, k, v, positions, last, entries, bounds, scale=q.shape[2] ** -0.5, ops=ops)
+
 
 HEADS = {"mha": (2, 2), "mqa": (4, 1), "gqa3": (6, 2), "gqa4": (8, 2)}  # query heads, kv heads
 

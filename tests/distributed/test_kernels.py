@@ -9,11 +9,12 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kvjax.attention import views
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.attention.pages import summarize
 from kvjax.attention.selection import HybridPages
 from kvjax.cache import TENSOR, SlotLimits, View, constrain
-from kvjax.pallas.attend import attend
+from kvjax.pallas.ops import kernel_ops
 from tests.pallas.cases import Case
 
 CASE = Case(2, 128, 8, 64, (40, 0, 64), kv_heads=2, dtype="float32")
@@ -58,13 +59,13 @@ def test_devices_read_their_own_heads(devices, plan):
     mesh = Mesh(np.array(devices[:2]), (TENSOR,))
     view, q, position, active = arguments(plan)
     options = {"scale": CASE.scale, "window": None}
-    want = attend(plan, view, q, position, active, **options)
+    want = views.attend(plan, view, q, position, active, **options)
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
 
         @jax.jit
         def read(view, q, position, active):
             view = constrain(view, specs(plan), mesh)
-            return attend(plan, view, q, position, active, implementation="tpu", mesh=mesh, **options)
+            return views.attend(plan, view, q, position, active, ops=kernel_ops("tpu", mesh), **options)
 
         got = read(view, q, position, active)
     assert got.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, TENSOR)), got.ndim)
@@ -84,7 +85,8 @@ def test_nothing_passes_between_devices_while_they_read(devices, plan):
 
     def read(view, q, position, active):
         # by the reference's operations: how they are split is what is looked at, and a CPU compiles no kernels
-        return attend(plan, view, q, position, active, scale=1.0, window=None, implementation=None, mesh=mesh)
+        ops = kernel_ops("reference", mesh)
+        return views.attend(plan, view, q, position, active, scale=1.0, window=None, ops=ops)
 
     text = jax.jit(read).lower(shape, q, position, active).compile().as_text()
     assert not [name for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if name in text]

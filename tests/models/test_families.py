@@ -1,4 +1,4 @@
-"""What a config.json becomes: sizes, kinds of layer, rope in both spellings, and what is refused."""
+"""Families read from config.json: sizes, kinds of layer, rope in both spellings, and what is refused."""
 
 import dataclasses
 import json

@@ -182,20 +182,20 @@ def greedy(decoder: models.Decoder, prompt: np.ndarray) -> tuple[np.ndarray, np.
 def test_a_checkpoint_of_transformers_gives_its_logits_and_its_text(case: Case, tmp_path: Path):
     torch.manual_seed(0)
     model = build(case)
-    model.save_pretrained(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "reference")
     prompt = np.random.default_rng(1).integers(0, SIZES["vocab_size"], case.prompt)
     text, logits = reference(model, prompt)
     choices = np.sort(logits[case.prompt - 1 : -1], axis=-1)
     assert (choices[:, -1] - choices[:, -2]).min() > 1e-4, "two tokens almost tie: the case proves nothing"
     assert len(set(text[case.prompt :].tolist())) > 8, "the text repeats itself: the case proves little"
 
-    decoder = models.load(tmp_path / "theirs", max_model_len=case.max_model_len)
-    ours, our_logits = greedy(decoder, prompt)
-    np.testing.assert_array_equal(ours, text)
-    np.testing.assert_allclose(our_logits, logits[:-1], rtol=0, atol=1e-4)
+    decoder = models.load(tmp_path / "reference", max_model_len=case.max_model_len)
+    generated, generated_logits = greedy(decoder, prompt)
+    np.testing.assert_array_equal(generated, text)
+    np.testing.assert_allclose(generated_logits, logits[:-1], rtol=0, atol=1e-4)
 
-    models.save(decoder, tmp_path / "ours")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    models.save(decoder, tmp_path / "generated")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "generated").eval()
     with torch.no_grad():
-        theirs = again(torch.tensor(text)[None]).logits[0].numpy()
-    np.testing.assert_allclose(theirs, logits, rtol=0, atol=1e-5)
+        exported_logits = again(torch.tensor(text)[None]).logits[0].numpy()
+    np.testing.assert_allclose(exported_logits, logits, rtol=0, atol=1e-5)

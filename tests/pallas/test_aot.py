@@ -23,11 +23,11 @@ NOT_SERVED = {
 @functools.cache  # which keeps no exceptions, and every test of a target would compile all of it again
 def reports(target: str) -> dict[str, aot.Report] | RuntimeError:
     try:
-        found = {report.program: report for report in aot.measure(target)}
+        measured = {report.program: report for report in aot.measure(target)}
     except RuntimeError as error:
         return error
-    print("", *found.values(), sep="\n")
-    return found
+    print("", *measured.values(), sep="\n")
+    return measured
 
 
 @pytest.mark.aot
@@ -36,10 +36,10 @@ def reports(target: str) -> dict[str, aot.Report] | RuntimeError:
 @pytest.mark.parametrize("program", sorted(aot.programs()))
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_compiles_without_spills_or_hidden_copies(target, program):
-    found = reports(target)
-    if isinstance(found, RuntimeError):
-        raise found
-    report = found[program]
+    measured = reports(target)
+    if isinstance(measured, RuntimeError):
+        raise measured
+    report = measured[program]
     if (target, program) in NOT_SERVED:
         assert report.refused is not None
         assert NOT_SERVED[target, program] in report.refused

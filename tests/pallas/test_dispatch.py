@@ -1,4 +1,4 @@
-"""Which implementation an operation runs."""
+"""Dispatch of an operation to an implementation, by name or by platform."""
 
 import types
 

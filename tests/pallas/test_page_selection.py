@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvjax.attention.ops import REFERENCE_OPS
 from kvjax.attention.read_units import ReadUnits
 from kvjax.attention.selection import HybridPages
 from kvjax.pallas.page_selection import page_selection
 from tests.attention import rocketkv_oracle as oracle
+from tests.attention.views import page_view
 from tests.pallas.interpreter import run
 
 PAGE = 8
@@ -124,8 +126,12 @@ class TestReference(PageSelection):
         choice = CHOICES[0]
         scores, entries, most = choice.arrays
         method = HybridPages(choice.count * PAGE, PAGE)
-        eligible = jnp.broadcast_to(jnp.arange(scores.shape[2]) * PAGE < entries[:, None, None], scores.shape)
-        want: ReadUnits = method.best(scores, eligible, entries, most * PAGE)
+        slots, rows, pages = scores.shape
+        empty = jnp.zeros((slots, rows, pages * PAGE, 1))
+        positions = jnp.broadcast_to(jnp.arange(pages * PAGE), empty.shape[:3])
+        ops = dataclasses.replace(REFERENCE_OPS, page_scores=lambda pages, page_size: scores)
+        view = page_view(empty[:, :, 0], empty, empty, positions, entries, ops=ops)
+        want: ReadUnits = method.select(view, most * PAGE)
         units, chosen = self.choose(choice)
         np.testing.assert_array_equal(chosen, want.chosen)
         np.testing.assert_array_equal(units[chosen], np.asarray(want.units)[chosen])

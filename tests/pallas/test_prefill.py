@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from kvjax import cache
+from kvjax.attention import views
 from kvjax.attention.eviction import Observation, Streaming
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.cache import SlotLimits, View, Workspace
-from kvjax.pallas import prefill
+from kvjax.pallas.ops import backend_ops
 from tests.pallas.cases import Case
 from tests.pallas.interpreter import run
 
@@ -44,8 +45,8 @@ def installed(plan: LayerCacheConfig, *, implementation: str | None, dtype: str 
         )
     )
     limits = SlotLimits(*(jnp.int32(number) for number in (plan.max_retained, 64, 0, 0)))
-    options = {"scale": CASE.scale, "implementation": implementation}
-    new = prefill.write_slot(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), limits, **options)
+    options = {"scale": CASE.scale, "ops": backend_ops(implementation)}
+    new = views.write_slot(plan, view, workspace(dtype), jnp.int32(0), jnp.int32(LENGTH), limits, **options)
     return jax.tree.map(lambda leaf: leaf[0], new)
 
 
@@ -87,9 +88,9 @@ def test_a_chunk_is_attended_by_the_name_that_is_asked_for():
     q = whole.array(whole.draw(4, 64, 8, whole.dim))
 
     def attend(*arrays, implementation):
-        return prefill.attend(Workspace(k, v), *arrays, scale=0.1, window=None, implementation=implementation)
+        return backend_ops(implementation).prefill_attention(*arrays, scale=0.1, window=None)
 
-    arguments = q, jnp.int32(TOKENS - 64)
+    arguments = q, k, v, jnp.int32(TOKENS - 64)
     np.testing.assert_allclose(
         run("tpu", attend, *arguments), run("reference", attend, *arguments), rtol=2**-6, atol=2**-7
     )

@@ -36,8 +36,8 @@ def expected(case: Case, selection: ReadUnits) -> np.ndarray:
             read = oracle.entries_of(list(row), held, case.page)
             at = (slot, head // case.group)
             query = case.q[slot].reshape(-1, case.dim)[head]
-            found = oracle.attend(query[None], case.keys[at], case.values[at], read, case.scale)
-            out[slot].reshape(-1, case.dim)[head] = found[0]
+            attended = oracle.attend(query[None], case.keys[at], case.values[at], read, case.scale)
+            out[slot].reshape(-1, case.dim)[head] = attended[0]
     return out
 
 

@@ -1,4 +1,4 @@
-"""The methods by name. A name with a colon is somebody's own: `package.module:Class`."""
+"""The methods by name. A name with a colon is a class outside the library: `package.module:Class`."""
 
 import importlib
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ def find_method(name: str) -> Method:
     if not colon:
         raise ValueError(f"method {name!r} is not known: one of {', '.join(METHODS)}, or your own as module:Class")
     try:
-        found = getattr(importlib.import_module(module), attribute)()
+        method = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"method {name!r} cannot be made: {error}") from error
-    if not isinstance(found, Method):
-        raise ValueError(f"method {name!r} is a {type(found).__name__}: derive it from kvjax.attention.methods.Method")
-    return found
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name!r} is a {type(method).__name__}: derive it from kvjax.attention.methods.Method")
+    return method

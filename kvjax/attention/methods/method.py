@@ -1,4 +1,4 @@
-"""What a method is: how one number, the token budget, becomes a budget for each layer, and how that is spent."""
+"""Compression methods: from one token budget to a budget for each layer, and the stages that spend it."""
 
 import abc
 import dataclasses
@@ -80,14 +80,14 @@ class LayerCacheConfig:
 
     def serves(self, other: "LayerCacheConfig") -> bool:
         """Whether steps compiled for this plan can follow another one: the same stages, none of its numbers larger."""
-        ours, theirs = self.selection, other.selection
-        if ours is not None and theirs is not None:
-            if theirs.tokens > ours.tokens or theirs.dense_threshold > ours.dense_threshold:
+        compiled, requested = self.selection, other.selection
+        if compiled is not None and requested is not None:
+            if requested.tokens > compiled.tokens or requested.dense_threshold > compiled.dense_threshold:
                 return False
-            theirs = dataclasses.replace(theirs, tokens=ours.tokens, dense_threshold=ours.dense_threshold)
+            requested = dataclasses.replace(requested, tokens=compiled.tokens, dense_threshold=compiled.dense_threshold)
         smaller = other.capacity <= self.capacity and other.max_retained <= self.max_retained
         same = self.eviction == other.eviction and self.head_max_retained == other.head_max_retained
-        return smaller and same and ours == theirs
+        return smaller and same and compiled == requested
 
     def retained(self, length: int) -> int:
         """Entries that the view holds of a prompt of `length` tokens."""
@@ -149,8 +149,9 @@ class Method(abc.ABC):
         max_retained = budget.capacity - headroom
         if max_retained < eviction.min_retained:
             raise ValueError(
-                f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; {max_retained} others are fewer "
-                f"than the {eviction.min_retained} that {eviction} always keeps: raise the budget, or lower --headroom"
+                f"of capacity={budget.capacity} entries {headroom} are room for generated tokens; "
+                f"{max_retained} others are fewer than the {eviction.min_retained} that {eviction} always keeps: "
+                "raise the budget, or lower --headroom"
             )
         if budget.head_tokens is not None and eviction.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")

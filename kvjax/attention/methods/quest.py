@@ -1,4 +1,4 @@
-"""Quest (ICML 2024, arXiv 2406.10774): keep everything; each query head reads the pages that may matter to it."""
+"""Quest (ICML 2024, arXiv 2406.10774): a full view, of which a query head reads the pages of largest bounds."""
 
 import dataclasses
 

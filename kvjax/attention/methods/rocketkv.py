@@ -1,4 +1,4 @@
-"""RocketKV (ICML 2025, arXiv 2502.14051): keep what the last queries look at, read of that what each query wants."""
+"""RocketKV (ICML 2025, arXiv 2502.14051): eviction by a prompt's last queries, selection by each new one."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""SnapKV (NeurIPS 2024, arXiv 2404.14469): each query head keeps what its last queries look at."""
+"""SnapKV (NeurIPS 2024, arXiv 2404.14469): eviction for each query head, by the attention of the last queries."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""StreamingLLM (ICLR 2024, arXiv 2309.17453): the first tokens and the last ones, whatever they say."""
+"""StreamingLLM (ICLR 2024, arXiv 2309.17453): attention sinks and a recent window."""
 
 import dataclasses
 

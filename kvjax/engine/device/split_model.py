@@ -16,6 +16,7 @@ from jaxtyping import Array
 from kvjax.models import Decoder
 from kvjax.models.decoder import Layer
 from kvjax.pallas.dispatch import REFERENCE
+from kvjax.pallas.ops import backend_ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ class LayerKind:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """Arguments, beside arrays, of all that reads a workspace or a view."""
-        return {"scale": self.scale, "implementation": self.attention_backend, "mesh": self.mesh}
+        """The options of attention, beside arrays."""
+        return {"scale": self.scale, "ops": backend_ops(self.attention_backend, self.mesh)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

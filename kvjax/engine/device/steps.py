@@ -21,8 +21,7 @@ from kvjax.cache import ArraySpec, SlotLimits, View, Workspace, constrain
 from kvjax.engine.device.sampling import SamplerState, TokenSample, report, sample
 from kvjax.engine.device.split_model import LayerKind, Part
 from kvjax.models import Decoder
-from kvjax.pallas import prefill
-from kvjax.pallas.attend import attend as read
+from kvjax.pallas.ops import backend_ops
 
 SCORED_ROWS = 64  # prompt positions whose logits exist at a time
 
@@ -94,7 +93,8 @@ def prefill_layer(
             jax.lax.dynamic_update_slice_in_dim(workspace.v, v.astype(workspace.v.dtype), start, axis=1),
             None if workspace.queries is None else observe(workspace.queries, q, start, length),
         )
-        return prefill.attend(workspace, q, start, window=kind.window, **kind.reading)
+        ops = backend_ops(kind.attention_backend, kind.mesh)
+        return ops.prefill_attention(q, workspace.k, workspace.v, start, scale=kind.scale, window=kind.window)
 
     x = kind.part.merge(leaves)(jax.lax.dynamic_slice_in_dim(hidden, start, chunk), start + jnp.arange(chunk), attend)
     hidden = jax.lax.dynamic_update_slice_in_dim(hidden, x, start, axis=0)
@@ -140,7 +140,7 @@ def write_slot(
     limits: SlotLimits,
 ) -> View:
     """Writes what a view keeps of a finished workspace to a slot."""
-    new = prefill.write_slot(plan, view, workspace, slot, length, limits, **kind.reading)
+    new = views.write_slot(plan, view, workspace, slot, length, limits, **kind.reading)
     return constrain(new, _view_specs(plan, view), kind.mesh)
 
 
@@ -321,7 +321,7 @@ def _decode_layer(
     def attend(q: Array, k: Array, v: Array) -> Array:
         nonlocal view
         view = views.append(plan, view, q, k, v, position, active)
-        return read(plan, view, q, position, active, window=kind.window, **kind.reading)
+        return views.attend(plan, view, q, position, active, window=kind.window, **kind.reading)
 
     x = kind.part.merge(leaves)(x, position, attend)
     return x, view

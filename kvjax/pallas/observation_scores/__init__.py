@@ -1,4 +1,4 @@
-"""What the last queries of a prompt look at, which is what stage 1 keeps tokens by."""
+"""Observation scores: the attention that each token of a prompt receives from its last queries (stage 1)."""
 
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +18,7 @@ def observation_scores(
     per_head: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "R T"]:
-    """As `stage1.Observation.score` without sinks: attention received, max-pooled over the neighbours of a token.
+    """As `eviction.Observation.score` without sinks: attention received, max-pooled over the neighbours of a token.
 
     Args:
         queries: of positions `length - W` to `length - 1`, rotated; those that do not count may be anything.
@@ -47,7 +47,7 @@ def attention_received(
     per_head: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "R T"]:
-    """As `observation.attention_received`, before it is pooled: an `observation.Received` of each implementation.
+    """As `observation.attention_received`, before it is pooled.
 
     Returns:
         What each token gets; from `length` on it does not matter.

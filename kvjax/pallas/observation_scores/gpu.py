@@ -52,7 +52,7 @@ def attention_received(
         raise NotImplementedError(f"{together} queries of a row: more than {QUERIES // (2 * head_dim)} do not fit")
     columns = max(width for width in range(COLUMNS, WIDEST + 1, COLUMNS) if together % width == 0)
     counts = jnp.arange(window) >= window - observed
-    # in the order of the columns: where each query is asked from; before all keys where it does not count
+    # in the order of the columns: where each query is query_positions from; before all keys where it does not count
     asking = jnp.tile(jnp.where(counts, length - window + jnp.arange(window), -1), share)
     asking = asking.astype(jnp.float32).reshape(-1, columns)
     rows = jnp.where(counts[:, None], grouped, 0).reshape(heads // share, -1, columns, head_dim)
@@ -77,7 +77,7 @@ def _call(rows, k, asking, length, logarithm=None, *, share, scale) -> Any:
     scratch = {
         "queries": plgpu.SMEM((held, columns, head_dim), k.dtype, transforms=TILED),
         "keys": plgpu.SMEM((STAGES, TILE, head_dim), k.dtype, transforms=TILED),
-        "asked": plgpu.SMEM((held, columns), jnp.float32),
+        "query_positions": plgpu.SMEM((held, columns), jnp.float32),
         "once": plgpu.Barrier(num_arrivals=2 if first else held + 2),
         "arrived": plgpu.Barrier(num_barriers=STAGES),
     }
@@ -135,18 +135,18 @@ def _logits(keys, queries, asking, begin, fresh, scale):
         plgpu.wgmma(acc, keys, queries.transpose((1, 0)))
         return acc[...]
 
-    found = pl.run_scoped(products, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
+    logits = pl.run_scoped(products, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
     places = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT) + begin
-    asked = lax.broadcast_in_dim(plgpu.load(asking, layout=_LAYOUT.reduce(0)), shape, [1])
-    seen = (places >= fresh) & (places.astype(jnp.float32) <= asked)
-    return jnp.where(seen, found * scale, MASKED), seen
+    query_positions = lax.broadcast_in_dim(plgpu.load(asking, layout=_LAYOUT.reduce(0)), shape, [1])
+    seen = (places >= fresh) & (places.astype(jnp.float32) <= query_positions)
+    return jnp.where(seen, logits * scale, MASKED), seen
 
 
 def _sum(q, k, asking, length, most, total, *, share, splits, scale, **shared):
     """The first pass: an online softmax's maximum and sum of one chunk of queries over one split of the keys."""
     row, chunk, split = (lax.axis_index(name) for name in ("row", "chunk", "split"))
     plgpu.copy_gmem_to_smem(q.at[row, chunk], shared["queries"].at[0], shared["once"])
-    plgpu.copy_gmem_to_smem(asking.at[chunk], shared["asked"].at[0], shared["once"])
+    plgpu.copy_gmem_to_smem(asking.at[chunk], shared["query_positions"].at[0], shared["once"])
     buffers = {name: shared[name] for name in ("keys", "arrived")}
     count, fresh, begin, fetch = _tiles(k, length, share=share, splits=splits, **buffers)
     plgpu.barrier_wait(shared["once"])
@@ -156,7 +156,9 @@ def _sum(q, k, asking, length, most, total, *, share, splits, scale, **shared):
         stage = lax.rem(index, STAGES)
         plgpu.barrier_wait(shared["arrived"].at[stage])
         tile = shared["keys"].at[stage]
-        scores, seen = _logits(tile, shared["queries"].at[0], shared["asked"].at[0], begin(index), fresh(index), scale)
+        scores, seen = _logits(
+            tile, shared["queries"].at[0], shared["query_positions"].at[0], begin(index), fresh(index), scale
+        )
         new = jnp.maximum(maximum, jnp.max(scores, axis=0))
         weights = jnp.where(seen, jnp.exp(scores - lax.broadcast_in_dim(new, scores.shape, [1])), 0.0)
         denominator = denominator * jnp.exp(maximum - new) + jnp.sum(weights, axis=0)
@@ -185,7 +187,7 @@ def _weigh(q, k, asking, length, logarithm, out, *, share, splits, scale, **shar
     row = lax.axis_index("row")
     for chunk in range(shared["queries"].shape[0]):
         plgpu.copy_gmem_to_smem(q.at[row, chunk], shared["queries"].at[chunk], shared["once"])
-    plgpu.copy_gmem_to_smem(asking, shared["asked"], shared["once"])
+    plgpu.copy_gmem_to_smem(asking, shared["query_positions"], shared["once"])
     plgpu.copy_gmem_to_smem(logarithm.at[row], shared["sums"], shared["once"])
     buffers = {name: shared[name] for name in ("keys", "arrived")}
     count, _fresh, begin, fetch = _tiles(k, length, share=share, splits=splits, **buffers)
@@ -197,9 +199,13 @@ def _weigh(q, k, asking, length, logarithm, out, *, share, splits, scale, **shar
         plgpu.barrier_wait(shared["arrived"].at[stage])
 
         def add(chunk, received):
-            tile, queries, asked = shared["keys"].at[stage], shared["queries"].at[chunk], shared["asked"].at[chunk]
+            tile, queries, query_positions = (
+                shared["keys"].at[stage],
+                shared["queries"].at[chunk],
+                shared["query_positions"].at[chunk],
+            )
             # keys of the tile before count again, so that all of its places are written alike
-            scores, seen = _logits(tile, queries, asked, begin(index), 0, scale)
+            scores, seen = _logits(tile, queries, query_positions, begin(index), 0, scale)
             total = plgpu.load(shared["sums"].at[chunk], layout=_LAYOUT.reduce(0))
             weights = jnp.exp(scores - lax.broadcast_in_dim(total, scores.shape, [1]))
             return received + jnp.sum(jnp.where(seen, weights, 0.0), axis=1)

@@ -85,11 +85,11 @@ def _kernel(numbers, q_ref, k_ref, out, maximum, total, *, window, scale):
 
     def logits():
         """Those of a block, and which of its keys each query sees; a query that does not count sees none."""
-        found = jax.lax.dot_general(q_ref[0], k_ref[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        products = jax.lax.dot_general(q_ref[0], k_ref[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         order = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0), window)
-        asking = jnp.where(order >= window - observed, length - window + order, -1)
-        seen = index * block + jax.lax.broadcasted_iota(jnp.int32, found.shape, 1) <= asking
-        return jnp.where(seen, found * scale, MASKED), seen
+        query_positions = jnp.where(order >= window - observed, length - window + order, -1)
+        seen = index * block + jax.lax.broadcasted_iota(jnp.int32, products.shape, 1) <= query_positions
+        return jnp.where(seen, products * scale, MASKED), seen
 
     @pl.when((again == 0) & (index == 0))
     def _():

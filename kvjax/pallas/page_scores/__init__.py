@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.hybrid import bounded_scores
+from kvjax.attention.scores import bounded_scores
 from kvjax.pallas.dispatch import dispatch
 from kvjax.pallas.page_scores import gpu, tpu
 
@@ -17,7 +17,7 @@ def page_scores(
     scale: float,
     implementation: str | None = None,
 ) -> Float[Array, "B K P"]:
-    """The engine's score of each page (`hybrid.bounded_scores`), 0 for one without an entry.
+    """The engine's score of each page (`scores.bounded_scores`), 0 for one without an entry.
 
     Args:
         bounds: of each page the largest and the smallest key, elementwise; of pages without an entry anything.

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.hybrid import bounding_queries, group_weights
+from kvjax.attention.scores import bounding_queries, group_weights
 from kvjax.pallas.hopper import COLUMNS, MULTIPROCESSORS, TILED
 
 TILE = 64  # pages at a time: the rows of one product

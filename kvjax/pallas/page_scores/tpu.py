@@ -96,11 +96,11 @@ def _kernel(entries, last, q_ref, summary, out, logits, *, page_size, per_page, 
         if per_page == 2:
             rows = summary[0, 0, 0]
             row = jax.lax.broadcasted_iota(jnp.int32, (group, block), 1)
-            mine = jnp.where(row % 2 == 0, times(up, rows), times(down, rows))
-            found = mine + pltpu.roll(mine, block - 1, 1)
+            half = jnp.where(row % 2 == 0, times(up, rows), times(down, rows))
+            score = half + pltpu.roll(half, block - 1, 1)
         else:
-            found = times(up, summary[0, 0, 0]) + times(down, summary[0, 0, 1])
-        logits[index] = jnp.where(counts(index) > 0, found * scale, MASKED)
+            score = times(up, summary[0, 0, 0]) + times(down, summary[0, 0, 1])
+        logits[index] = jnp.where(counts(index) > 0, score * scale, MASKED)
 
     @pl.when(index == pl.num_programs(2) - 1)
     def _():

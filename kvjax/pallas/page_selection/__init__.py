@@ -1,4 +1,4 @@
-"""Which pages of a view a decode step reads: the best by their scores, and always the one that is being written."""
+"""Page selection: the pages of a view that a decode step reads, the best by score and always the newest."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,7 +17,7 @@ def page_selection(
     most: Int[Array, "B"] | None = None,
     implementation: str | None = None,
 ) -> ReadUnits:
-    """At most `count` pages of each row, as `Selection.best` for a method that always reads the newest page.
+    """At most `count` pages of each row, as `Ops.page_selection` with the newest page always among them.
 
     Of equal scores the earlier page is better; 0 and -0 are equal. A page without an entry is never chosen, nor is one
     that scores -inf. All implementations choose the same pages: the reference best first, kernels by their index.

@@ -71,7 +71,7 @@ def page_selection(
     return ReadUnits(jnp.maximum(units, 0), units >= 0)
 
 
-def _kernel(ranked, wanted, out, **shared):
+def _kernel(ranked, limit_by_slot, out, **shared):
     slot, row = lax.axis_index("slot"), lax.axis_index("row")
     plgpu.copy_gmem_to_smem(ranked.at[slot, row], shared["ranks"], shared["arrived"])
     up_to, before = (_iota(0, _LAYOUT) <= _iota(1, _LAYOUT)), (_iota(1, _LAYOUT) < _iota(0, _LAYOUT))
@@ -90,7 +90,7 @@ def _kernel(ranked, wanted, out, **shared):
         none = plgpu.layout_cast(jnp.zeros(SQUARE, jnp.int32), _FLAT)
         return jnp.sum(lax.fori_loop(0, squares, add, none))
 
-    limit = jnp.minimum(wanted[slot], count(lambda rank, _: rank > NEVER))
+    limit = jnp.minimum(limit_by_slot[slot], count(lambda rank, _: rank > NEVER))
 
     def higher(step, least):
         tried = least + lax.shift_left(1, BITS - 1 - step)  # the first wraps round to 0
@@ -151,8 +151,8 @@ def _pack(least, end, limit, begin, squares, shared):
     empty = plgpu.layout_cast(jnp.zeros(SQUARE, jnp.float32), _LAYOUT)
     none = plgpu.layout_cast(jnp.zeros((SIDE,), jnp.float32), column)
     orders, chunk, _ = lax.fori_loop(0, squares, add, (empty, none, jnp.float32(0)))
-    found = orders == (1 + _iota(1, _LAYOUT)).astype(jnp.float32)  # in each column the lane of its page
-    lane = jnp.sum(jnp.where(found, _iota(0, _LAYOUT).astype(jnp.float32), 0.0), axis=0)
+    lane_of_page = orders == (1 + _iota(1, _LAYOUT)).astype(jnp.float32)  # in each column the lane of its page
+    lane = jnp.sum(jnp.where(lane_of_page, _iota(0, _LAYOUT).astype(jnp.float32), 0.0), axis=0)
     nth = begin + plgpu.broadcasted_iota(jnp.int32, (SIDE,), 0, layout=column)
     return jnp.where(nth < limit, chunk * SIDE + lane, -1.0).astype(jnp.int32)
 

@@ -1,4 +1,4 @@
-"""What kernels choose pages by: integers in the order of the scores.
+"""Ranks of pages: integers in the order of the scores, by which kernels choose.
 
 A kernel then only compares and counts. The n-th largest of 32-bit integers is found bit by bit, in 32 counts over all
 of them, where sorting would move them; what XLA makes of this here is one pass over the scores.

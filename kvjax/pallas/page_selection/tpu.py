@@ -42,7 +42,7 @@ def page_selection(
     together = min(groups, max(1, TOGETHER // (chunks * SUBLANES * LANES * 4)))
     padded = ((0, groups * SUBLANES - slots * rows), (0, chunks * LANES - pages))
     ranked = jnp.pad(ranks(scores, entries, page_size).reshape(-1, pages), padded, constant_values=NEVER)
-    wanted = jnp.pad(jnp.repeat(limits(slots, count, most), rows), padded[0])
+    row_limits = jnp.pad(jnp.repeat(limits(slots, count, most), rows), padded[0])
     units = pl.pallas_call(
         _kernel,
         grid=(pl.cdiv(groups, together),),
@@ -55,7 +55,7 @@ def page_selection(
         scratch_shapes=[pltpu.VMEM((together, SUBLANES, LANES), jnp.int32)] * 2,
         name="page_selection",
     )(
-        wanted.reshape(groups, SUBLANES, 1),
+        row_limits.reshape(groups, SUBLANES, 1),
         # as they lie in memory already: tiles of eight rows by 128 pages
         ranked.reshape(groups, SUBLANES, chunks, LANES).swapaxes(1, 2),
     )
@@ -63,7 +63,7 @@ def page_selection(
     return ReadUnits(jnp.maximum(units, 0), units >= 0)
 
 
-def _kernel(wanted, ranked, out, threshold, bound):
+def _kernel(row_limits, ranked, out, threshold, bound):
     groups, chunks = ranked.shape[:2]
     part = (groups, SUBLANES, SUBLANES, LANES)  # of some chunks, each the same lanes of eight rows
 
@@ -78,7 +78,7 @@ def _kernel(wanted, ranked, out, threshold, bound):
         none = jnp.zeros((groups, SUBLANES, LANES), jnp.float32)
         return jnp.sum(jax.lax.fori_loop(0, chunks // SUBLANES, add, none), axis=2, keepdims=True)
 
-    limit = jnp.minimum(wanted[...].astype(jnp.float32), count(lambda rank, _: rank > NEVER))
+    limit = jnp.minimum(row_limits[...].astype(jnp.float32), count(lambda rank, _: rank > NEVER))
 
     def higher(step, least):
         tried = least + jax.lax.shift_left(1, BITS - 1 - step)  # the first wraps round to 0

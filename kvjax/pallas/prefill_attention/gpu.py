@@ -135,10 +135,10 @@ def _kernel(q, k, v, start, out, *, share, scale, window, **shared):
         def visible(tile):
             """Which keys of a tile each query sees."""
             shape, begin = (ROWS, BLOCK), jnp.maximum(nominal(tile), 0)
-            asking = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT) + (start[0] + row)
+            query_positions = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT) + (start[0] + row)
             places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_LAYOUT) + begin
-            seen = (places <= asking) & (places < nominal(tile) + BLOCK)
-            return seen if window is None else seen & (places > asking - window)
+            seen = (places <= query_positions) & (places < nominal(tile) + BLOCK)
+            return seen if window is None else seen & (places > query_positions - window)
 
         _attend(queries, shared["weights"].at[warpgroup], count, nominal, visible, end, scale, window, shared)
         plgpu.commit_smem()

@@ -52,7 +52,7 @@ def prefill_attention(
     steps = jnp.max(last - first) + 1
 
     # the heads of a group lie side by side, as a projection leaves them: nothing is transposed before or after
-    def asking(head, part, *_):
+    def query_block(head, part, *_):
         return part, head
 
     def seen(head, part, index, _, first, last):  # a block that was there already is not fetched again
@@ -67,11 +67,11 @@ def prefill_attention(
             num_scalar_prefetch=3,
             grid=(kv_heads, len(begin), steps),
             in_specs=[
-                pl.BlockSpec((queries, group * head_dim), asking),
+                pl.BlockSpec((queries, group * head_dim), query_block),
                 pl.BlockSpec((1, block, head_dim), seen),
                 pl.BlockSpec((1, block, head_dim), seen),
             ],
-            out_specs=pl.BlockSpec((queries, group * head_dim), asking),
+            out_specs=pl.BlockSpec((queries, group * head_dim), query_block),
             scratch_shapes=[rows(group, queries, 1), rows(group, queries, 1), rows(group, queries, head_dim)],
         ),
         out_shape=jax.ShapeDtypeStruct((chunk, heads * head_dim), q.dtype),
@@ -91,7 +91,7 @@ def prefill_attention(
 def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *, group, chunk, scale, window):
     part, index = pl.program_id(1), pl.program_id(2)
     (queries, _), (_, block, head_dim) = q_ref.shape, k_ref.shape
-    asked = start[0] + part * queries  # the first position that asks
+    first_query = start[0] + part * queries  # its position
     begin = (first[part] + index) * block
 
     @pl.when(index == 0)
@@ -107,7 +107,7 @@ def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *
             inside = begin + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < start[0] + chunk
             values = jnp.where(inside, values, 0)
             # how far a key lies behind a query
-            behind = asked - begin + jax.lax.broadcasted_iota(jnp.int32, (queries, block), 0)
+            behind = first_query - begin + jax.lax.broadcasted_iota(jnp.int32, (queries, block), 0)
             behind = behind - jax.lax.broadcasted_iota(jnp.int32, (queries, block), 1)
             visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         for head in range(group):
@@ -125,9 +125,9 @@ def _kernel(start, first, last, q_ref, k_ref, v_ref, out, maximum, total, acc, *
             total[head] = total[head] * shrink + jnp.sum(weights, axis=1, keepdims=True)
             acc[head] = acc[head] * shrink + mixed
 
-    whole = begin + block - 1 <= asked  # every query sees every key
+    whole = begin + block - 1 <= first_query  # every query sees every key
     if window is not None:
-        whole &= begin > asked + queries - 1 - window
+        whole &= begin > first_query + queries - 1 - window
 
     @pl.when((first[part] + index <= last[part]) & whole)
     def _():

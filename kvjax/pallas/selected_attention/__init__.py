@@ -19,7 +19,7 @@ def selected_attention(
     scale: float,
     implementation: str | None = None,
 ) -> Float[Array, "B K G D"]:
-    """As `selection.attend_selected`; zeros for a slot that selects nothing.
+    """As `read_units.attend_selected`; zeros for a slot that selects nothing.
 
     Args:
         k, v: what lies behind a slot's entries may be anything.

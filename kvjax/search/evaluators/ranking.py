@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kvjax.attention.eviction import Eviction
+from kvjax.attention.eviction import Eviction, PromptState
 from kvjax.attention.observation import prompt_queries
 from kvjax.models import Decoder
 from kvjax.search.evaluators.prefill import prefill, prefill_cases
@@ -124,7 +124,7 @@ def _prefill(
 
     def rank(q: Float[Array, "T H D"], k: Float[Array, "K T D"], v: Float[Array, "K T D"], window: int | None) -> None:
         queries = prompt_queries(q, length, recent)
-        scores = eviction.score(queries, k, length, jnp.int32(recent), scale=decoder.config.query_scale)
+        scores = eviction.score(PromptState(queries, k, v, length, scale=decoder.config.query_scale))
         entropies.append(_entropy(jnp.where(places < length - recent, scores, 0)))
         if window is None:
             ranked = jnp.where(places >= length - recent, jnp.inf, scores)

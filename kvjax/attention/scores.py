@@ -1,7 +1,7 @@
-"""Hybrid sparse attention (RocketKV's stage 2): which pages of a view the query heads of a group want, together.
+"""Scores of a view's pages and tokens, by which a decode step selects: hybrid attention (RocketKV), Quest, exact top-k.
 
-Two estimates of a page's logits, one softmax. `sparse_queries` is the paper's: few head dims, one sign for the
-group. `bounding_queries` takes all head dims and each head's own sign, which bounds the page from above.
+Hybrid attention has two estimates of a page's logits and one softmax. `sparse_queries` is the paper's: few head dims,
+one sign for the group. `bounding_queries` takes all head dims and each head's own sign: a bound from above.
 """
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.attention.dense import MASKED
 
-_TINY = 1e-30  # a query of zeros asks for everything alike, not for NaN
+_TINY = 1e-30  # a query of zeros weighs everything alike, and is not NaN
 
 
 def sparse_queries(q: Float[Array, "B K G D"], dims: int) -> tuple[Float[Array, "B K G 2 D"], Float[Array, "B K G"]]:
@@ -104,3 +104,18 @@ def bounded_scores(
     """The engine's score of each page: each head's upper bound times `scale`, softmax over entries, group mean."""
     temperature = jnp.full(q.shape[:3], 1 / scale)
     return group_weights(page_logits(bounding_queries(q), bounds), temperature, page_counts(filled, page_size))
+
+
+def quest_scores(q: Float[Array, "B K G D"], bounds: Float[Array, "B K P 2 D"]) -> Float[Array, "B H P"]:
+    """Quest (arXiv 2406.10774): `sum_d max(q_d max_d, q_d min_d)` of each page, for each query head."""
+    return page_logits(bounding_queries(q), bounds).reshape(q.shape[0], -1, bounds.shape[2])
+
+
+def exact_scores(
+    q: Float[Array, "B K G D"], k: Float[Array, "B K C D"], filled: Bool[Array, "B K C"], *, scale: float, shared: bool
+) -> Float[Array, "B R C"]:
+    """By every key: each head's own logits [B H C] or, `shared`, the mean of the group's attention weights [B K C]."""
+    logits = jnp.einsum("bkgd,bkcd->bkgc", q, k, preferred_element_type=jnp.float32) * scale
+    if shared:
+        return group_weights(logits, jnp.ones(q.shape[:3]), filled.astype(jnp.int32))
+    return logits.reshape(q.shape[0], -1, k.shape[2])
