@@ -38,4 +38,4 @@ def _solved(row: Row) -> str:
 def _sample(row: Row, before: str) -> Sample:
     answer = _solved(row)
     result = answer.split("####")[-1].strip()
-    return Sample(before, f"Question: {row.text('question')}\n", "TargetReply:", (result,), 256, reply=f" {answer}")
+    return Sample(before, f"Question: {row.text('question')}\n", "Answer:", (result,), 256, reply=f" {answer}")

@@ -55,7 +55,7 @@ def _sample(row: Row, family: str) -> Sample:
         gap = "" if prefix[:1].isspace() else " "
         question, prefix = question + gap, prefix.rstrip()
     else:
-        mark = "?" if family == "niah" else "TargetReply:"
+        mark = "?" if family == "niah" else "Answer:"
         end = question.rfind(mark) + (len(mark) if mark == "?" else 0)
         question, prefix = question[:end], question[end:]
     reply = f" {', '.join(answers if family != 'qa' else answers[:1])}"

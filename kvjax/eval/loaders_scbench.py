@@ -81,7 +81,7 @@ def _context(row: Row) -> str:
 def _turn(turn: Row, task: str) -> Question:
     asked, answers = turn.text("input"), turn.texts("answer")
     if task == "qa_eng":
-        return Question(f"Question: {asked}\n", "TargetReply:", answers, f" {answers[0]}")
+        return Question(f"Question: {asked}\n", "Answer:", answers, f" {answers[0]}")
     if task == "mf":
         found = re.search(r"The (.+) is", asked)
         if not found:

@@ -117,9 +117,7 @@ class PlainAnswering:
 
     def context(self, documents: list[str]) -> str:
         told = "\n\n".join(f"Document {i}:\n{document}" for i, document in enumerate(documents, 1))
-        rule = (
-            "TargetReply the question based on the given documents. Only give me the answer and do not output any other"
-        )
+        rule = "Answer the question based on the given documents. Only give me the answer and do not output any other"
         return f"{rule} words.\n\nThe following are given documents.\n\n{told}\n\n{rule} words.\n\n"
 
     def ask(self, person: Person, aspect: int, friend: Person | None) -> Question:
@@ -131,7 +129,7 @@ class PlainAnswering:
             f"In which year was {who} born?",
         )
         answer = (friend or person).facts[aspect]
-        return Question(f"Question: {asked[aspect]}\n", "TargetReply:", (answer,), f" {answer}")
+        return Question(f"Question: {asked[aspect]}\n", "Answer:", (answer,), f" {answer}")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class PlainChain:
         return Question(
             f"Question: How many apples does {last.name} have? Write down the intermediate results, "
             "and the result at the end after ####.\n",
-            "TargetReply:",
+            "Answer:",
             (str(last.result),),
             " ".join(told) + f"\n#### {last.result}",
         )

@@ -58,7 +58,7 @@ RULER_COMMON = CountingWords(
     "Below is a numbered list of words. In these words, some appear more often than others. "
     "Memorize the ones that appear most often.\n",
     "Question: What are the 10 most common words in the above list?\n",
-    "TargetReply: The top 10 words that appear most often in the list are:",
+    "Answer: The top 10 words that appear most often in the list are:",
     words="plain",
     numbered=True,
 )
@@ -67,7 +67,7 @@ RULER_FREQUENT = CountingWords(
     "Find the three most frequently appeared coded words. ",
     "Question: Do not provide any explanation. Please ignore the dots '....'. "
     "What are the three most frequently appeared words in the above coded text?\n",
-    "TargetReply: According to the coded text above, the three most frequently appeared words are:",
+    "Answer: According to the coded text above, the three most frequently appeared words are:",
     words="coded",
     numbered=False,
 )

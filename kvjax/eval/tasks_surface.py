@@ -131,7 +131,7 @@ class RulerSurface:
         """Asks for all variables that hold `value`."""
         asked = f"Question: Find all variables that are assigned the value {value} in the text above.\n"
         prefix = (
-            "TargetReply: According to the chain(s) of variable assignment in the text above, "
+            "Answer: According to the chain(s) of variable assignment in the text above, "
             f"{len(chain)} variables are assigned the value {value}, they are:"
         )
         return Question(asked, prefix, chain, f" {' '.join(chain)}")
