@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 from tokenizers import Tokenizer
 
-from kvjax.eval.tasks_chain import ChainTask, MiniChain
-from kvjax.eval.tasks_needle import NeedleTask
-from kvjax.eval.tasks_sample import Question, Sample
-from kvjax.eval.tasks_surface import MINI, Kind
-from kvjax.eval.tasks_variables import VariableTask
-from kvjax.eval.tasks_words import NOUNS
+from kvjax.eval.tasks import Question, Sample
+from kvjax.eval.tasks.chain import ChainTask, MiniChain
+from kvjax.eval.tasks.needle import NeedleTask
+from kvjax.eval.tasks.surface import MINI, Kind
+from kvjax.eval.tasks.variables import VariableTask
+from kvjax.eval.tasks.words import NOUNS
 from kvjax.train.tokenizer import ASSISTANT, END, EOS, PAIRS, SPECIAL, USER
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kvjax.eval.tasks_words import ADJECTIVES, NOISE, NOUNS, PLACES, VERBS
-from kvjax.train.corpus import standard_library
+from kvjax.eval.tasks.library import standard_library
+from kvjax.eval.tasks.words import ADJECTIVES, NOISE, NOUNS, PLACES, VERBS
 
 EOS, PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
     "<|eos|>",

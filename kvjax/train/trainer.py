@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
+from kvjax.eval.tasks.library import standard_library
 from kvjax.models import save as save_decoder
 from kvjax.train.checkpoint import Checkpoints, Place
 from kvjax.train.config import TrainConfig
-from kvjax.train.corpus import standard_library
 from kvjax.train.documents import Documents, corpus_ids
 from kvjax.train.evaluation import Score, held_out, make_predict, score
 from kvjax.train.feed import Feed

@@ -8,16 +8,16 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from benchmarks import methods, methods_engine
+from benchmarks.model_card import induction
 from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
 from kvjax.eval.retained import Retained
-from kvjax.eval.retained_plot import FOUND, LOST, plot
-from kvjax.eval.retained_render import drawing
+from kvjax.eval.retained.plot import FOUND, LOST, plot
+from kvjax.eval.retained.render import drawing
 from kvjax.eval.runner import Case, Conduct, evaluate
-from kvjax.eval.target import Footprint
-from kvjax.eval.target_engine import EngineTarget
+from kvjax.eval.targets import Footprint
+from kvjax.eval.targets.engine import EngineTarget
 from kvjax.eval.tasks import TASKS
-from kvjax.train import induction
 from tests.eval.recall import BUDGET, LENGTH, ROOM, SIZES, Recall
 
 CONFIG = EngineConfig(

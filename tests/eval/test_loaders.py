@@ -6,10 +6,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from kvjax.eval.loaders import LOADERS, DataSet, LoadError, load
+from kvjax.eval.datasets import LOADERS, DataSet, LoadError, load
 from kvjax.eval.metrics import score_turns
-from kvjax.eval.tasks import Task
-from kvjax.eval.tasks_sample import Sample
+from kvjax.eval.tasks import Sample, Task
 from tests.eval.test_tasks import words
 
 

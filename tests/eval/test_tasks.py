@@ -10,12 +10,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from kvjax.eval.metrics import METRICS, score_turns
-from kvjax.eval.tasks import TASKS, Task, find_task
-from kvjax.eval.tasks_needle import NeedleTask
-from kvjax.eval.tasks_sample import Sample, largest_fit
-from kvjax.eval.tasks_surface import MINI, RULER
-from kvjax.eval.tasks_variables import VariableTask
-from kvjax.eval.tasks_words import ADJECTIVES, NOUNS, noise, sentences
+from kvjax.eval.tasks import TASKS, Sample, Task, find_task
+from kvjax.eval.tasks.fitting import largest_fit
+from kvjax.eval.tasks.needle import NeedleTask
+from kvjax.eval.tasks.surface import MINI, RULER
+from kvjax.eval.tasks.variables import VariableTask
+from kvjax.eval.tasks.words import ADJECTIVES, NOUNS, noise, sentences
 
 ALL = sorted(TASKS)
 EIGHT = [

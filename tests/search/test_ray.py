@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.model_card.induction import Induction, write
 from kvjax import models
 from kvjax.attention.eviction import Observation
 from kvjax.search.config import SearchConfig
@@ -25,7 +26,6 @@ from kvjax.search.reading import Reader, Readings
 from kvjax.search.run import search
 from kvjax.search.samples import RankedCase, SampleSets
 from kvjax.search.scores import Scores
-from kvjax.train.induction import Induction, write
 
 WORDS, LENGTH, SAMPLES = 64, 100, 11  # the last block of samples is filled up
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvjax.train.corpus import HELD_OUT, standard_library
+from kvjax.eval.tasks.library import HELD_OUT, standard_library
 
 
 def test_whole_packages_are_held_out():
