@@ -1,6 +1,6 @@
-"""How well a model writes Python that training held out: bits a byte and the next line, against a byte 5-gram.
+"""Code completion on Python that training held out: bits a byte and the next line, against a byte 5-gram.
 
-The 5-gram has counted the very files that the model was trained on, and both are asked about the same bytes.
+The 5-gram has counted the very files that the model was trained on, and both predict the same bytes.
 """
 
 import argparse
@@ -45,18 +45,18 @@ def lines(files: list[tuple[str, str]], count: int, seed: int = 0) -> list[Line]
     Raises:
         ValueError: the files hold too few.
     """
-    found = []
+    candidates = []
     for _, text in files:
         every = text.splitlines(keepends=True)
         start = sum(map(len, every[: len(every) // 2]))
         for line in every[len(every) // 2 :]:
             code = line.strip()
             if len(code) >= SHORTEST and not any(mark in code for mark in ("#", "`", "//")):
-                found.append(Line(text[: start + len(line) - len(line.lstrip())], code))
+                candidates.append(Line(text[: start + len(line) - len(line.lstrip())], code))
             start += len(line)
-    if len(found) < count:
-        raise ValueError(f"the files have {len(found)} lines to ask for, {count} were wanted")
-    return random.Random(seed).sample(found, count)
+    if len(candidates) < count:
+        raise ValueError(f"the files have {len(candidates)} lines to complete, not {count}")
+    return random.Random(seed).sample(candidates, count)
 
 
 def windows(tokens: int, length: int, count: int) -> list[int]:
@@ -72,7 +72,7 @@ def windows(tokens: int, length: int, count: int) -> list[int]:
 
 
 class CodeMeasurement:
-    """A model, in an engine that has started, and a baseline, asked the same."""
+    """A model, in an engine that has started, and a baseline, on the same text."""
 
     def __init__(self, engine: Engine, tokenizer: Any, ngram: ByteNgram) -> None:
         """`tokenizer` is the model's as transformers has it, which tells where in a text a token begins."""
@@ -98,24 +98,24 @@ class CodeMeasurement:
             size += end - begin
         return model / size, baseline / size
 
-    def lines(self, wanted: list[Line], length: int) -> tuple[list[str], list[str]]:
-        """What the model and the 5-gram write, greedily, to complete each line after the last `length` tokens.
+    def lines(self, expected: list[Line], length: int) -> tuple[list[str], list[str]]:
+        """The completions by the model and by the 5-gram, greedily, of each line after the last `length` tokens.
 
         The model sees fewer if its context has no room for both them and the line.
         """
         room = min(length, self.engine.max_model_len - NEW)
         # a word's token holds the blank before it, so the model must write the last blank of the indentation itself
-        texts = [line.context[-8 * length :].removesuffix(" ") for line in wanted]
+        texts = [line.context[-8 * length :].removesuffix(" ") for line in expected]
         prompts = [self.tokenizer(text)["input_ids"][-room:] for text in texts]
         write = SamplingParams(max_tokens=NEW, temperature=0.0, stop=("\n",))
         written = [reply.text for reply in self.engine.generate(prompts, write, progress=False)]
-        counted = [self.ngram.line(line.context[-64:].encode(), 4 * NEW).decode(errors="replace") for line in wanted]
+        counted = [self.ngram.line(line.context[-64:].encode(), 4 * NEW).decode(errors="replace") for line in expected]
         return written, counted
 
 
-def scores(bits: float, wanted: list[Line], written: list[str]) -> CodeScores:
+def scores(bits: float, expected: list[Line], written: list[str]) -> CodeScores:
     """The mean scores of written lines; blanks around them are not scored."""
-    pairs = [(line.line, text.strip()) for line, text in zip(wanted, written, strict=True)]
+    pairs = [(line.line, text.strip()) for line, text in zip(expected, written, strict=True)]
     similar = [edit_similarity(text, [line]) for line, text in pairs]
     return CodeScores(bits, float(np.mean(similar)), float(np.mean([line == text for line, text in pairs])))
 
@@ -137,22 +137,22 @@ def main(argv: list[str] | None = None) -> None:
     files = standard_library(held_out=True)
     ngram = ByteNgram([text.encode() for _, text in standard_library()], args.order)
     text = "".join(text for _, text in files)
-    wanted = lines(files, args.samples)
+    expected = lines(files, args.samples)
     with engine:
         measurement = CodeMeasurement(engine, AutoTokenizer.from_pretrained(args.model), ngram)
         bits = measurement.bits(text, args.length, args.samples)
-        written = measurement.lines(wanted, args.length)
-    found = {
-        name: scores(cost, wanted, own)
+        written = measurement.lines(expected, args.length)
+    figures = {
+        name: scores(cost, expected, own)
         for name, cost, own in zip(("model", f"{args.order}-gram"), bits, written, strict=True)
     }
     print(f"held-out Python, {args.samples} windows of {args.length} tokens and {args.samples} next lines")
     print(f"{'':10s} {'bits a byte':>12s} {'edit similarity':>16s} {'exact lines':>12s}")
-    for name, own in found.items():
+    for name, own in figures.items():
         print(f"{name:10s} {own.bits:12.3f} {own.similarity:16.1%} {own.exact:12.1%}")
     if args.json:
-        args.json.write_text(json.dumps({name: asdict(own) for name, own in found.items()}, indent=1) + "\n")
-    model, baseline = found.values()
+        args.json.write_text(json.dumps({name: asdict(own) for name, own in figures.items()}, indent=1) + "\n")
+    model, baseline = figures.values()
     better = model.bits < baseline.bits and model.similarity > baseline.similarity
     print("the model wins" if better else "the model does not win: train longer or on more Python")
     raise SystemExit(not better)

@@ -1,4 +1,4 @@
-"""A run's log as figures and a picture: what was learned when, against the tokens learned from."""
+"""Training curves: a run's log as figures and a plot over the tokens learned from."""
 
 import argparse
 import itertools
@@ -21,13 +21,13 @@ def history(config: TrainConfig) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: train first")
     lines = {line["total"]: line for line in map(json.loads, path.read_text().splitlines())}
-    found, tokens, before = [], 0, 0
+    evaluations, tokens, before = [], 0, 0
     for total in sorted(lines):
         stage = config.stages[lines[total]["stage"]]
         tokens += (total - before) * stage.batch * stage.context
         before = total
-        found.append(lines[total] | {"tokens": tokens})
-    return found
+        evaluations.append(lines[total] | {"tokens": tokens})
+    return evaluations
 
 
 def summary(config: TrainConfig) -> str:
@@ -42,21 +42,23 @@ def summary(config: TrainConfig) -> str:
 
 
 def stages(config: TrainConfig) -> list[str]:
-    """How each stage ended, and where retrieval appeared: the first evaluation that has half of all recall right."""
+    """The end of each stage, and where retrieval appeared: the first evaluation that has half of all recall right."""
     lines = history(config)
-    found = []
+    report = []
     last = {line["stage"]: line for line in lines}
     for line in last.values():
         shown = "  ".join(f"{kind} {s['tokens']:.3f}/{s['replies']:.3f}" for kind, s in line["scores"].items())
-        found.append(
+        report.append(
             f"context {line['context']:5d}  {line['total']:6d} steps  {line['tokens'] / 1e6:7.2f}M tokens  {shown}"
         )
     recalled = [(line, line["scores"]["recall"]["tokens"]) for line in lines if "recall" in line["scores"]]
     at = next((index for index, (_, share) in enumerate(recalled) if share >= 0.5), None)
     if at is not None:
         sides = [f"{share:.2f} at step {line['total']}" for line, share in recalled[max(at - 1, 0) : at + 1]]
-        found.append(f"retrieval appeared: recall {' and '.join(sides)}, {recalled[at][0]['tokens'] / 1e6:.2f}M tokens")
-    return found
+        report.append(
+            f"retrieval appeared: recall {' and '.join(sides)}, {recalled[at][0]['tokens'] / 1e6:.2f}M tokens"
+        )
+    return report
 
 
 def plot(config: TrainConfig, path: Path) -> None:
@@ -78,9 +80,9 @@ def plot(config: TrainConfig, path: Path) -> None:
     for kind in dict.fromkeys(kind for line in lines for kind in line["scores"]):
         own = [line for line in lines if kind in line["scores"]]
         # in Python text every token counts, so no stretch of it is ever right as a whole
-        what = "tokens" if kind in ("python", "repeats") else "replies"
-        places, shares = [line["tokens"] / 1e6 for line in own], [line["scores"][kind][what] for line in own]
-        axes.plot(places, shares, marker=".", label=f"{kind}, {what}")
+        unit = "tokens" if kind in ("python", "repeats") else "replies"
+        places, shares = [line["tokens"] / 1e6 for line in own], [line["scores"][kind][unit] for line in own]
+        axes.plot(places, shares, marker=".", label=f"{kind}, {unit}")
     for before, line in itertools.pairwise(lines):
         if line["stage"] != before["stage"]:
             axes.axvline(before["tokens"] / 1e6, color="grey", linewidth=0.8, linestyle=":")

@@ -1,4 +1,4 @@
-"""Where in the context the needle stands: the same sample with its needle moved to a chosen depth."""
+"""Needle depth: the same sample with its needle moved to a chosen place of the context."""
 
 import re
 from dataclasses import replace
@@ -22,7 +22,7 @@ def at_depth(sample: Sample, depth: float) -> Sample:
         raise ValueError(f"{len(sample.answers)} answers: only a sample with one has a depth")
     sentences = _BETWEEN.split(sample.context.rstrip("\n"))
     holding = [index for index, sentence in enumerate(sentences) if sample.answers[0] in sentence]
-    if len(holding) > 1:  # another key has the same value by chance: the asked one is named in the answer's beginning
+    if len(holding) > 1:  # another key has the same value by chance: the queried one is named in the answer's beginning
         holding = [index for index in holding if sample.answer_prefix in sentences[index]]
     if len(holding) != 1:
         raise ValueError(f"{len(holding)} sentences hold the answer {sample.answers[0]!r}, one must")

@@ -1,4 +1,4 @@
-"""Is there something to compress? Needle tasks with most of the context's keys evicted, against the full cache.
+"""Sensitivity to eviction: needle tasks with most of the context's keys evicted, against the full cache.
 
 The eviction is SnapKV's, uniform: every KV head of every layer keeps the same few keys, chosen once by what the last
 queries of the prompt attend to. It is a measurement, not how kvjax serves: keys are hidden behind a mask, no memory is
@@ -32,8 +32,8 @@ LEAST_LOSS = 0.10
 
 
 @dataclass(frozen=True)
-class Eviction:
-    """What every KV head of every layer keeps of a prompt.
+class UniformEviction:
+    """Uniform eviction: every KV head of every layer retains the same number of a prompt's keys.
 
     Attributes:
         budget: keys kept, the window's among them.
@@ -52,14 +52,14 @@ class Eviction:
             raise ValueError(f"kernel is {self.kernel}, must be positive and odd")
 
 
-def kept(
-    eviction: Eviction,
+def retained_mask(
+    eviction: UniformEviction,
     q: Float[Array, "W K G D"],
     k: Float[Array, "T K D"],
     boundary: Int[Array, ""],
     scale: float,
 ) -> Bool[Array, "K T"]:
-    """Which keys stay of the first `boundary` tokens of T; q are the queries of the last W of them.
+    """A mask of the keys retained of the first `boundary` tokens of T; q are the queries of the last W of them.
 
     Attention of the window over all keys before it and, causally, its own; summed over its queries and over the heads
     that share a KV head; max-pooled; the best stay, ties to the earlier. Everything stays if it fits the budget.
@@ -76,7 +76,7 @@ def kept(
     )
 
 
-def evicting(eviction: Eviction, boundary: Int[Array, "B"]) -> Callable[[DecoderConfig, LayerConfig], Attend]:
+def evicting(eviction: UniformEviction, boundary: Int[Array, "B"]) -> Callable[[DecoderConfig, LayerConfig], Attend]:
     """Attention for whole sequences [B T] in which the TAIL tokens from `boundary` on see only the kept keys before it.
 
     Tokens before the boundary see everything: prompts are read densely, and then compressed.
@@ -93,7 +93,7 @@ def evicting(eviction: Eviction, boundary: Int[Array, "B"]) -> Callable[[Decoder
             end: Int[Array, ""],
         ) -> Float[Array, "T K G D"]:
             observing = jax.lax.dynamic_slice_in_dim(q, end - eviction.window, eviction.window)
-            stay = kept(eviction, observing, k, end, scale)
+            stay = retained_mask(eviction, observing, k, end, scale)
             tail = jax.lax.dynamic_slice_in_dim(q, end, TAIL)
             positions = jnp.arange(k.shape[0])
             seen = (positions <= end + jnp.arange(TAIL)[:, None]) & (stay | (positions >= end))[:, None]
@@ -155,25 +155,25 @@ class EvictionMeasurement:
         sample = find_task(task).sample(
             length=length - 4, seed=FIRST_SEED + index, count=lambda text: len(self.ids(text))
         )
-        context, asked, reply = (
+        context, question, reply = (
             self.ids(text) for text in (sample.context, sample.question + sample.answer_prefix, sample.reply)
         )
-        boundary = len(context) + len(asked) * query_aware
-        return EvictionCase(context + asked + reply, boundary, len(reply))
+        boundary = len(context) + len(question) * query_aware
+        return EvictionCase(context + question + reply, boundary, len(reply))
 
-    def right(self, cases: list[EvictionCase], length: int, eviction: Eviction | None, batch: int) -> list[bool]:
+    def right(self, cases: list[EvictionCase], length: int, eviction: UniformEviction | None, batch: int) -> list[bool]:
         """Whether each reply is what greedy decoding writes.
 
         Raises:
             ValueError: a case has more than `length` tokens, more than TAIL after its boundary, or fewer than the
                 window before it.
         """
-        found: list[bool] = []
+        right: list[bool] = []
         for start in range(0, len(cases), batch):
-            some = cases[start : start + batch]
-            some += some[:1] * (batch - len(some))
+            rows = cases[start : start + batch]
+            rows += rows[:1] * (batch - len(rows))
             tokens = np.zeros((batch, length + TAIL), np.int32)
-            for row, case in enumerate(some):
+            for row, case in enumerate(rows):
                 window = eviction.window if eviction else 0
                 if len(case.ids) > length or len(case.ids) - case.boundary > TAIL or case.boundary < window:
                     raise ValueError(
@@ -181,15 +181,15 @@ class EvictionMeasurement:
                         f"at most {TAIL} after that and at least window={window} before"
                     )
                 tokens[row, : len(case.ids)] = case.ids
-            ends = jnp.array([case.boundary for case in some], jnp.int32)
+            ends = jnp.array([case.boundary for case in rows], jnp.int32)
             best = np.asarray(_likeliest(self._graph, self._params, jnp.asarray(tokens), ends, eviction))
             for row in range(min(batch, len(cases) - start)):
-                case = some[row]
+                case = rows[row]
                 stop = len(case.ids)
-                found.append(best[row, stop - case.reply - 1 : stop - 1].tolist() == case.ids[stop - case.reply :])
-        return found
+                right.append(best[row, stop - case.reply - 1 : stop - 1].tolist() == case.ids[stop - case.reply :])
+        return right
 
-    def measure(self, task: str, length: int, eviction: Eviction, *, query_aware: bool, samples: int) -> Loss:
+    def measure(self, task: str, length: int, eviction: UniformEviction, *, query_aware: bool, samples: int) -> Loss:
         """Scores the same samples with the full cache and after eviction."""
         cases = [self.case(task, length, index, query_aware=query_aware) for index in range(samples)]
         batch = max(1, min(samples, 8192 // length))
@@ -199,7 +199,7 @@ class EvictionMeasurement:
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _likeliest(
-    graph: nnx.GraphDef[Decoder], params: Any, tokens: Array, boundary: Array, eviction: Eviction | None
+    graph: nnx.GraphDef[Decoder], params: Any, tokens: Array, boundary: Array, eviction: UniformEviction | None
 ) -> Array:
     attend = causal_attention if eviction is None else evicting(eviction, boundary)
     return jnp.argmax(nnx.merge(graph, params)(tokens, attend), axis=-1)
@@ -220,14 +220,14 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoTokenizer
 
     measurement = EvictionMeasurement(load(args.model), AutoTokenizer.from_pretrained(args.model))
-    eviction = Eviction(args.budget, args.window, args.kernel)
+    eviction = UniformEviction(args.budget, args.window, args.kernel)
     print(f"share of replies that greedy decoding writes exactly, {args.samples} held-out samples; {eviction}")
-    found: list[Loss] = []
+    losses: list[Loss] = []
     for length in args.lengths:
         for task in args.tasks:
             for query_aware in (True, False):
                 loss = measurement.measure(task, length, eviction, query_aware=query_aware, samples=args.samples)
-                found.append(loss)
+                losses.append(loss)
                 low, high = wilson_interval(loss.evicted, loss.samples)
                 print(
                     f"{length:6d}  {task:22s} {'query-aware' if query_aware else 'query-agnostic':15s} "
@@ -236,8 +236,8 @@ def main(argv: list[str] | None = None) -> None:
                     flush=True,
                 )
     if args.json:
-        args.json.write_text(json.dumps([asdict(loss) for loss in found], indent=1) + "\n")
-    most = max(found, key=lambda loss: loss.full - loss.evicted)
+        args.json.write_text(json.dumps([asdict(loss) for loss in losses], indent=1) + "\n")
+    most = max(losses, key=lambda loss: loss.full - loss.evicted)
     lost = most.full - most.evicted
     enough = lost >= LEAST_LOSS
     print(

@@ -1,20 +1,22 @@
-"""The gate before weights are published: do they retrieve, at every length claimed and wherever the needle stands?
+"""The retrieval gate, which weights pass before they are published: needle tasks at every length and depth.
 
-The engine that serves users answers with the full cache, greedily. Hugging Face transformers loads the very same
-files and answers some of the same prompts, and must find the same tokens.
+The engine generates greedily with the full cache. Hugging Face transformers loads the same files, continues a part
+of the same prompts, and must generate the same tokens.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.model_card.depth import at_depth
+from benchmarks.model_card.figure import BARS, Figure
+from benchmarks.model_card.gate_plot import plot
 from kvjax.engine import Completion, Engine, EngineConfig, SamplingParams
 from kvjax.eval.metrics import string_match_all, wilson_interval
 from kvjax.eval.tasks import Sample, find_task
@@ -23,36 +25,8 @@ from kvjax.models import read_config
 
 # Far from the seeds of any other use of the tasks.
 FIRST_SEED = 1_000_000
-# Needle tasks of one answer, which must be found nearly always, and tracking; other tasks only inform.
-BARS = {f"mini/niah_{kind}_{number}": 0.95 for kind in ("single", "multikey") for number in (1, 2, 3)}
-BARS["mini/vt"] = 0.90
 OTHERS = ("mini/niah_multivalue", "mini/niah_multiquery")
 SLOTS = 8  # answers written side by side
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One task at one length in one form of prompt.
-
-    Attributes:
-        accuracy: mean share of the answers found, full cache, greedy.
-        depths: accuracy by depth of the needle (0 is the first sentence); empty for tasks with several needles.
-        agreement: share of generated tokens that transformers finds too, over the first `compared` samples.
-    """
-
-    task: str
-    form: str
-    length: int
-    samples: int
-    accuracy: float
-    depths: dict[float, float]
-    compared: int
-    agreement: float | None
-
-    @property
-    def passes(self) -> bool:
-        """Whether it reaches its bar, if it has one."""
-        return self.accuracy >= BARS.get(self.task, 0.0)
 
 
 def serving(folder: Path, length: int) -> Engine:
@@ -69,11 +43,11 @@ def serving(folder: Path, length: int) -> Engine:
 
 
 class RetrievalGate:
-    """A model folder: an engine that has started answers, and transformers on torch where it is compared with."""
+    """A model folder in an engine that has started, and in transformers on torch, the reference."""
 
     def __init__(self, folder: Path, engine: Engine) -> None:
         self.folder, self.engine = folder, engine
-        self._other: tuple[Any, Any] | None = None
+        self._reference: tuple[Any, Any] | None = None
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -90,14 +64,14 @@ class RetrievalGate:
         params = [SamplingParams(max_tokens=room, temperature=0.0) for room in rooms]
         return self.engine.generate(prompts, params, progress=False)
 
-    def other(self, ids: list[int], new: int) -> list[int]:
+    def reference(self, ids: list[int], new: int) -> list[int]:
         """Transformers' greedy continuation, without the token that ends it."""
-        if self._other is None:
+        if self._reference is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             model = AutoModelForCausalLM.from_pretrained(self.folder, dtype="float32", use_safetensors=True)
-            self._other = model, AutoTokenizer.from_pretrained(self.folder)
-        model, tokenizer = self._other
+            self._reference = model, AutoTokenizer.from_pretrained(self.folder)
+        model, tokenizer = self._reference
         inputs = tokenizer.pad({"input_ids": [ids]}, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
         return self.cut(out[0, len(ids) :].tolist())
@@ -119,12 +93,12 @@ class RetrievalGate:
         room = length - (16 if form == "chat" else 0) - 2
         made = find_task(task)
         one = isinstance(made, NeedleTask) and made.values == made.queries == 1
-        found: list[tuple[float | None, Sample]] = []
+        samples: list[tuple[float | None, Sample]] = []
         for index in range(depths * each):
             sample = made.sample(length=room, seed=FIRST_SEED + index, count=self.count)
             depth = (index % depths) / max(depths - 1, 1)
-            found.append((depth, at_depth(sample, depth)) if one else (None, sample))
-        return found
+            samples.append((depth, at_depth(sample, depth)) if one else (None, sample))
+        return samples
 
     def measure(self, task: str, length: int, form: str, *, depths: int, each: int, compared: int) -> Figure:
         """Scores one task at one length in tokens; raises what `samples` raises."""
@@ -141,7 +115,7 @@ class RetrievalGate:
         ]
         same: list[bool] = []
         for prompt, room, reply in list(zip(prompts, rooms, replies, strict=True))[:compared]:
-            same += [a == b for a, b in itertools.zip_longest(self.cut(reply.tokens), self.other(prompt, room))]
+            same += [a == b for a, b in itertools.zip_longest(self.cut(reply.tokens), self.reference(prompt, room))]
         at: dict[float, list[float]] = {}
         for (depth, _), score in zip(samples, scores, strict=True):
             if depth is not None:
@@ -178,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for gate.json and gate.png")
     args = parser.parse_args(argv)
     print(f"full cache, greedy, {args.depths * args.samples} held-out samples a line; accuracy with its 95% interval")
-    found: list[Figure] = []
+    figures: list[Figure] = []
     failed: list[str] = []
     with serving(args.model, max(args.lengths)) as engine:
         gate = RetrievalGate(args.model, engine)
@@ -191,16 +165,14 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{length:6d}  {form:10s}  {task:20s} not measured: {error}", flush=True)
                 failed += [f"{task} {form} at {length}"] if task in BARS else []
                 continue
-            found.append(figure)
+            figures.append(figure)
             failed += [] if figure.passes else [f"{task} {form} at {length}"]
             print(line(figure), flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        written = {"model": args.model.name, "bars": BARS, "failed": failed, "figures": [asdict(f) for f in found]}
+        written = {"model": args.model.name, "bars": BARS, "failed": failed, "figures": [asdict(f) for f in figures]}
         (args.out / "gate.json").write_text(json.dumps(written, indent=1) + "\n")
-        from benchmarks.model_card.gate_plot import plot
-
-        plot(found, BARS, args.out / "gate.png")
+        plot(figures, BARS, args.out / "gate.png")
         print(f"wrote {args.out / 'gate.json'} and {args.out / 'gate.png'}")
     print(f"gate: {'fails: ' + ', '.join(failed) if failed else 'passes'}")
     raise SystemExit(bool(failed))

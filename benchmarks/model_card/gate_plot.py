@@ -1,19 +1,15 @@
-"""The gate's figures as one picture: accuracy by length and depth, and by length for each task."""
+"""The plot of the gate's figures: accuracy by length and depth, and by length for each task."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-if TYPE_CHECKING:
-    from benchmarks.model_card.gate import Figure
+from benchmarks.model_card.figure import Figure
 
 
-def grid(
-    figures: Iterable["Figure"], family: str
-) -> tuple[list[int], list[float], Float[np.ndarray, "depths lengths"]]:
+def grid(figures: Iterable[Figure], family: str) -> tuple[list[int], list[float], Float[np.ndarray, "depths lengths"]]:
     """Lengths, depths and mean accuracy of the tasks whose names hold `family`; a cell without figures is NaN."""
     cells: dict[tuple[float, int], list[float]] = {}
     for figure in figures:
@@ -25,7 +21,7 @@ def grid(
     return lengths, depths, np.array(mean, np.float64).reshape(len(depths), len(lengths))
 
 
-def plot(figures: Sequence["Figure"], bars: Mapping[str, float], path: Path) -> None:
+def plot(figures: Sequence[Figure], bars: Mapping[str, float], path: Path) -> None:
     """Writes a PNG.
 
     Raises:

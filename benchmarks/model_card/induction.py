@@ -1,4 +1,4 @@
-"""A transformer whose weights are set by hand: it says what followed the last occurrence of the current token.
+"""An induction transformer with hand-set weights: it predicts the token after the last occurrence of the current one.
 
 Two layers, in the format of Llama, no training. In layer 0 every head looks one token back and writes that token's
 code next to its own; in layer 1 every head looks for the latest key whose previous token is the current one and
@@ -64,7 +64,7 @@ class Induction:
 
     @property
     def config(self) -> DecoderConfig:
-        """What it is to everyone else: an ordinary Llama."""
+        """The configuration of an ordinary Llama."""
         # the first slow pair turns TURN radians over the whole context
         theta = (self.max_position / TURN) ** (PAIRS / SLOW)
         return DecoderConfig(

@@ -1,4 +1,4 @@
-"""A byte n-gram with Witten-Bell smoothing: what counting alone predicts, which a model of code must beat.
+"""A byte n-gram with Witten-Bell smoothing: the baseline, by counting alone, that a model of code must beat.
 
 P(b | context) = (count(context b) + kinds(context) * P(b | shorter context)) / (count(context) + kinds(context)),
 where kinds(context) is how many different bytes were seen after it; below the empty context all 256 bytes are
@@ -47,24 +47,24 @@ class ByteNgram:
 
     def probabilities(self, contexts: list[bytes], following: UInt8[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
         """P(b | context) for each pair; of a context only the last `order - 1` bytes count."""
-        found = np.full(len(contexts), 1 / 256)
+        probability = np.full(len(contexts), 1 / 256)
         for size, level in enumerate(self._levels, 1):
             rest = np.array(
                 [int.from_bytes(context[len(context) - size + 1 :], "big") for context in contexts], np.int64
             )
             known = np.array([len(context) >= size - 1 for context in contexts])
-            found = self._mixed(level, (rest << 8) | following, known, found)
-        return found
+            probability = self._mixed(level, (rest << 8) | following, known, probability)
+        return probability
 
     def bits(self, text: bytes) -> Float[np.ndarray, "N"]:
         """-log2 P of each byte of a text, after all bytes before it."""
         ids = np.frombuffer(text, np.uint8).astype(np.int64)
-        found = np.full(ids.size, 1 / 256)
+        probability = np.full(ids.size, 1 / 256)
         for size, level in enumerate(self._levels, 1):
             grams = np.zeros(ids.size, np.int64)
             grams[size - 1 :] = _grams(text, size)
-            found = self._mixed(level, grams, np.arange(ids.size) >= size - 1, found)
-        return -np.log2(found)
+            probability = self._mixed(level, grams, np.arange(ids.size) >= size - 1, probability)
+        return -np.log2(probability)
 
     def line(self, context: bytes, most: int) -> bytes:
         """The likeliest byte after another, up to a line end or `most` bytes; the line end is left out.
@@ -87,18 +87,18 @@ class ByteNgram:
     def _mixed(
         level: Counts, grams: Int[np.ndarray, "N"], known: np.ndarray, shorter: Float[np.ndarray, "N"]
     ) -> Float[np.ndarray, "N"]:
-        count = _found(level.grams, level.counts, grams)
-        total, kinds = (_found(level.contexts, values, grams >> 8) for values in (level.totals, level.kinds))
+        count = _lookup(level.grams, level.counts, grams)
+        total, kinds = (_lookup(level.contexts, values, grams >> 8) for values in (level.totals, level.kinds))
         mixed = (count + kinds * shorter) / np.maximum(total + kinds, 1)
         return np.where(known & (total > 0), mixed, shorter)
 
 
-def _found(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value of each wanted key, 0 where it is none of the sorted keys."""
+def _lookup(keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The value of each query, 0 where it is none of the sorted keys."""
     if not len(keys):
-        return np.zeros(len(wanted), values.dtype)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+        return np.zeros(len(queries), values.dtype)
+    places = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[places] == queries, values[places], 0)
 
 
 def _grams(text: bytes, size: int) -> Int[np.ndarray, "_"]:

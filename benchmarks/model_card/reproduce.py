@@ -1,6 +1,6 @@
-"""From nothing to a model with its proof, by one command: tokenizer, training, gate, eviction, code, pictures.
+"""Reproduction of a model and of its card by one command: tokenizer, training, gate, eviction, code, plots.
 
-Each part is a command of its own as well. What was done stays done: a second call goes on where the first was killed.
+Each part is a command of its own as well. A second call resumes where the first was killed.
 """
 
 import argparse

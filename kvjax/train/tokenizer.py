@@ -1,4 +1,4 @@
-"""Trains the tokenizer that ships: a byte-level BPE, small, in the HF format.
+"""The tokenizer that ships, and its training: a byte-level BPE, small, in the HF format.
 
 Bytes are the alphabet, so any UTF-8 text survives a round trip. Digits stand in pairs from the left: two pairs nearly
 name a number among hundreds of others, where single digits take a match of four tokens, which a small model does not
@@ -85,7 +85,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, word_weight: int =
 
     tokenizer.train_from_iterator(everything(), trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocabulary} were asked for: add text")
+        raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, not {vocabulary}: add text")
     return tokenizer
 
 

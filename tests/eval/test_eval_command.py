@@ -113,7 +113,7 @@ def test_show_has_the_context_the_question_and_the_answers(capsys):
             ["--method", "quest", "--token-budget", "64", "--show-retained"],
             "--show-retained has no effect: quest",
         ),
-        (["--evict", "--tasks", "mini/vt"], "--evict tells in later turns, and no task has any"),
+        (["--evict", "--tasks", "mini/vt"], "--evict acts in later turns, and no task has any"),
         (["--show-retained", "kept.pdf"], "'kept.pdf' is drawn as a PNG: end its name in .png"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
     ],
@@ -193,7 +193,7 @@ def test_other_settings_do_not_go_into_the_same_file(capsys, target, tmp_path, c
     assert command.main([*TWO, *output]) == 0
     capsys.readouterr()
     said = wrong(capsys, *TWO, *output, *change)
-    assert f"{change[0].strip('-')} was " in said
+    assert f"{change[0].strip('-').replace('-', '_')} was " in said
     assert "choose another name" in said
 
 

@@ -56,7 +56,7 @@ def test_an_answer_is_joined_with_its_usage():
 
 
 def test_a_server_cannot_be_kept_from_the_question():
-    with serving(Script()) as url, pytest.raises(TargetFailedError, match="ask an engine in this process"):
+    with serving(Script()) as url, pytest.raises(TargetFailedError, match="evaluate an engine in this process"):
         ask(OpenAITarget(url), context_prefix="On")
 
 

@@ -69,8 +69,8 @@ def _panel(axes: Any, retained: Retained) -> None:
             [colour] = shades(np.array([survival]), LOST, FOUND)
             middle = (borders[index] + borders[index + 1]) / 2
             axes.text(1.006 * length, middle, f"{survival:.0%}", va="center", color=colour, fontweight="bold")
-    said = "answer\nkept" if retained.answers else "no answer\nin the context"
-    axes.text(1.006 * length, -0.04 * rows, said, va="bottom", fontsize="small", color=INK)
+    survival_label = "answer\nkept" if retained.answers else "no answer\nin the context"
+    axes.text(1.006 * length, -0.04 * rows, survival_label, va="bottom", fontsize="small", color=INK)
 
 
 def _legend(figure: Any) -> None:

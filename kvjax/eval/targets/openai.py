@@ -108,7 +108,7 @@ class OpenAITarget(Target):
     async def complete(self, request: TargetRequest) -> TargetReply:
         prompt = request.prompt
         if request.context_prefix is not None:
-            raise TargetFailedError("a server's cache always sees the whole prompt: use an engine in this process")
+            raise TargetFailedError("a server's cache always sees the whole prompt: evaluate an engine in this process")
         options: dict[str, Any] = {
             "model": self._model,
             "max_tokens": request.max_tokens,

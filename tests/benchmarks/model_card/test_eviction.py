@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.model_card.eviction import TAIL, Eviction, EvictionCase, EvictionMeasurement, evicting, kept
+from benchmarks.model_card.eviction import (
+    TAIL,
+    EvictionCase,
+    EvictionMeasurement,
+    UniformEviction,
+    evicting,
+    retained_mask,
+)
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, causal_attention, random
 
 CONFIG = DecoderConfig(
@@ -53,8 +60,8 @@ def oracle(eviction, q, k, boundary, scale):
 def test_what_stays_is_what_the_description_says(boundary, budget, kernel):
     rng = np.random.default_rng(boundary + kernel)
     q, k = rng.normal(size=(4, 2, 2, 8)).astype(np.float32), rng.normal(size=(60, 2, 8)).astype(np.float32)
-    eviction = Eviction(budget, 4, kernel)
-    found = np.asarray(kept(eviction, jnp.asarray(q), jnp.asarray(k), jnp.array(boundary), 0.5))
+    eviction = UniformEviction(budget, 4, kernel)
+    found = np.asarray(retained_mask(eviction, jnp.asarray(q), jnp.asarray(k), jnp.array(boundary), 0.5))
     wanted = oracle(eviction, q, k, boundary, 0.5)
     if kernel == 1:
         np.testing.assert_array_equal(found, wanted)
@@ -70,7 +77,7 @@ def attended():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 120, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     boundary = jnp.array([50, 30])
-    eviction = Eviction(16, 8, 3)
+    eviction = UniformEviction(16, 8, 3)
     found = evicting(eviction, boundary)(CONFIG, CONFIG.layers[0])(q, k, v)
     return eviction, q, k, v, boundary, causal_attention(CONFIG, CONFIG.layers[0])(q, k, v), found
 
@@ -91,7 +98,7 @@ def test_the_prompt_is_read_densely_and_what_follows_sees_only_what_stayed(atten
 
 def test_a_budget_that_holds_all_loses_nothing(attended):
     _, q, k, v, boundary, dense, _ = attended
-    found = evicting(Eviction(64, 8, 3), boundary)(CONFIG, CONFIG.layers[0])(q, k, v)
+    found = evicting(UniformEviction(64, 8, 3), boundary)(CONFIG, CONFIG.layers[0])(q, k, v)
     np.testing.assert_allclose(found, dense, atol=1e-5)
 
 
@@ -108,9 +115,9 @@ def test_a_reply_is_right_when_greedy_decoding_writes_it():
     wrong = [*ids[:-1], (ids[-1] + 1) % 64]
     cases = [EvictionCase(ids, 20, 3), EvictionCase(wrong, 20, 3), EvictionCase(ids, 18, 3)]
     assert measurement.right(cases, 32, None, 2) == [True, False, True]
-    assert measurement.right(cases, 32, Eviction(32, 8), 2) == [True, False, True]
+    assert measurement.right(cases, 32, UniformEviction(32, 8), 2) == [True, False, True]
     with pytest.raises(ValueError, match="at least window=24"):
-        measurement.right(cases, 32, Eviction(32, 24), 2)
+        measurement.right(cases, 32, UniformEviction(32, 24), 2)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +125,4 @@ def test_a_reply_is_right_when_greedy_decoding_writes_it():
 )
 def test_sizes_that_do_not_fit_are_refused(fields, text):
     with pytest.raises(ValueError, match=text):
-        Eviction(*fields)
+        UniformEviction(*fields)

@@ -12,7 +12,8 @@ from flax import nnx
 
 from benchmarks.model_card import gate as module
 from benchmarks.model_card.depth import at_depth
-from benchmarks.model_card.gate import Figure, RetrievalGate, line, serving
+from benchmarks.model_card.figure import Figure
+from benchmarks.model_card.gate import RetrievalGate, line, serving
 from benchmarks.model_card.gate_plot import grid, plot
 from kvjax.eval.tasks import find_task
 from kvjax.models import DecoderConfig, LayerConfig, RopeConfig, random, save
