@@ -210,7 +210,7 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
             raise ArgumentError('--show-retained with a file needs matplotlib: pip install "kvjax[train]"')
     tasks, data = select(given.tasks or (() if given.data else DEFAULT_TASKS)), read_data(given.data)
     if given.evict and not any(several_turns(task) for task in (*tasks, *data)):
-        raise ArgumentError("--evict acts in later turns, and no task has any: leave it out, or add 'mini/turns_*'")
+        raise ArgumentError("--evict tells in later turns, and no task has any: leave it out, or add 'mini/turns_*'")
     unchanged = {field.name: getattr(given, field.name) for field in fields(Arguments) if hasattr(given, field.name)}
     conduct = {field.name: getattr(given, field.name) for field in fields(Conduct)}
     checked = {

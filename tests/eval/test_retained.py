@@ -1,4 +1,4 @@
-"""Where an answer stands among tokens, and how much of it layers keep."""
+"""Spans of answers among tokens, and the share of them that layers retain."""
 
 import io
 import itertools

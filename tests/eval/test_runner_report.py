@@ -1,4 +1,4 @@
-"""What records amount to, and what of it a person sees."""
+"""Summaries of records, and their report on a terminal."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What is learned from and what is held out share no file."""
+"""The training corpus and the held-out files are disjoint."""
 
 import pytest
 

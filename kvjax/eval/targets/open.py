@@ -73,7 +73,7 @@ def _engine(given: Arguments, resources: contextlib.ExitStack) -> tuple[Target, 
     for flag in (flag for flag, value in flags.items() if value):
         if not target.engine.caches.window:
             raise ArgumentError(
-                f"{flag} has no effect: {target.engine.layout.method} retains all of {length} tokens; leave it out, "
+                f"{flag} says nothing here: {target.engine.layout.method} keeps all of {length} tokens; leave it out, "
                 "or give a --method that retains fewer, as rocketkv, and a smaller --token-budget"
             )
 
