@@ -81,7 +81,7 @@ bench: .venv/installed-test ## Print the measurements that the documents quote; 
 # Without DEVICE this is for a CUDA machine; what it compiled once it keeps, for it may be killed and called again.
 TRAIN_ON := $(if $(filter file,$(origin DEVICE)),cuda,$(DEVICE))
 train-device: .venv/installed-train-$(TRAIN_ON) ## Train the larger model from nothing, measure it, draw the plots
-	@JAX_COMPILATION_CACHE_DIR=.cache/jax exec $(BIN)/python -m kvjax.train.device \
+	@JAX_COMPILATION_CACHE_DIR=.cache/jax exec $(BIN)/python -m benchmarks.model_card.reproduce \
 		--config configs/train/h200.yaml --compared 1 $(ARGS)
 
 # As above; the exit status of the program itself says whether points are left, that of make does not.

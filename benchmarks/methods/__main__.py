@@ -31,9 +31,8 @@ from kvjax.eval.arguments import COMPILE_CACHE
 from kvjax.eval.metrics import mean_interval
 from kvjax.eval.record import Record
 from kvjax.eval.runner import Case, Conduct, evaluate
-from kvjax.eval.target_open import keep_compiled, small_model
-from kvjax.eval.tasks import Task, find_task
-from kvjax.eval.tasks_sample import CountTokens, Sample
+from kvjax.eval.targets.open import keep_compiled, small_model
+from kvjax.eval.tasks import CountTokens, Sample, Task, find_task
 
 if TYPE_CHECKING:  # these import JAX, which needs its compile cache set first
     from benchmarks.methods.engines import Engines
@@ -133,7 +132,7 @@ def measure(served: Sequence[Cell], engines: "Engines", settings: Settings, task
 
 def ask(engine: "Engine", cell: Cell, engines: "Engines", settings: Settings, tasks: Tasks) -> dict[str, Any]:
     """The row of a cell, asked of an engine that is ready."""
-    from kvjax.eval.target_engine import EngineTarget
+    from kvjax.eval.targets.engine import EngineTarget
 
     caches = engine.caches.within(cell.budget)
     row = {**vars(cell), "refused": None, "context": engine.max_model_len, "dtype": engine.layout.dtype}
@@ -203,7 +202,7 @@ def known_rows(path: pathlib.Path, settings: Settings) -> dict[Cell, dict[str, A
 def settings_of(args: argparse.Namespace) -> Settings:
     """Raises OSError if there is no such folder."""
     from benchmarks.methods.engines import CHUNK
-    from kvjax.eval.target_engine import fingerprint
+    from kvjax.eval.targets.engine import fingerprint
 
     folder = args.model or small_model()
     return Settings(

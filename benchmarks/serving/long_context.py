@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.long_context [--length 102400] [--token-budget 256] [--output FILE.json]
 
-The model is the transformer with weights set by hand (`kvjax.train.induction`): asked with a token, it says what
-followed that token the last time. One pair of tokens lies at `--depth` of a random text that has neither of them, and
+The model is the transformer with weights set by hand (`benchmarks.model_card.induction`): asked with a token, it says
+what followed that token the last time. One pair of tokens lies at `--depth` of a random text that has neither of them, and
 the prompt ends with the first. It is asked of a server with a budget, as any client would.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 
 from benchmarks.common.report import write_report
+from benchmarks.model_card.induction import Induction, write
 from benchmarks.serving.server import NAME, serving
-from kvjax.train.induction import Induction, write
 
 KEY, VALUE = 1, 2  # tokens that nothing else in the text is
 NEW = 64

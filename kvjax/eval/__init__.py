@@ -1,0 +1,1 @@
+"""Evaluation: tasks and data sets, metrics, and a runner over an engine in this process or any server."""

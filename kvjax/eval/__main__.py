@@ -1,4 +1,4 @@
-"""`python -m kvjax.eval`: reads the arguments, and only then imports what answering needs."""
+"""`python -m kvjax.eval`: evaluates a model on tasks. JAX is imported after the arguments are checked."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from kvjax.eval.arguments import ArgumentError, Arguments, parse
 from kvjax.eval.catalogue import catalogue, specimen
 from kvjax.eval.plan import Plan, fingerprint, with_metrics
 from kvjax.eval.record import Journal, JournalError, Record
-from kvjax.eval.report import Watch, cache_lines, error_lines, pace_lines, table
+from kvjax.eval.report import ProgressReport, cache_lines, error_lines, pace_lines, table
 from kvjax.eval.runner import Case, evaluate
 from kvjax.eval.summary import Summary
-from kvjax.eval.target import Target, TargetError
-from kvjax.eval.target_open import open_target
+from kvjax.eval.targets import Target, TargetError
+from kvjax.eval.targets.open import open_target
 from kvjax.eval.tasks import TASKS
 
 WIDE = 200  # columns where no terminal bounds them
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(given: Arguments, out: Console, log: Console, resources: contextlib.ExitStack) -> int:
-    """Asks what is not answered yet, and prints what all answers amount to."""
+    """Evaluates the samples that the journal lacks, and prints the summary of all."""
     tasks, left_out = with_metrics(given)
     for line in left_out:
         log.print(line, markup=False)
@@ -54,13 +54,13 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     settings = settings_of(given, target)
     journal = resources.enter_context(Journal(Path(given.output), settings)) if given.output else None
     cases = plan.cases
-    known = journal.records if journal else {}
-    done = [known[case.key] for case in cases if case.key in known and known[case.key].error is None]
+    earlier = journal.records if journal else {}
+    done = [earlier[case.key] for case in cases if case.key in earlier and earlier[case.key].error is None]
     keys = {record.key for record in done}
     left = [case for case in cases if case.key not in keys]
     if done:
         log.print(f"{len(done)} of {len(cases)} samples are in {given.output} already")
-    records, interrupted = ask(target, start, left, done, given, journal, log)
+    records, interrupted = evaluate_cases(target, start, left, done, given, journal, log)
     summary = Summary.of(records, plan.keys, len(cases))
     text = json.dumps(summary.to_json(settings), indent=1)
     if given.output:
@@ -69,12 +69,8 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
         print(text)
     else:
         drawn = "greedy" if given.conduct.temperature == 0 else f"temperature {given.conduct.temperature:g}"
-        seen = [
-            word
-            for word, on in (("question hidden", given.conduct.query_agnostic), ("evicted", given.conduct.evict))
-            if on
-        ]
-        heading = ", ".join([given.conduct.form, drawn, *seen, str(plan)])
+        modes = (("question hidden", given.conduct.query_agnostic), ("evicted", given.conduct.evict))
+        heading = ", ".join([given.conduct.form, drawn, *(mode for mode, on in modes if on), str(plan)])
         out.print(f"\n  [bold]{target.name}[/bold]  {heading}")
         shown = table(summary)
         # rather lines that a narrow terminal wraps than numbers that are cut
@@ -83,16 +79,16 @@ def run(given: Arguments, out: Console, log: Console, resources: contextlib.Exit
     for line in error_lines(summary):
         log.print(line)
     if given.show_retained is not None and not interrupted:
-        from kvjax.eval.retained_render import show_retained
+        from kvjax.eval.retained.render import show_retained
 
         show_retained(target, start, plan, given, log if given.json else out)
     if (interrupted or summary.failed or summary.missing) and given.output:
-        log.print("Run the same command again to ask what is missing.")
+        log.print("Run the same command again to evaluate the missing samples.")
     return 130 if interrupted else 1 if summary.failed or summary.missing else 0
 
 
 def settings_of(given: Arguments, target: Target) -> dict[str, Any]:
-    """What a score depends on beside its task, length and index."""
+    """Everything that a score depends on beside its task, length and index."""
     settings = {
         **target.identity,
         "form": given.conduct.form,
@@ -106,7 +102,7 @@ def settings_of(given: Arguments, target: Target) -> dict[str, Any]:
     return settings
 
 
-def ask(
+def evaluate_cases(
     target: Target,
     start: Callable[[], None],
     left: Sequence[Case],
@@ -115,19 +111,19 @@ def ask(
     journal: Journal | None,
     log: Console,
 ) -> tuple[list[Record], bool]:
-    """The records of all cases that could be asked, and whether someone interrupted it."""
+    """The records of all cases that were evaluated, and whether an interrupt ended it."""
     records = list(done)
     try:
         if left:
             with log.status(f"starting {target.name}"):
                 start()
-        with Watch(log, done, len(done) + len(left)) as watch:
+        with ProgressReport(log, done, len(done) + len(left)) as progress:
 
             def on_record(record: Record) -> None:
                 if journal:
                     journal.append(record)
                 records.append(record)
-                watch.saw(record)
+                progress.add(record)
 
             evaluate(target, left, given.conduct, on_record)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The command line of `python -m kvjax.eval`, checked as far as it can be before anything heavy is imported."""
+"""The command line of `python -m kvjax.eval`, checked as far as possible before heavy imports."""
 
 import argparse
 import difflib
@@ -6,40 +6,40 @@ import fnmatch
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import kvjax
 from kvjax.eval.catalogue import several_turns
-from kvjax.eval.loaders_dataset import DataSet
+from kvjax.eval.datasets import LOADERS, DataSet, load
 from kvjax.eval.runner import SEEDS, Conduct
 from kvjax.eval.tasks import TASKS, Task
 
 DEFAULT_TASKS = ("mini/*",)
-KINDS = ("ruler", "longbench", "scbench", "gsm8k", "repobench")  # those of `loaders.LOADERS`
-# What a server decides for itself.
+KINDS = tuple(LOADERS)
+# Options of an engine in this process; a server has its own.
 IN_PROCESS = ("method", "token_budget", "budgets", "headroom", "query_agnostic", "evict", "show_retained")
 TERMINAL = "-"
 COMPILE_CACHE = "~/.cache/kvjax/compiled"
 
 
 class ArgumentError(ValueError):
-    """A setting that is wrong; the message is for the one who wrote it."""
+    """A wrong setting; the message is for its author."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Attributes, each with a flag of its name (`python -m kvjax.eval --help`):
 
-    model: a folder, or the name that a server knows; None for the model that ships, or the server's first.
+    model: a folder, or a server's name for it; None for the model that ships, or the server's first.
     url: of a server; None evaluates `model` in this process.
-    method, token_budget, budgets, headroom: how its cache is compressed, as in `EngineConfig`; None for its defaults.
-    tasks: what to ask, `all_by_default` if nobody named them; `data` is what files hold.
+    method, token_budget, budgets, headroom: the cache's compression, as in `EngineConfig`; None for its defaults.
+    tasks: generated tasks, `all_by_default` if they were not named; `data`: data sets of files.
     lengths: in tokens; empty for the default, which is the model's context for files.
     samples: of each task at each length; None for the default, which is all for files.
-    output: of the samples, JSON Lines; None keeps them nowhere.
-    show_retained: where to draw what each layer kept of a sample; `TERMINAL` for no file, None for not at all.
-    show: a task of which to show a sample; `list`: show all tasks. Neither evaluates anything.
+    output: of the samples, JSON Lines; None writes none.
+    show_retained: a file for the figure of the retained tokens; `TERMINAL` for no file, None for no figure.
+    show: a task of which to show a sample; `list`: show all tasks. Neither evaluates.
     """
 
     model: str | None
@@ -81,13 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m kvjax.eval",
         usage="%(prog)s [--model FOLDER | --url URL] [--tasks NAME ...] [--lengths TOKENS ...] [flags]",
         description="Score a model on long-context tasks: in this process, or behind any server with the OpenAI API.",
-        epilog="Exit status: 0 all samples have a score, 1 some failed or were not asked, 2 a flag is wrong, "
+        epilog="Exit status: 0 all samples have a score, 1 some failed or were not evaluated, 2 a flag is wrong, "
         "130 interrupted; run the same command with --output again to go on.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"kvjax {kvjax.__version__}")
 
-    target = parser.add_argument_group("whom to ask")
+    target = parser.add_argument_group("model")
     target.add_argument(
         "--model",
         metavar="FOLDER",
@@ -108,10 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--compile-cache",
         metavar="DIR",
         default=COMPILE_CACHE,
-        help=f"where compiled steps wait for the next run; none: nowhere (default: {COMPILE_CACHE})",
+        help=f"keep compiled steps here for later runs; none: do not (default: {COMPILE_CACHE})",
     )
 
-    cache = parser.add_argument_group("how the model's KV cache is compressed, in this process")
+    cache = parser.add_argument_group("KV cache compression, of a model in this process")
     cache.add_argument(
         "--method", metavar="NAME", help="as rocketkv (default with a budget) or snapkv; full: not at all"
     )
@@ -122,21 +122,23 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument(
         "--headroom", metavar="TOKENS", type=int, help="of a view, free for generated tokens (default: 128)"
     )
-    cache.add_argument("--query-agnostic", action="store_true", help="choose what to keep before the question is read")
+    cache.add_argument(
+        "--query-agnostic", action="store_true", help="choose retained tokens before the question is read"
+    )
     cache.add_argument(
         "--evict",
         action="store_true",
-        help="tasks of several turns: what the first one has not kept is gone (default: each turn chooses anew)",
+        help="tasks of several turns: tokens not retained in the first are gone (default: each turn chooses anew)",
     )
 
-    what = parser.add_argument_group("what to ask")
-    what.add_argument(
+    samples = parser.add_argument_group("tasks and samples")
+    samples.add_argument(
         "--tasks",
         metavar="NAME",
         nargs="+",
         help="names or patterns, as mini/vt or 'ruler/niah_*' (default: 'mini/*'); --list shows all",
     )
-    what.add_argument(
+    samples.add_argument(
         "--lengths",
         metavar="TOKENS",
         nargs="+",
@@ -144,45 +146,45 @@ def build_parser() -> argparse.ArgumentParser:
         default=(),
         help="of each sample with its answers (default: 512; for --data what the model takes)",
     )
-    what.add_argument(
+    samples.add_argument(
         "--data",
         metavar="KIND:FILE",
         action="append",
         default=[],
         help="a file of a published benchmark, as ruler:niah_single_1.jsonl; may repeat "
-        f"(kinds: {', '.join(KINDS)}); without --tasks nothing else is asked",
+        f"(kinds: {', '.join(KINDS)}); without --tasks nothing else is evaluated",
     )
-    what.add_argument(
+    samples.add_argument(
         "--samples",
         metavar="N",
         type=int,
         help="of each task at each length (default: 20, for --data all)",
     )
-    what.add_argument("--seed", metavar="N", type=int, default=0, help="another one draws other samples (default: 0)")
-    what.add_argument(
+    samples.add_argument("--seed", metavar="N", type=int, default=0, help="of the samples (default: 0)")
+    samples.add_argument(
         "--form",
         choices=("completion", "chat"),
         default="completion",
         help="completion: the prompt ends in the beginning of the answer (default); chat: through the chat template",
     )
-    what.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
+    samples.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
 
-    how = parser.add_argument_group("how to run it")
-    how.add_argument("--output", metavar="FILE.jsonl", help="keep each sample here, and go on where a run ended")
-    how.add_argument("--concurrency", metavar="N", type=int, default=4, help="samples asked at once (default: 4)")
-    how.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
+    run = parser.add_argument_group("run and results")
+    run.add_argument("--output", metavar="FILE.jsonl", help="write each sample here, and resume an interrupted run")
+    run.add_argument("--concurrency", metavar="N", type=int, default=4, help="samples in flight at once (default: 4)")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
 
-    how.add_argument(
+    run.add_argument(
         "--show-retained",
         metavar="FILE.png",
         nargs="?",
         const=TERMINAL,
-        help="draw what each layer kept of the first sample of each task, here or in a file (needs matplotlib)",
+        help="draw the retained tokens of each task's first sample, here or in a file (needs matplotlib)",
     )
 
-    look = parser.add_argument_group("only look")
-    look.add_argument("--list", action="store_true", help="list the tasks, each with a question it asks")
-    look.add_argument("--show", metavar="NAME", help="show a sample of a task")
+    listing = parser.add_argument_group("task catalogue, without an evaluation")
+    listing.add_argument("--list", action="store_true", help="list the tasks, each with one of its questions")
+    listing.add_argument("--show", metavar="NAME", help="show a sample of a task")
     return parser
 
 
@@ -208,51 +210,31 @@ def _checked(given: argparse.Namespace, environment: Mapping[str, str]) -> Argum
             raise ArgumentError('--show-retained with a file needs matplotlib: pip install "kvjax[train]"')
     tasks, data = select(given.tasks or (() if given.data else DEFAULT_TASKS)), read_data(given.data)
     if given.evict and not any(several_turns(task) for task in (*tasks, *data)):
-        raise ArgumentError("--evict tells in later turns, and no task has any: leave it out, or ask 'mini/turns_*'")
-    return Arguments(
-        model=given.model,
-        url=given.url,
-        api_key=given.api_key or environment.get("OPENAI_API_KEY"),
-        tokenizer=given.tokenizer,
-        max_model_len=given.max_model_len,
-        method=given.method,
-        token_budget=given.token_budget,
-        budgets=given.budgets and os.path.expanduser(given.budgets),
-        headroom=given.headroom,
-        timeout=given.timeout,
-        compile_cache=given.compile_cache,
-        tasks=tasks,
-        all_by_default=given.tasks is None,
-        data=data,
-        lengths=tuple(dict.fromkeys(given.lengths)),
-        samples=given.samples,
-        conduct=Conduct(
-            given.form,
-            given.seed,
-            given.temperature,
-            given.concurrency,
-            query_agnostic=given.query_agnostic,
-            evict=given.evict,
-        ),
-        output=given.output,
-        json=given.json,
-        show_retained=given.show_retained,
-        list=given.list,
-        show=select([given.show])[0] if given.show else None,
-    )
+        raise ArgumentError("--evict tells in later turns, and no task has any: leave it out, or add 'mini/turns_*'")
+    unchanged = {field.name: getattr(given, field.name) for field in fields(Arguments) if hasattr(given, field.name)}
+    conduct = {field.name: getattr(given, field.name) for field in fields(Conduct)}
+    checked = {
+        "api_key": given.api_key or environment.get("OPENAI_API_KEY"),
+        "budgets": given.budgets and os.path.expanduser(given.budgets),
+        "tasks": tasks,
+        "all_by_default": given.tasks is None,
+        "data": data,
+        "lengths": tuple(dict.fromkeys(given.lengths)),
+        "conduct": Conduct(**conduct),
+        "show": select([given.show])[0] if given.show else None,
+    }
+    return Arguments(**(unchanged | checked))
 
 
 def read_data(named: Sequence[str]) -> tuple[DataSet, ...]:
     """The data sets of `KIND:FILE` each; their names begin with `data/`, apart from generated tasks.
 
     Raises:
-        ArgumentError: there is no such kind, no such file, or something else is in it.
+        ArgumentError: there is no such kind, no such file, or its content is of another kind.
     """
     if not named:
         return ()
-    from kvjax.eval.loaders import load
-
-    found: dict[str, DataSet] = {}
+    sets: dict[str, DataSet] = {}
     for text in named:
         kind, colon, path = text.partition(":")
         if not colon or kind not in KINDS:
@@ -262,10 +244,10 @@ def read_data(named: Sequence[str]) -> tuple[DataSet, ...]:
         except (OSError, ValueError, ImportError) as error:
             raise ArgumentError(f"--data {text}: {error}") from error
         data = replace(loaded, name=f"data/{loaded.name}")
-        if data.name in found:
+        if data.name in sets:
             raise ArgumentError(f"--data has two files of {data.name}: evaluate one after the other")
-        found[data.name] = data
-    return tuple(found.values())
+        sets[data.name] = data
+    return tuple(sets.values())
 
 
 def select(patterns: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> tuple[Task, ...]:
@@ -274,7 +256,7 @@ def select(patterns: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> tuple[
     Raises:
         ArgumentError: a pattern matches nothing; the message has the nearest names.
     """
-    found: dict[str, Task] = {}
+    selected: dict[str, Task] = {}
     for pattern in patterns:
         names = [name for name in tasks if fnmatch.fnmatchcase(name, pattern)]
         if not names:
@@ -282,5 +264,5 @@ def select(patterns: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> tuple[
             near = [name for name in tasks if name in near or name.split("/")[-1] in near]
             hint = f"did you mean {' or '.join(near)}?" if near else "--list shows all tasks"
             raise ArgumentError(f"no task matches {pattern!r}; {hint}")
-        found |= {name: tasks[name] for name in names}
-    return tuple(found.values())
+        selected |= {name: tasks[name] for name in names}
+    return tuple(selected.values())

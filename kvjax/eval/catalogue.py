@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from rich.console import Group
 from rich.text import Text
 
-from kvjax.eval.loaders_dataset import DataSet
-from kvjax.eval.tasks import Task
-from kvjax.eval.tasks_sample import Sample
+from kvjax.eval.datasets import DataSet
+from kvjax.eval.tasks import Sample, Task
 
 CHARACTERS_PER_TOKEN = 4  # of English, near enough to show a sample without a tokenizer
 SHORTEST, LONGEST = 128, 1 << 20
@@ -15,22 +14,22 @@ SHOWN = 600  # characters at either end of a context
 
 
 def catalogue(tasks: Iterable[Task]) -> Group:
-    """All tasks, a line each: its name, its score, how many turns it has, and what it asks; a terminal cuts the end."""
-    rows = [("task", "score", "turns", "asks, for instance")]
+    """All tasks, a line each: name, metric, number of turns, and a question; a terminal cuts the end."""
+    rows = [("task", "score", "turns", "a question")]
     for task in tasks:
         sample = example(task)
-        asked = (sample.question.strip().splitlines() or [sample.answer_prefix])[-1]
-        rows.append((task.name, task.metric, str(len(sample.turns)), " ".join(asked.split())))
+        question = (sample.question.strip().splitlines() or [sample.answer_prefix])[-1]
+        rows.append((task.name, task.metric, str(len(sample.turns)), " ".join(question.split())))
     names, metrics = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = []
-    for index, (name, metric, turns, asked) in enumerate(rows):
+    for index, (name, metric, turns, question) in enumerate(rows):
         line = Text(f"{name:<{names}}  ", no_wrap=True, overflow="ellipsis", style="" if index else "bold")
-        lines.append(line.append(f"{metric:<{metrics}}  ", style="dim").append(f"{turns:>5}  {asked}"))
+        lines.append(line.append(f"{metric:<{metrics}}  ", style="dim").append(f"{turns:>5}  {question}"))
     return Group(*lines)
 
 
 def specimen(task: Task) -> Group:
-    """A short sample of one task: what the model reads, what it is asked, which answers count."""
+    """A short sample of one task: its context, its questions, the accepted answers."""
     sample = example(task)
     context = sample.context.rstrip("\n")
     if len(context) > 2 * SHOWN:
@@ -50,7 +49,7 @@ def specimen(task: Task) -> Group:
 
 
 def several_turns(task: Task) -> bool:
-    """Whether a task asks anything after its first question."""
+    """Whether a task has samples of several turns."""
     return any(sample.later for sample in (task.samples if isinstance(task, DataSet) else (example(task),)))
 
 

@@ -1,14 +1,14 @@
-"""How a sample becomes prompts: one for each of its questions, with what the model has said before."""
+"""Dialogues: the prompts of a sample, one for each of its questions, with the replies before it."""
 
-from kvjax.eval.target import Form, Prompt
-from kvjax.eval.tasks_sample import Question, Sample
+from kvjax.eval.targets import Form, Prompt
+from kvjax.eval.tasks import Question, Sample
 
 
 class Dialogue:
-    """The turns of one sample in one form: ask `prompt` of each of `sample.turns`, then `hear` what the model said.
+    """The turns of one sample in one form: send the `prompt` of each of `sample.turns`, then `add_reply`.
 
-    A completing model goes on from one growing text, in which each of its answers is closed with a line end. A chat
-    model gets messages, its own among them. Either way it reads what it said, right or wrong.
+    A completing model goes on from one growing text, in which each of its replies is closed with a line end. A chat
+    model gets messages, its own among them. Either way it reads its replies, right or wrong.
     """
 
     def __init__(self, sample: Sample, form: Form) -> None:
@@ -18,27 +18,27 @@ class Dialogue:
         self._messages: list[dict[str, str]] = []
 
     def prompt(self, question: Question) -> Prompt:
-        """What to send for `question`, the next one."""
+        """The prompt of `question`, the next one."""
         if self._form == "completion":
             return self._text + question.question + question.answer_prefix
-        return self._asked(question)
+        return self._messages_up_to(question)
 
     @property
     def history(self) -> Prompt:
-        """What comes before the next question: in the first turn the context alone."""
+        """The conversation before the next question: in the first turn the context alone."""
         if self._form == "completion":
             return self._text
         return self._messages or [{"role": "user", "content": self._context.rstrip("\n")}]
 
-    def hear(self, question: Question, said: str) -> None:
-        """Takes the model's answer to `question` into what comes before the next one."""
+    def add_reply(self, question: Question, reply: str) -> None:
+        """Appends `question` and the model's reply to the history."""
         if self._form == "completion":
-            self._text += question.question + question.answer_prefix + said
+            self._text += question.question + question.answer_prefix + reply
             self._text += "" if self._text.endswith("\n") else "\n"
         else:
-            self._messages = [*self._asked(question), {"role": "assistant", "content": said}]
+            self._messages = [*self._messages_up_to(question), {"role": "assistant", "content": reply}]
 
-    def _asked(self, question: Question) -> list[dict[str, str]]:
+    def _messages_up_to(self, question: Question) -> list[dict[str, str]]:
         if not self._messages:
             return self._opening  # the context and the first question are one message
         return [*self._messages, {"role": "user", "content": question.question.rstrip("\n")}]

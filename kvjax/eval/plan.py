@@ -1,11 +1,11 @@
-"""Which samples an evaluation asks: every task at every length, and files at the length that the model takes."""
+"""The plan of an evaluation: samples of every task at every length, and of files at the model's context."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvjax.eval.arguments import ArgumentError, Arguments
-from kvjax.eval.loaders_dataset import DataSet
+from kvjax.eval.datasets.dataset import DataSet
 from kvjax.eval.metrics import METRICS
 from kvjax.eval.runner import Case
 from kvjax.eval.tasks import Task
@@ -16,7 +16,7 @@ SAMPLES = 20
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """`samples` samples of a task at a length in tokens; for a file that is what a sample may have at most."""
+    """`samples` samples of a task at a length in tokens; for a file the length is an upper bound."""
 
     task: Task
     length: int
@@ -25,19 +25,19 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells, and their cases index by index: a run that is interrupted has something of each."""
+    """All cells, and their cases index by index: an interrupted run has samples of each."""
 
     cells: tuple[PlannedCell, ...]
 
     @classmethod
     def of(cls, given: Arguments, tasks: Sequence[Task], context: int | None) -> "Plan":
-        """The plan for a model that takes `context` tokens, None if nobody knows.
+        """The plan for a model that takes `context` tokens, None if unknown.
 
         Raises:
-            ArgumentError: a length is more than the context, or it is not known and files need it.
+            ArgumentError: a length is more than the context, or the context is unknown and files need it.
         """
         if given.data and not given.lengths and context is None:
-            raise ArgumentError("the server does not tell how long its context is: give --max-model-len")
+            raise ArgumentError("the server does not report its context length: give --max-model-len")
         for length in given.lengths:
             if context is not None and length > context:
                 raise ArgumentError(f"--lengths {length} is more than the model's context of {context} tokens")
@@ -60,7 +60,7 @@ class Plan:
         return [Case(cell.task, cell.length, index) for index in rounds for cell in self.cells if index < cell.samples]
 
     def __str__(self) -> str:
-        """How many samples a cell has, for a heading."""
+        """The number of samples a cell, for a heading."""
         counts = sorted({cell.samples for cell in self.cells})
         return f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} samples a cell"
 
@@ -71,10 +71,10 @@ def fingerprint(data: DataSet) -> str:
 
 
 def with_metrics(given: Arguments) -> tuple[tuple[Task, ...], list[str]]:
-    """The tasks that can be scored with the packages that are here, and a sentence about each other one.
+    """The tasks that the installed packages can score, and a sentence about each other one.
 
     Raises:
-        ArgumentError: one of the others was asked for by name.
+        ArgumentError: one of the others was requested by name.
     """
     tasks, left_out = [], []
     for task in (*given.tasks, *given.data):

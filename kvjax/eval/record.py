@@ -1,4 +1,4 @@
-"""What became of one sample, and the file of such lines that an evaluation leaves and goes on from."""
+"""Records, the results of single samples, and the journal: the file of them that an interrupted run resumes from."""
 
 import fcntl
 import json
@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kvjax.eval.targets import TargetReply
+from kvjax.eval.tasks import Question
+
 FORMAT = 1
 Key = tuple[str, int, int]  # task, length, index
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer.
+    """One question and its reply.
 
     Attributes:
-        text: what the model said.
+        text, finish, prompt_tokens, tokens, first_token_seconds, seconds: as in `TargetReply`.
         score: in [0, 1].
-        finish: why it stopped: 'stop' or 'length'.
-        first_token_seconds, seconds: as in `TargetReply`.
     """
 
     question: str
@@ -32,6 +33,12 @@ class Turn:
     first_token_seconds: float
     seconds: float
 
+    @classmethod
+    def of(cls, question: Question, reply: TargetReply, score: float) -> "Turn":
+        """The turn of a scored reply, its times in tenths of milliseconds."""
+        times = {name: round(getattr(reply, name), 4) for name in ("first_token_seconds", "seconds")}
+        return cls(question.question, question.answers, score=score, **(asdict(reply) | times))
+
 
 @dataclass(frozen=True)
 class Record:
@@ -39,10 +46,10 @@ class Record:
 
     Attributes:
         length: tokens of the sample and its answers, which one from a file may stay below.
-        index: which of the samples of its task and length.
+        index: among the samples of its task and length.
         score: the mean over its turns; None if a request failed.
-        error: why it failed; None if it was scored.
-        turns: those that were answered.
+        error: the reason of a failure; None if it was scored.
+        turns: those with a reply.
     """
 
     task: str
@@ -78,7 +85,7 @@ class Journal:
     of one sample the last counts, so a failed sample can be tried again.
 
     Attributes:
-        records: what the file holds, by key.
+        records: the file's records by key.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -120,7 +127,7 @@ class Journal:
         self.close()
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        # in ASCII: a model may say half a character, or a line end that only Unicode knows
+        # in ASCII: a reply may hold half a character, or a line end that only Unicode knows
         self._file.write(json.dumps(content).encode("ascii") + b"\n")
         self._file.flush()
 
@@ -145,8 +152,8 @@ class Journal:
             except (KeyError, TypeError, ValueError) as error:
                 if isinstance(error, JournalError):
                     raise
-                what = "is no file of kvjax.eval" if number == 1 else f"is damaged in line {number} ({error})"
-                raise JournalError(f"output={str(self.path)!r} {what}: choose another name") from error
+                fault = "is no file of kvjax.eval" if number == 1 else f"is damaged in line {number} ({error})"
+                raise JournalError(f"output={str(self.path)!r} {fault}: choose another name") from error
         if not end and self.path.stat().st_size:
             raise JournalError(f"output={str(self.path)!r} is no file of kvjax.eval: choose another name")
         return end
@@ -162,14 +169,14 @@ class Journal:
             yield line, end
 
 
-def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], version: int) -> None:
+def _compare(path: Path, recorded: Mapping[str, Any], current: Mapping[str, Any], version: int) -> None:
     if version != FORMAT:
         raise JournalError(
             f"output={str(path)!r} has format {version}, this kvjax writes {FORMAT}: choose another name"
         )
-    names = dict.fromkeys([*found, *wanted])
-    other = [f"{name} was {found.get(name)!r} and now is {wanted.get(name)!r}" for name in names]
-    other = [text for name, text in zip(names, other, strict=True) if found.get(name) != wanted.get(name)]
+    names = dict.fromkeys([*recorded, *current])
+    other = [f"{name} was {recorded.get(name)!r} and now is {current.get(name)!r}" for name in names]
+    other = [text for name, text in zip(names, other, strict=True) if recorded.get(name) != current.get(name)]
     if other:
         raise JournalError(
             f"output={str(path)!r} holds results of other settings: {'; '.join(other)}. "

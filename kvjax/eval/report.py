@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: how far it is, and the table at its end."""
+"""The report of an evaluation on a terminal: progress, and the table at its end."""
 
 import time
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from rich.text import Text
 
 from kvjax.eval.record import Record
 from kvjax.eval.summary import Cell, Summary
-from kvjax.eval.target import Target
+from kvjax.eval.targets import Target
 
 PARTS = 10  # a log, unlike a terminal, gets so many lines
 SHOWN_ERRORS = 5
 
 
-class Watch:
-    """Shows the progress of an evaluation: a bar on a terminal, a line now and then in a log."""
+class ProgressReport:
+    """The progress of an evaluation: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, console: Console, done: Sequence[Record], total: int) -> None:
         """`done`: records of an earlier run; `total`: of all, these included."""
@@ -40,8 +40,8 @@ class Watch:
         )
         self._task = self._bar.add_task("samples", total=total, completed=len(done), score=self._score())
 
-    def saw(self, record: Record) -> None:
-        """Another sample is done."""
+    def add(self, record: Record) -> None:
+        """Shows that another sample is done."""
         self._records.append(record)
         done = len(self._records)
         self._bar.update(self._task, completed=done, score=self._score())
@@ -57,7 +57,7 @@ class Watch:
         mean = f"mean {100 * sum(scores) / len(scores):.1f}" if scores else "mean -"
         return mean + (f", [red]{failed} failed[/red]" if failed else "")
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressReport":
         if len(self._records) < self._total:
             self._bar.start()
         return self
@@ -92,7 +92,7 @@ def table(summary: Summary) -> Table:
 
 
 def cache_lines(target: Target, lengths: Sequence[int]) -> list[Text]:
-    """What the cache keeps of a prompt and reads a step, a line a length; nothing where it keeps and reads all."""
+    """Bytes that the cache retains of a prompt and reads a step, a line a length; no lines for a full cache."""
     lines, head = [], "compressed cache"
     width = max((len(f"{length:,}") for length in lengths), default=0)
     for length in lengths:
@@ -111,7 +111,7 @@ def binary(size: int) -> str:
 
 
 def pace_lines(summary: Summary) -> list[Text]:
-    """How fast the answers came, a line a length."""
+    """Latency and throughput of the median request, a line a length."""
     width = max((len(f"{pace.length:,}") for pace in summary.paces), default=0)
     lines, head = [], "median request"
     for pace in summary.paces:
@@ -123,7 +123,7 @@ def pace_lines(summary: Summary) -> list[Text]:
 
 
 def error_lines(summary: Summary) -> list[Text]:
-    """What failed and why, the most frequent first."""
+    """Failures with their reasons, the most frequent first."""
     lines = []
     if summary.failed:
         lines.append(Text(f"{summary.failed} samples failed and have no score:", style="red"))
@@ -131,12 +131,12 @@ def error_lines(summary: Summary) -> list[Text]:
         hidden = len(summary.errors) - SHOWN_ERRORS
         lines += [Text(f"          and {hidden} other errors", style="dim")] if hidden > 0 else []
     if summary.missing:
-        lines.append(Text(f"{summary.missing} samples were not asked", style="yellow"))
+        lines.append(Text(f"{summary.missing} samples were not evaluated", style="yellow"))
     return lines
 
 
 def _cell(cell: Cell | None) -> tuple[Text, Text]:
-    """The mean, and what is to be known about it."""
+    """The mean and its interval, with the number of failures."""
     if cell is None:
         return Text(""), Text("")
     note = Text("")

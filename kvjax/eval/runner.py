@@ -1,4 +1,4 @@
-"""Asks a target every sample of an evaluation, several at a time, and scores the answers.
+"""The runner: sends every sample of an evaluation to a target, several at a time, and scores the replies.
 
 cases ──► workers (one a request in flight) ──► Target
              │ sample: made in a thread, because counting tokens takes a while
@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from kvjax.eval.dialogue import Dialogue
 from kvjax.eval.metrics import METRICS
 from kvjax.eval.record import Key, Record, Turn
-from kvjax.eval.target import Form, Prompt, Target, TargetFailedError, TargetGoneError
-from kvjax.eval.tasks import Task
-from kvjax.eval.tasks_sample import Sample
+from kvjax.eval.targets import Form, Prompt, Target, TargetFailedError, TargetGoneError, TargetRequest
+from kvjax.eval.tasks import Sample, Task
 
 SEEDS = 1_000_000  # samples of one seed; those of the next seed are all new
 # A template writes something around each message, and a chat model its answer's end.
 ANSWER_END = 2
-# With so many samples in a row that nobody answered, the rest is not tried.
+# After so many samples in a row without any reply the rest is not tried.
 PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sample to be asked: the `index`-th of a task at a length in tokens."""
+    """One sample of an evaluation: the `index`-th of a task at a length in tokens."""
 
     task: Task
     length: int
@@ -38,16 +37,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Conduct:
-    """How every sample is asked.
+    """The settings that all samples of an evaluation share.
 
     Attributes:
         form: 'completion' ends in the beginning of the answer, 'chat' goes through the model's template.
         seed: samples of two seeds are all different.
         temperature: 0 is greedy.
-        concurrency: samples asked at the same time.
-        query_agnostic: a compressed cache chooses what to keep before it has seen the question.
-        evict: what it has not kept in a sample's first turn is gone in the later ones. Otherwise each turn chooses
-            anew among everything, as RocketKV-MT does.
+        concurrency: samples in flight at the same time.
+        query_agnostic: a compressed cache chooses the tokens to retain before it has seen the question.
+        evict: tokens not retained in a sample's first turn are gone in the later ones. Otherwise each turn chooses
+            anew among all tokens, as RocketKV-MT does.
     """
 
     form: Form = "completion"
@@ -72,16 +71,16 @@ def evaluate(
     conduct: Conduct,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Asks all cases and returns their records in the order they came to be, each told to `on_record` first.
+    """Evaluates all cases and returns their records in the order of completion, after `on_record` of each.
 
-    A failed request makes a record with an error. After `PATIENCE` samples in a row for which nobody answered, the
-    cases left are not tried and have no record. Interrupting it (Ctrl-C) cancels what is in flight.
+    A failed request makes a record with an error. After `PATIENCE` samples in a row for which the target was gone,
+    the remaining cases are not tried and have no record. An interrupt (Ctrl-C) cancels the requests in flight.
     """
     return asyncio.run(_Run(target, conduct, on_record).all(cases))
 
 
 def template_tokens(target: Target) -> int:
-    """Tokens that a target's chat template adds to one turn; 0 if it has none, which every request will say."""
+    """Tokens that a target's chat template adds to one turn; 0 if it has none, which fails every request."""
     word = "word"
     try:
         return target.count([{"role": "user", "content": word}]) - target.count(word) + ANSWER_END
@@ -89,8 +88,8 @@ def template_tokens(target: Target) -> int:
         return 0
 
 
-def draw(case: Case, conduct: Conduct, target: Target, template: int = 0) -> Sample:
-    """The sample of a case, which leaves room in its length for `template` tokens around each turn.
+def draw_sample(case: Case, conduct: Conduct, target: Target, template: int = 0) -> Sample:
+    """The sample of a case; `template` tokens around each turn count in its length.
 
     Raises:
         TargetFailedError: the task cannot be made as short as that.
@@ -113,7 +112,7 @@ class _Run:
     def __init__(self, target: Target, conduct: Conduct, on_record: Callable[[Record], None]) -> None:
         self._target, self._conduct, self._on_record = target, conduct, on_record
         self._records: list[Record] = []
-        self._unanswered = 0
+        self._gone_in_a_row = 0
         self._template = 0
 
     async def all(self, cases: Sequence[Case]) -> list[Record]:
@@ -131,25 +130,25 @@ class _Run:
         return self._records
 
     async def _work(self, left: Iterator[Case]) -> None:
-        """One worker: takes cases until none is left or nobody answers any more."""
+        """One worker: takes cases until none is left or the target is gone for good."""
         for case in left:
-            if self._unanswered >= PATIENCE:
+            if self._gone_in_a_row >= PATIENCE:
                 return
             turns: list[Turn] = []
             try:
-                await self._ask(case, turns)
+                await self._evaluate(case, turns)
                 score, error = sum(turn.score for turn in turns) / len(turns), None
-                self._unanswered = 0
+                self._gone_in_a_row = 0
             except TargetFailedError as failure:
                 score, error = None, str(failure)
-                self._unanswered = self._unanswered + 1 if isinstance(failure, TargetGoneError) else 0
+                self._gone_in_a_row = self._gone_in_a_row + 1 if isinstance(failure, TargetGoneError) else 0
             record = Record(*case.key, score, error, tuple(turns))
             self._records.append(record)
             self._on_record(record)
 
-    async def _ask(self, case: Case, turns: list[Turn]) -> None:
-        """Fills `turns` as they are answered. Raises TargetFailedError."""
-        sample = await asyncio.to_thread(draw, case, self._conduct, self._target, self._template)
+    async def _evaluate(self, case: Case, turns: list[Turn]) -> None:
+        """Appends to `turns` as replies arrive. Raises TargetFailedError."""
+        sample = await asyncio.to_thread(draw_sample, case, self._conduct, self._target, self._template)
         dialogue, metric = Dialogue(sample, self._conduct.form), METRICS[case.task.metric]
         first: Prompt | None = None
         for question in sample.turns:
@@ -158,39 +157,28 @@ class _Run:
             first = first or context_prefix
             if self._conduct.evict:
                 context_prefix = first
-            answer = await self._target.complete(
+            request = TargetRequest(
                 prompt,
-                max_tokens=await asyncio.to_thread(self._room, prompt, sample.max_new_tokens),
+                max_tokens=await asyncio.to_thread(self._max_tokens, prompt, sample.max_new_tokens),
                 temperature=self._conduct.temperature,
                 seed=self._conduct.seed * SEEDS + case.index,
                 context_prefix=None if context_prefix is prompt else context_prefix,
-                earlier=dialogue.history if turns else None,
+                history=dialogue.history if turns else None,
             )
-            dialogue.hear(question, answer.text)
+            reply = await self._target.complete(request)
+            dialogue.add_reply(question, reply.text)
             try:
-                score = metric(answer.text, question.answers)
+                score = metric(reply.text, question.answers)
             except ValueError as error:
                 raise TargetFailedError(f"{case.task.metric} cannot score it: {error}") from error
-            turns.append(
-                Turn(
-                    question.question,
-                    question.answers,
-                    answer.text,
-                    score,
-                    answer.finish,
-                    answer.prompt_tokens,
-                    answer.tokens,
-                    round(answer.first_token_seconds, 4),
-                    round(answer.seconds, 4),
-                )
-            )
+            turns.append(Turn.of(question, reply, score))
 
-    def _room(self, prompt: Prompt, wanted: int) -> int:
-        """Tokens the answer may take: those wanted, or those that the model's context has left."""
+    def _max_tokens(self, prompt: Prompt, requested: int) -> int:
+        """Tokens that the reply may take: those requested, or those that the model's context has left."""
         context = self._target.max_model_len
         if context is None:
-            return wanted
+            return requested
         size = self._target.count(prompt)
         if size >= context:
             raise TargetFailedError(f"the prompt has {size} tokens, and the model's context is {context}")
-        return min(wanted, context - size)
+        return min(requested, context - size)

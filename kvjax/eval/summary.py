@@ -1,4 +1,4 @@
-"""What the records of an evaluation amount to: a mean and its interval for every task and length."""
+"""Summaries of records: a mean and its interval for every task and length."""
 
 import statistics
 from collections import Counter
@@ -15,7 +15,7 @@ class Cell:
     """The samples of one task at one length.
 
     Attributes:
-        scored, failed: how many got a score and how many got an error instead; of the latter the mean knows nothing.
+        scored, failed: numbers of samples with a score and with an error; the latter are not in the mean.
         mean, low, high: of the scores with its 95% interval, in [0, 1]; None if nothing was scored.
     """
 
@@ -40,7 +40,7 @@ class Pace:
     """Medians over all turns of one length.
 
     Attributes:
-        first_token_seconds: from asking to the first text.
+        first_token_seconds: from the request to the first text.
         tokens_per_second: of one request, from its first token to its last; None if all answers are one token.
     """
 
@@ -51,20 +51,20 @@ class Pace:
 
 @dataclass(frozen=True)
 class Summary:
-    """All cells, by task and then by length, in the order they were asked for.
+    """All cells, by task and then by length, in the order of the plan.
 
     Attributes:
-        wanted: samples that should have been asked; more than scored and failed if it was interrupted.
-        errors: why samples failed, and how many each, the most frequent first.
+        planned: samples of the whole evaluation; more than scored and failed if it was interrupted.
+        errors: each error and the number of samples with it, the most frequent first.
     """
 
     cells: tuple[Cell, ...]
     paces: tuple[Pace, ...]
-    wanted: int
+    planned: int
     errors: tuple[tuple[str, int], ...]
 
     @classmethod
-    def of(cls, records: Iterable[Record], cells: Sequence[tuple[str, int]], wanted: int) -> "Summary":
+    def of(cls, records: Iterable[Record], cells: Sequence[tuple[str, int]], planned: int) -> "Summary":
         """Sums up records; `cells` are the tasks and lengths to show, whether they have records or not."""
         by_cell: dict[tuple[str, int], list[Record]] = {cell: [] for cell in cells}
         for record in records:
@@ -75,7 +75,7 @@ class Summary:
         return cls(
             tuple(Cell.of(*cell, group) for cell, group in by_cell.items()),
             tuple(pace for pace in paces if pace is not None),
-            wanted,
+            planned,
             tuple(errors.most_common()),
         )
 
@@ -97,8 +97,8 @@ class Summary:
 
     @property
     def missing(self) -> int:
-        """Samples that were not asked."""
-        return self.wanted - self.scored - self.failed
+        """Samples that were not evaluated."""
+        return self.planned - self.scored - self.failed
 
     def mean(self, *, task: str | None = None, length: int | None = None) -> float | None:
         """The mean of the cells' means, of one task or one length if given; None if there is none."""

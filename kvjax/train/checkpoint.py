@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: weights, optimiser and the place in the schedule, by Orbax.
+"""Checkpoints of a run: weights, optimiser and the place in the schedule, by Orbax.
 
 Batches are a pure function of the place, so a killed run that resumes ends in the same bits as one that was
 never killed.
@@ -52,7 +52,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def place(self) -> Place | None:
-        """Where the newest checkpoint stands, or None if there is none."""
+        """The place of the newest checkpoint, or None if there is none."""
         newest = self._manager.latest_step()
         if newest is None:
             return None

@@ -1,4 +1,4 @@
-"""What a training run is: frozen data read from YAML. No arrays, no files."""
+"""The configuration of a training run: frozen data read from YAML. No arrays, no files."""
 
 import dataclasses
 from pathlib import Path
@@ -120,7 +120,7 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the model goes."""
+        """The folder that the model is written to."""
         return self.export or self.tokenizer
 
     @property

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 from tokenizers import Tokenizer
 
-from kvjax.eval.tasks_chain import ChainTask, MiniChain
-from kvjax.eval.tasks_needle import NeedleTask
-from kvjax.eval.tasks_sample import Question, Sample
-from kvjax.eval.tasks_surface import MINI, Kind
-from kvjax.eval.tasks_variables import VariableTask
-from kvjax.eval.tasks_words import NOUNS
+from kvjax.eval.tasks import Question, Sample
+from kvjax.eval.tasks.chain import ChainTask, MiniChain
+from kvjax.eval.tasks.needle import NeedleTask
+from kvjax.eval.tasks.surface import MINI, Kind
+from kvjax.eval.tasks.variables import VariableTask
+from kvjax.eval.tasks.words import NOUNS
 from kvjax.train.tokenizer import ASSISTANT, END, EOS, PAIRS, SPECIAL, USER
 
 
@@ -32,7 +32,7 @@ class Document:
 
 @dataclass
 class Writer:
-    """Collects text or ids, each with its say in the loss."""
+    """Collects text or ids, each with its place in the loss mask."""
 
     tokenizer: Tokenizer
     tokens: list[int] = field(default_factory=list)
@@ -167,26 +167,26 @@ class Documents:
             edges=edges,
         )
         facts = task.draw_facts(rng)
-        asked = [MINI.ask(facts, value)]
+        questions = [MINI.ask(facts, value)]
         # one needle in the dark, or so many that a good part of all tokens is questions to learn from
         statements = "".join(f" {MINI.needle(k, v, value)}" for k, values in facts.items() for v in values)
-        cost = self.count(asked[0].question + asked[0].answer_prefix + asked[0].reply + statements) + 3
-        questions = int(length * rng.uniform(0.1, 0.8) / cost) if rng.random() < 0.8 else 1
-        while len(asked) < questions and len(facts) < len(NOUNS) // 2:
+        cost = self.count(questions[0].question + questions[0].answer_prefix + questions[0].reply + statements) + 3
+        number = int(length * rng.uniform(0.1, 0.8) / cost) if rng.random() < 0.8 else 1
+        while len(questions) < number and len(facts) < len(NOUNS) // 2:
             more = task.draw_facts(rng)
             if not facts.keys() & more.keys():
                 facts |= more
-                asked.append(MINI.ask(more, value))
-        rng.shuffle(asked)
+                questions.append(MINI.ask(more, value))
+        rng.shuffle(questions)
         chat = rng.random() < 0.35
         turns = Writer(self.tokenizer)
-        for index, question in enumerate(asked):
+        for index, question in enumerate(questions):
             self._turn(turns, question, chat=chat, first=index == 0)
-        haystack = task.hide(facts, length - len(turns.tokens) - chat, rng, self.count)
+        context = task.hide(facts, length - len(turns.tokens) - chat, rng, self.count)
         writer = Writer(self.tokenizer)
         if chat:
             writer.text(USER, False)
-        writer.text(haystack.context, False)
+        writer.text(context, False)
         return self._joined(writer, turns, length)
 
     def variables(self, length: int, rng: random.Random) -> Document:
@@ -194,16 +194,16 @@ class Documents:
         hops = rng.randint(1, 4)
         chains = rng.randint(1, max(1, min(4, length // (16 * hops + 16))))
         task = VariableTask(f"train/{rng.random()}", MINI, hops=hops, chains=chains)
-        return self._asked(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
+        return self._sampled(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
 
     def chains(self, length: int, rng: random.Random) -> Document:
         """An arithmetic chain's test case with its worked reply, as plain text or as a chat; the reply counts."""
         steps = rng.randint(2, 4)
         chains = rng.randint(1, max(1, min(3, length // (40 * steps))))
         task = ChainTask(f"train/{rng.random()}", MiniChain(), steps=steps, chains=chains)
-        return self._asked(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
+        return self._sampled(task.sample(length=length - 4, seed=0, count=self.count), length, rng)
 
-    def _asked(self, sample: Sample, length: int, rng: random.Random) -> Document:
+    def _sampled(self, sample: Sample, length: int, rng: random.Random) -> Document:
         chat = rng.random() < 0.35
         turns = Writer(self.tokenizer)
         self._turn(turns, sample.turns[0], chat=chat, first=True)

@@ -1,4 +1,4 @@
-"""What is measured while training: whether whole replies come out right, not only the loss.
+"""Evaluation while training: the share of whole replies that are right, not only the loss.
 
 Retrieval appears as a sudden change that the mean loss hides; the share of right replies shows it.
 """
@@ -60,9 +60,9 @@ def score(predict: Predict, params: Params, documents: list[Document], batch: in
     whole: list[bool] = []
     losses: list[float] = []
     for start in range(0, len(documents), batch):
-        some = documents[start : start + batch]
-        guesses, costs = map(np.asarray, predict(params, jnp.asarray(np.stack([d.tokens for d in some]))))
-        for document, guess, cost in zip(some, guesses, costs, strict=True):
+        chosen = documents[start : start + batch]
+        guesses, costs = map(np.asarray, predict(params, jnp.asarray(np.stack([d.tokens for d in chosen]))))
+        for document, guess, cost in zip(chosen, guesses, costs, strict=True):
             mask, hits = document.mask[1:], guess == document.tokens[1:]
             right += hits[mask].tolist()
             losses += cost[mask].tolist()

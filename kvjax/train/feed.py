@@ -1,10 +1,10 @@
-"""Draws the batches of a stage ahead of the device that learns from them: in a thread, or in several processes.
+"""The feed: batches of a stage, drawn ahead of the device that learns from them, in a thread or in processes.
 
     main thread     takes batches in the order of steps and puts them on the device
     one thread      draws the next batch while the device computes this one: enough for a CPU
     or processes    each draws every n-th batch, some steps ahead: for a device that learns faster than a core draws
 
-A batch is a pure function of seed, stage and step, so it is the same whoever draws it.
+A batch is a pure function of seed, stage and step, so it is the same in a thread and in any process.
 """
 
 import multiprocessing
@@ -29,10 +29,10 @@ GRACE = 10  # seconds that a process may take to finish its batch
 
 def draw_batch(documents: Documents, config: TrainConfig, stage: int, step: int) -> Drawn:
     """Tokens and mask of one step: a pure function of seed, stage and step, so a resumed run sees the same ones."""
-    wanted = config.stages[stage]
-    batch, context = wanted.shape(step)
+    stage_config = config.stages[stage]
+    batch, context = stage_config.shape(step)
     drawn = [
-        documents.draw(wanted.mix, context, random.Random(f"{config.seed}/{stage}/{step}/{row}"))
+        documents.draw(stage_config.mix, context, random.Random(f"{config.seed}/{stage}/{step}/{row}"))
         for row in range(batch)
     ]
     return np.stack([document.tokens for document in drawn]), np.stack([document.mask for document in drawn])
@@ -49,7 +49,7 @@ class Feed:
         self._documents, self._config = documents, config
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        self._asked: list[int] = []  # requests that a process has not answered yet, one count a process
+        self._pending: list[int] = []  # requests that a process has not answered yet, one count a process
 
     def __enter__(self) -> "Feed":
         # a fork of a process that has started JAX may hang, so each begins anew
@@ -62,7 +62,7 @@ class Feed:
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
-            self._asked.append(0)
+            self._pending.append(0)
         return self
 
     def __exit__(
@@ -70,7 +70,7 @@ class Feed:
     ) -> None:
         while self._pipes:
             self._pipes.pop().close()
-        self._asked.clear()
+        self._pending.clear()
         while self._processes:
             process = self._processes.pop()
             process.join(GRACE)
@@ -97,28 +97,28 @@ class Feed:
                 yield batch
 
     def _by_processes(self, stage: int, steps: range) -> Iterator[Drawn]:
-        for index, asked in enumerate(self._asked):  # what an earlier iteration had asked for and did not take
-            for _ in range(asked):
+        for index, pending in enumerate(self._pending):  # requests of an earlier iteration that it did not take
+            for _ in range(pending):
                 self._receive(index)
         ahead = AHEAD * len(self._pipes)
         for step in steps[:ahead]:
-            self._ask(stage, step)
+            self._request(stage, step)
         for step in steps:
             batch = self._receive(step % len(self._pipes))
             if step + ahead < steps.stop:
-                self._ask(stage, step + ahead)
+                self._request(stage, step + ahead)
             yield batch
 
-    def _ask(self, stage: int, step: int) -> None:
+    def _request(self, stage: int, step: int) -> None:
         index = step % len(self._pipes)
-        self._asked[index] += 1
+        self._pending[index] += 1
         try:
             self._pipes[index].send((stage, step))
         except OSError as error:
             raise RuntimeError("a process that draws documents has ended: its own error stands above") from error
 
     def _receive(self, index: int) -> Drawn:
-        self._asked[index] -= 1
+        self._pending[index] -= 1
         try:
             return self._pipes[index].recv()
         except (EOFError, OSError) as error:
@@ -126,7 +126,7 @@ class Feed:
 
 
 def _draw_for(pipe: Connection, config: TrainConfig, corpus: Integer[np.ndarray, "N"]) -> None:
-    """The life of a process: draws what it is asked for until nobody is there to ask."""
+    """The main function of a process: draws the requested batches until the pipe is closed."""
     documents = Documents(Tokenizer.from_file(str(config.tokenizer / "tokenizer.json")), corpus)
     try:
         while True:

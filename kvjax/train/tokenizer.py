@@ -1,4 +1,4 @@
-"""Trains the tokenizer that ships: a byte-level BPE, small, in the HF format.
+"""The tokenizer that ships, and its training: a byte-level BPE, small, in the HF format.
 
 Bytes are the alphabet, so any UTF-8 text survives a round trip. Digits stand in pairs from the left: two pairs nearly
 name a number among hundreds of others, where single digits take a match of four tokens, which a small model does not
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kvjax.eval.tasks_words import ADJECTIVES, NOISE, NOUNS, PLACES, VERBS
-from kvjax.train.corpus import standard_library
+from kvjax.eval.tasks.library import standard_library
+from kvjax.eval.tasks.words import ADJECTIVES, NOISE, NOUNS, PLACES, VERBS
 
 EOS, PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
     "<|eos|>",
@@ -85,7 +85,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, word_weight: int =
 
     tokenizer.train_from_iterator(everything(), trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocabulary} were asked for: add text")
+        raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, not {vocabulary}: add text")
     return tokenizer
 
 

@@ -1,6 +1,6 @@
 """The training loop: stages of growing context, evaluation, checkpoints, export.
 
-It knows nothing of what documents say or of how attention is computed.
+It depends neither on the content of documents nor on the attention.
 """
 
 import json
@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
+from kvjax.eval.tasks.library import standard_library
 from kvjax.models import save as save_decoder
 from kvjax.train.checkpoint import Checkpoints, Place
 from kvjax.train.config import TrainConfig
-from kvjax.train.corpus import standard_library
 from kvjax.train.documents import Documents, corpus_ids
 from kvjax.train.evaluation import Score, held_out, make_predict, score
 from kvjax.train.feed import Feed
@@ -77,7 +77,7 @@ class Trainer:
         return state
 
     def newest(self) -> tuple[Place, State]:
-        """Where the newest checkpoint stands, and its state.
+        """The place of the newest checkpoint, and its state.
 
         Raises:
             FileNotFoundError: the run has none yet.
@@ -109,12 +109,12 @@ class Trainer:
 
     def evaluate(self, state: State, stage: int) -> dict[str, Score]:
         """Scores of every kind in the stage's mix, on documents of its length that training never draws."""
-        wanted = self.config.stages[stage]
-        batch = max(1, min(self.config.evaluate_batch, 4096 // wanted.context))
-        count = batch * max(1, min(self.config.evaluate_batch, 8192 // wanted.context) // batch)
+        config = self.config.stages[stage]
+        batch = max(1, min(self.config.evaluate_batch, 4096 // config.context))
+        count = batch * max(1, min(self.config.evaluate_batch, 8192 // config.context) // batch)
         return {
-            kind: score(self.predict, state["params"], held_out(self.unseen, kind, wanted.context, count), batch)
-            for kind, weight in wanted.mix.items()
+            kind: score(self.predict, state["params"], held_out(self.unseen, kind, config.context, count), batch)
+            for kind, weight in config.mix.items()
             if weight
         }
 
@@ -123,7 +123,7 @@ class Trainer:
         stage = self.config.stages[min(place.stage, len(self.config.stages) - 1)]
         fresh = {"params": self.first, "optimiser": optimiser(self.config, stage).init(self.first)}
         if place == Place():
-            # the step donates its state, and the first weights are asked for again
+            # the step donates its state, and the first weights are needed again
             return _settled(jax.tree.map(jnp.copy, fresh))
         return _settled(checkpoints.restore(place, fresh))
 

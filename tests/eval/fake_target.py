@@ -1,9 +1,9 @@
-"""A model whose answers a test writes: words are its tokens, and it remembers what it was asked."""
+"""A target whose replies a test writes: words are its tokens, and it records its requests."""
 
 import asyncio
 from collections.abc import Callable
 
-from kvjax.eval.target import Prompt, Target, TargetReply
+from kvjax.eval.targets import Prompt, Target, TargetReply, TargetRequest
 
 TEMPLATE = 3  # tokens that it writes around each message
 
@@ -12,18 +12,17 @@ class FakeTarget(Target):
     """Answers with `say(prompt)`, which may raise instead.
 
     Attributes:
-        asked: (prompt, max_tokens, seed) in the order of asking.
-        context_prefix: what a compressed cache was to know, in the same order.
-        earlier: what came before the newest turn, in the same order.
+        requests: (prompt, max_tokens, seed) in their order.
+        context_prefix, history: those of each request, in the same order.
         most: requests in flight at the same time, at most.
     """
 
     def __init__(self, say: Callable[[Prompt], str] = lambda prompt: "", max_model_len: int | None = 4096) -> None:
         self.name, self.identity, self.max_model_len = "fake", {"model": "fake"}, max_model_len
         self.say = say
-        self.asked: list[tuple[Prompt, int, int]] = []
+        self.requests: list[tuple[Prompt, int, int]] = []
         self.context_prefix: list[Prompt | None] = []
-        self.earlier: list[Prompt | None] = []
+        self.history: list[Prompt | None] = []
         self.most = self._flying = 0
 
     def count(self, prompt: Prompt) -> int:
@@ -31,19 +30,11 @@ class FakeTarget(Target):
             return len(prompt.split())
         return sum(len(message["content"].split()) + TEMPLATE for message in prompt)
 
-    async def complete(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        context_prefix: Prompt | None = None,
-        earlier: Prompt | None = None,
-    ) -> TargetReply:
-        self.asked.append((prompt, max_tokens, seed))
-        self.context_prefix.append(context_prefix)
-        self.earlier.append(earlier)
+    async def complete(self, request: TargetRequest) -> TargetReply:
+        prompt = request.prompt
+        self.requests.append((prompt, request.max_tokens, request.seed))
+        self.context_prefix.append(request.context_prefix)
+        self.history.append(request.history)
         self._flying += 1
         self.most = max(self.most, self._flying)
         try:

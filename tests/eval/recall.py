@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from kvjax.eval.tasks_sample import Question, Sample
-from kvjax.train.induction import Induction
+from benchmarks.model_card.induction import Induction
+from kvjax.eval.tasks import Question, Sample
 
 SIZES = Induction(vocabulary=64, max_position=512)
 LENGTH = 256  # tokens of a sample

@@ -9,16 +9,16 @@ from rich.console import Console
 
 from benchmarks.methods import __main__ as methods
 from benchmarks.methods import engines
+from benchmarks.model_card import induction
 from kvjax.engine import EngineConfig
 from kvjax.eval import __main__ as command
 from kvjax.eval.retained import Retained
-from kvjax.eval.retained_plot import FOUND, LOST, plot
-from kvjax.eval.retained_render import drawing
+from kvjax.eval.retained.plot import FOUND, LOST, plot
+from kvjax.eval.retained.render import drawing
 from kvjax.eval.runner import Case, Conduct, evaluate
-from kvjax.eval.target import Footprint
-from kvjax.eval.target_engine import EngineTarget
+from kvjax.eval.targets import Footprint
+from kvjax.eval.targets.engine import EngineTarget
 from kvjax.eval.tasks import TASKS
-from kvjax.train import induction
 from tests.eval.recall import BUDGET, LENGTH, ROOM, SIZES, Recall
 
 pytestmark = pytest.mark.heavy
@@ -102,7 +102,7 @@ def test_the_command_tells_bytes_and_draws_in_the_terminal_or_in_a_file(target, 
     assert first == "  compressed cache  128  384 KiB kept of 512 KiB (75%), 384 KiB read a step (75%)"
     assert second.split()[0] == str(LENGTH)
     at = lines.index(f"recall: {LENGTH - 6} tokens, 38% kept")  # the longer one
-    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["retained", "0%", "100%"]
+    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["kept", "0%", "100%"]
     picture = tmp_path / "kept.png"
     assert command.main([*asked, "--query-agnostic", "--json", "--show-retained", str(picture)]) == 0
     out, err = capsys.readouterr()
@@ -144,7 +144,7 @@ def test_the_table_of_methods_has_all_ways_of_asking(folder, tmp_path, monkeypat
     assert "raise the budget" in methods.known_rows(output, settings)[refused]["refused"]
     modes = methods.known_rows(output, settings)[row]["modes"]
     assert {name: mode["mean"] for name, mode in modes.items()} == {
-        "query_aware": 1.0, "query_agnostic": 0.0, "anew": 1.0, "evicted": 0.5,
+        "aware": 1.0, "agnostic": 0.0, "anew": 1.0, "evicted": 0.5,
     }  # fmt: skip
     assert "2/2  rocketkv-stage1 96 at 256: aware 100.0, agnostic 0.0, anew 100.0, evicted 50.0" in first
     monkeypatch.setattr(methods, "measure", None)  # nothing is left to measure

@@ -10,10 +10,10 @@ import pytest
 
 from kvjax.eval import __main__ as command
 from kvjax.eval.arguments import KINDS
-from kvjax.eval.loaders import LOADERS
+from kvjax.eval.datasets import LOADERS
 from kvjax.eval.metrics import METRICS
-from kvjax.eval.target import TargetFailedError, TargetGoneError
-from kvjax.eval.target_open import open_target
+from kvjax.eval.targets import TargetFailedError, TargetGoneError
+from kvjax.eval.targets.open import open_target
 from kvjax.eval.tasks import TASKS
 from tests.eval.fake_target import FakeTarget, reads
 from tests.eval.openai_server import MODELS, serving
@@ -56,7 +56,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "whom to ask" in done.stdout
+    assert "task catalogue" in done.stdout
 
 
 def test_the_list_has_every_task_and_a_question_of_it(capsys):
@@ -128,7 +128,7 @@ def test_a_missing_package_is_named_before_anything_is_asked(capsys, monkeypatch
 
     monkeypatch.setitem(METRICS, "string_match_all", missing)
     assert 'pip install "kvjax[eval]"' in wrong(capsys, *TWO)
-    assert not target.asked
+    assert not target.requests
 
 
 def test_a_missing_package_takes_tasks_from_the_default_ones_only(capsys, monkeypatch, target):
@@ -155,7 +155,7 @@ def test_a_table_and_status_0(capsys, target):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert rows["mini/niah_single_1"] == ["100.0", "44-100", "100.0", "44-100", "100.0"]
     assert rows["mean"] == ["of", "tasks", "100.0", "100.0", "100.0"]
-    assert len(target.asked) == 12
+    assert len(target.requests) == 12
 
 
 def test_patterns_pick_tasks_once_each(capsys, target):
@@ -174,12 +174,12 @@ def test_a_second_run_asks_only_what_is_new(capsys, target, tmp_path):
     assert command.main([*TWO, *output]) == 0
     first = capsys.readouterr().out
     before = file.read_bytes()
-    target.asked.clear()
+    target.requests.clear()
     assert command.main([*TWO, *output]) == 0
-    assert (target.asked, target.starts, file.read_bytes()) == ([], 1, before)
+    assert (target.requests, target.starts, file.read_bytes()) == ([], 1, before)
     assert capsys.readouterr() == (first, f"12 of 12 samples are in {file} already\n")
     assert command.main([*TWO, "--samples", "5", "--lengths", "100", *output]) == 0
-    assert len(target.asked) == 4  # two more of each task at one length
+    assert len(target.requests) == 4  # two more of each task at one length
     summary = json.loads(capsys.readouterr().out)
     assert [cell["scored"] for cell in summary["cells"]] == [5, 5]
     assert summary == json.loads((tmp_path / "run.summary.json").read_text())
@@ -193,7 +193,7 @@ def test_other_settings_do_not_go_into_the_same_file(capsys, target, tmp_path, c
     assert command.main([*TWO, *output]) == 0
     capsys.readouterr()
     said = wrong(capsys, *TWO, *output, *change)
-    assert f"{change[0].strip('-')} was " in said
+    assert f"{change[0].strip('-').replace('-', '_')} was " in said
     assert "choose another name" in said
 
 
@@ -217,9 +217,9 @@ def test_failed_samples_are_shown_status_1_and_asked_again(capsys, target, tmp_p
     assert (summary["mean"], summary["failed"], summary["scored"]) == (1.0, 3, 9)
     assert summary["errors"] == [{"error": "a bad moment", "samples": 3}]
     target.say = reads
-    target.asked.clear()
+    target.requests.clear()
     assert command.main([*TWO, *output]) == 0
-    assert len(target.asked) == 3
+    assert len(target.requests) == 3
 
 
 def test_a_server_that_goes_leaves_what_it_answered(capsys, target, tmp_path):
@@ -234,7 +234,7 @@ def test_a_server_that_goes_leaves_what_it_answered(capsys, target, tmp_path):
     assert command.main([*TWO, "--output", str(tmp_path / "run.jsonl"), "--concurrency", "1"]) == 1
     err = capsys.readouterr().err
     assert "3 x  Connection error." in err
-    assert "4 samples were not asked" in err
+    assert "4 samples were not evaluated" in err
 
 
 def test_ctrl_c_leaves_a_good_file_and_a_table(capsys, target, tmp_path, interruptible):
@@ -250,7 +250,7 @@ def test_ctrl_c_leaves_a_good_file_and_a_table(capsys, target, tmp_path, interru
     assert command.main([*TWO, *output, "--concurrency", "2"]) == 130
     out, err = capsys.readouterr()
     assert "100.0" in out
-    assert "samples were not asked" in err
+    assert "samples were not evaluated" in err
     target.say = reads
     assert command.main([*TWO, *output]) == 0
     lines = (tmp_path / "run.jsonl").read_text().splitlines()
@@ -290,7 +290,7 @@ def test_files_and_tasks_go_together_at_lengths_of_their_own(capsys, target, tmp
         "data/ruler/niah_single_1",
         "data/ruler/niah_single_2",
     ]
-    assert len(target.asked) == 24
+    assert len(target.requests) == 24
 
 
 def test_files_without_a_length_need_one(capsys, target, tmp_path):

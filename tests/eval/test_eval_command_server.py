@@ -76,7 +76,7 @@ def test_a_server_that_is_killed_is_told_and_what_it_answered_stays(tmp_path):
             _, said = evaluation.communicate(timeout=120)
     assert evaluation.returncode == 1
     assert "samples failed and have no score" in said
-    assert "samples were not asked" in said
+    assert "samples were not evaluated" in said
     lines = [json.loads(line) for line in output.read_text().splitlines()[1:]]
     assert [line["score"] is None for line in lines] == sorted(line["score"] is None for line in lines)
     assert sum(line["score"] is not None for line in lines) >= 3

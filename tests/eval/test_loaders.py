@@ -6,10 +6,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from kvjax.eval.loaders import LOADERS, DataSet, LoadError, load
+from kvjax.eval.datasets import LOADERS, DataSet, LoadError, load
 from kvjax.eval.metrics import score_turns
-from kvjax.eval.tasks import Task
-from kvjax.eval.tasks_sample import Sample
+from kvjax.eval.tasks import Sample, Task
 from tests.eval.test_tasks import words
 
 
@@ -78,13 +77,13 @@ def test_ruler_files_without_a_prefix_end_in_it(tmp_path):
 )
 def test_ruler_tasks_of_other_kinds(task, metric, size, tmp_path):
     # the worked example before the text asks a question too: the last one is meant
-    text = "Text.\nQuestion: an example? TargetReply: it is 1\nMore text.\nQuestion: what is it? TargetReply: it is"
+    text = "Text.\nQuestion: an example? Answer: it is 1\nMore text.\nQuestion: what is it? Answer: it is"
     data = load("ruler", lines(tmp_path / "x.jsonl", {"input": text, "outputs": ["AB", "CD"]}), name=task)
     (sample,) = data.samples
     assert (data.metric, sample.max_new_tokens) == (metric, size)
     assert sample.context.endswith("More text.\n")
     assert sample.question == "Question: what is it? "
-    assert sample.answer_prefix == "TargetReply: it is"
+    assert sample.answer_prefix == "Answer: it is"
     assert perfect(data) == 1.0
 
 

@@ -22,7 +22,7 @@ from kvjax.eval.metrics import (
     string_match_part,
     token_f1,
 )
-from kvjax.eval.metrics_text import code_line, last_number, squad_words
+from kvjax.eval.metrics.text import code_line, last_number, squad_words
 
 TEXT = st.text(alphabet=st.sampled_from("ab Z19.,-$#`/\n\"'äΣ中 the"), max_size=40)
 

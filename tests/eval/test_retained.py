@@ -1,4 +1,4 @@
-"""Where an answer stands among tokens, and how much of it layers keep."""
+"""Spans of answers among tokens, and the share of them that layers retain."""
 
 import io
 import itertools
@@ -12,8 +12,8 @@ from benchmarks.methods.engines import Engines
 from benchmarks.methods.table import agreement, difference, equal_pairs, equal_tables, tables
 from kvjax.eval.record import Record, Turn
 from kvjax.eval.retained import Retained, masks, spans
-from kvjax.eval.retained_plot import shades
-from kvjax.eval.target_open import small_model
+from kvjax.eval.retained.plot import shades
+from kvjax.eval.targets.open import small_model
 from kvjax.eval.tasks import find_task
 
 CHUNKS = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]
@@ -75,7 +75,7 @@ def row(arm: str, budget: int | None, says: list[str], refused: str | None = Non
         records.append(Record(task.name, 64, index, score, error, turns))
     modes = {mode.name: summarize(records, [task]) for mode in MODES}
     return {
-        "arm": arm, "budget": budget, "length": 64, "refused": None, "full": 4096, "retained": 2048, "read": 1024,
+        "arm": arm, "budget": budget, "length": 64, "refused": None, "full": 4096, "kept": 2048, "read": 1024,
         "modes": modes,
     }  # fmt: skip
 
@@ -88,8 +88,8 @@ def test_every_arm_has_its_budgets_and_a_length_is_done_before_the_next():
 
 def test_agreement_counts_samples_that_both_answered():
     full = row("full", None, ["yes", "no", "yes", ""])
-    assert agreement(row("quest", 16, ["yes", "maybe", "", "yes"]), full, "query_aware") == 0.5
-    assert agreement(row("quest", 16, [""] * 4), full, "query_aware") is None
+    assert agreement(row("quest", 16, ["yes", "maybe", "", "yes"]), full, "aware") == 0.5
+    assert agreement(row("quest", 16, [""] * 4), full, "aware") is None
 
 
 def test_refused_budgets_are_dashes_with_the_reason_below():
@@ -112,14 +112,14 @@ def test_differences_are_those_of_the_samples_that_both_answered():
         row("rocketkv", 16, ["yes", "yes", "no", "yes", ""]),
         row("full", None, ["yes", "no", "no", "", "yes"]),
     )
-    found = difference(ours, theirs, "query_aware")
+    found = difference(ours, theirs, "aware")
     assert found is not None
     mean, low, high = found
     assert mean == pytest.approx(1 / 3)
     assert low == 0.0
     assert mean < high <= 1.0
-    assert difference(theirs, ours, "query_aware") == pytest.approx((-mean, -high, -low))
-    assert difference(ours, row("full", None, [""] * 5), "query_aware") is None
+    assert difference(theirs, ours, "aware") == pytest.approx((-mean, -high, -low))
+    assert difference(ours, row("full", None, [""] * 5), "aware") is None
 
 
 def test_whole_pages_are_compared_where_they_read_no_more():

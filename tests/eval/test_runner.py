@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from kvjax.eval.runner import PATIENCE, SEEDS, Case, Conduct, evaluate
-from kvjax.eval.target import TargetFailedError, TargetGoneError
-from kvjax.eval.tasks import find_task
-from kvjax.eval.tasks_sample import Question, Sample
+from kvjax.eval.targets import TargetFailedError, TargetGoneError
+from kvjax.eval.tasks import Question, Sample, find_task
 from tests.eval.fake_target import TEMPLATE, FakeTarget, reads
 
 NEEDLE = find_task("mini/niah_single_1")
@@ -44,21 +43,21 @@ def test_a_wrong_answer_scores_0_and_is_no_failure():
 
 
 def test_the_same_seed_asks_the_same_and_another_one_nothing_of_it():
-    def asked(seed: int) -> set[str]:
+    def prompts_of(seed: int) -> set[str]:
         target = FakeTarget()
         evaluate(target, cases(5), Conduct(seed=seed))
-        assert sorted(request_seed for _, _, request_seed in target.asked) == [seed * SEEDS + i for i in range(5)]
-        return {prompt for prompt, _, _ in target.asked}
+        assert sorted(request_seed for _, _, request_seed in target.requests) == [seed * SEEDS + i for i in range(5)]
+        return {prompt for prompt, _, _ in target.requests}
 
-    assert asked(1) == asked(1)
-    assert len(asked(1) | asked(2)) == 10
+    assert prompts_of(1) == prompts_of(1)
+    assert len(prompts_of(1) | prompts_of(2)) == 10
 
 
 def test_turns_of_a_completion_go_on_from_what_was_said():
     says = iter([" 11.", " nothing\n", " 33"])
     target = FakeTarget(lambda prompt: next(says))
     [record] = evaluate(target, cases(1, Several()), Conduct())
-    assert [prompt for prompt, _, _ in target.asked] == [
+    assert [prompt for prompt, _, _ in target.requests] == [
         "Facts.\nWhat?\nIt was",
         "Facts.\nWhat?\nIt was 11.\nThen 2?\nIt is",
         "Facts.\nWhat?\nIt was 11.\nThen 2?\nIt is nothing\nThen 3?\nIt is",
@@ -74,11 +73,11 @@ def test_turns_of_a_chat_are_messages():
     first = [{"role": "user", "content": "Facts.\nWhat?"}]
     second = [*first, {"role": "assistant", "content": "It was 11."}, {"role": "user", "content": "Then 2?"}]
     third = [*second, {"role": "assistant", "content": "nothing"}, {"role": "user", "content": "Then 3?"}]
-    assert [prompt for prompt, _, _ in target.asked] == [first, second, third]
+    assert [prompt for prompt, _, _ in target.requests] == [first, second, third]
 
 
 def context_prefix(conduct: Conduct) -> list:
-    """What a compressed cache was to know in each of three turns."""
+    """The context prefix of each of three turns."""
     says = iter(["11.", "22.", "33."])
     target = FakeTarget(lambda prompt: next(says))
     evaluate(target, cases(1, Several()), conduct)
@@ -97,7 +96,7 @@ def test_what_came_before_the_newest_turn_is_said_from_the_second_on():
     says = iter(["11.", "22.", "33."])
     target = FakeTarget(lambda prompt: next(says))
     evaluate(target, cases(1, Several()), Conduct())
-    assert target.earlier == [None, "Facts.\nWhat?\nIt was11.\n", "Facts.\nWhat?\nIt was11.\nThen 2?\nIt is22.\n"]
+    assert target.history == [None, "Facts.\nWhat?\nIt was11.\n", "Facts.\nWhat?\nIt was11.\nThen 2?\nIt is22.\n"]
 
 
 def test_a_question_is_hidden_in_a_chat_too():
@@ -153,16 +152,16 @@ def test_an_answer_gets_the_room_that_the_context_has():
     wide, tight, full = (FakeTarget(reads, max_model_len=n) for n in (None, size + 3, size))
     for target in (wide, tight):
         evaluate(target, cases(1), Conduct())
-    assert (wide.asked[0][1], tight.asked[0][1]) == (48, 3)
+    assert (wide.requests[0][1], tight.requests[0][1]) == (48, 3)
     [record] = evaluate(full, cases(1), Conduct())
     assert record.error == f"the prompt has {size} tokens, and the model's context is {size}"
-    assert not full.asked
+    assert not full.requests
 
 
 def test_a_chat_keeps_its_length_with_what_the_template_writes():
     target = FakeTarget(reads)
     evaluate(target, cases(8, length=120), Conduct("chat"))
-    sizes = [target.count(prompt) for prompt, _, _ in target.asked]
+    sizes = [target.count(prompt) for prompt, _, _ in target.requests]
     assert all(120 - TEMPLATE - 20 < size <= 120 - 5 for size in sizes), sizes  # five: the least answer
 
 

@@ -1,4 +1,4 @@
-"""What records amount to, and what of it a person sees."""
+"""Summaries of records, and their report on a terminal."""
 
 import io
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from kvjax.eval.metrics import mean_interval
 from kvjax.eval.record import Record, Turn
-from kvjax.eval.report import Watch, duration, error_lines, pace_lines, table
+from kvjax.eval.report import ProgressReport, duration, error_lines, pace_lines, table
 from kvjax.eval.summary import Summary
 
 CELLS = [("a", 256), ("a", 512), ("b", 256), ("b", 512)]
@@ -91,7 +91,7 @@ def test_errors_are_told_with_their_number():
     assert "3 samples failed and have no score" in text
     assert "2 x  error 1" in text
     assert "1 x  error 0" in text
-    assert "5 samples were not asked" in text
+    assert "5 samples were not evaluated" in text
     assert not error_lines(Summary.of(records("a", 256, [1.0]), [("a", 256)], 1))
 
 
@@ -108,9 +108,9 @@ def test_brackets_of_an_error_are_no_markup():
 def test_a_log_gets_a_line_for_every_tenth():
     out = io.StringIO()
     earlier, new = records("a", 256, [1.0] * 20), records("a", 512, [0.0, None] * 20)
-    with Watch(Console(file=out, width=120), earlier, 60) as watch:
+    with ProgressReport(Console(file=out, width=120), earlier, 60) as progress:
         for record in new:
-            watch.saw(record)
+            progress.add(record)
     lines = out.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[0].startswith("24/60 samples, mean 90.9, 2 failed, ")
@@ -119,10 +119,10 @@ def test_a_log_gets_a_line_for_every_tenth():
 
 def test_a_terminal_gets_a_bar():
     out = io.StringIO()
-    with Watch(Console(file=out, width=120, force_terminal=True), [], 2) as watch:
+    with ProgressReport(Console(file=out, width=120, force_terminal=True), [], 2) as progress:
         for record in records("a", 256, [1.0, None]):
-            watch.saw(record)
-        watch._bar.refresh()
+            progress.add(record)
+        progress._bar.refresh()
     assert "2/2" in out.getvalue()
     assert "1 failed" in out.getvalue()
 

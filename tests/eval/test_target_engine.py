@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from kvjax.engine import EngineConfig, SamplingParams
-from kvjax.eval.target import TargetError, TargetFailedError, TargetGoneError
-from kvjax.eval.target_engine import EngineTarget, fingerprint
+from kvjax.eval.targets import TargetError, TargetFailedError, TargetGoneError, TargetRequest
+from kvjax.eval.targets.engine import EngineTarget, fingerprint
 from tests.end_to_end.server_process import MODEL
 from tests.engine import tiny
 
@@ -31,7 +31,7 @@ def target(tmp_path_factory):
 def ask(target, prompts, **options):
     async def all_of_them():
         async with target.session():
-            return await asyncio.gather(*(target.complete(prompt, **options) for prompt in prompts))
+            return await asyncio.gather(*(target.complete(TargetRequest(prompt, **options)) for prompt in prompts))
 
     return asyncio.run(all_of_them())
 
@@ -56,7 +56,7 @@ def test_after_an_interruption_the_engine_has_nothing_left_to_say(target, caplog
     async def interrupted():
         async with target.session(), asyncio.TaskGroup() as group:
             for prompt in PROMPTS[:2]:
-                group.create_task(target.complete(prompt, max_tokens=40))
+                group.create_task(target.complete(TargetRequest(prompt, max_tokens=40)))
             while target.engine.stats().running < 2:
                 await asyncio.sleep(0.001)
             raise KeyError("stop")

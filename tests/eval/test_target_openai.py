@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from kvjax.eval import target_openai
-from kvjax.eval.target import TargetError, TargetFailedError, TargetGoneError
-from kvjax.eval.target_openai import OpenAITarget
+from kvjax.eval.targets import TargetError, TargetFailedError, TargetGoneError, TargetRequest
+from kvjax.eval.targets import openai as target_openai
+from kvjax.eval.targets.openai import OpenAITarget
 from tests.end_to_end.server_process import MODEL
 from tests.eval.openai_server import MODELS, serving, stream, text
 
@@ -34,7 +34,7 @@ class Script:
 def ask(target, prompt="Once", **options):
     async def one():
         async with target.session():
-            return await target.complete(prompt, max_tokens=4, **options)
+            return await target.complete(TargetRequest(prompt, max_tokens=4, **options))
 
     try:
         return asyncio.run(one())
@@ -56,7 +56,7 @@ def test_an_answer_is_joined_with_its_usage():
 
 
 def test_a_server_cannot_be_kept_from_the_question():
-    with serving(Script()) as url, pytest.raises(TargetFailedError, match="ask an engine in this process"):
+    with serving(Script()) as url, pytest.raises(TargetFailedError, match="evaluate an engine in this process"):
         ask(OpenAITarget(url), context_prefix="On")
 
 

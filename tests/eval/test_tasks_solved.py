@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 
 from kvjax.eval.tasks import find_task
-from kvjax.eval.tasks_chain import ChainTask, MiniChain
-from kvjax.eval.tasks_counting import RULER_COMMON, FrequentWordsTask
-from kvjax.eval.tasks_library_uses import held_out_files, held_out_uses
-from kvjax.eval.tasks_needle import NeedleTask
-from kvjax.eval.tasks_surface import MINI
-from kvjax.eval.tasks_turns import JsonTurnsTask, NeedleTurnsTask
-from kvjax.eval.tasks_words import NOUNS
-from kvjax.train.corpus import HELD_OUT
+from kvjax.eval.tasks.chain import ChainTask, MiniChain
+from kvjax.eval.tasks.counting import RULER_COMMON, FrequentWordsTask
+from kvjax.eval.tasks.library import HELD_OUT
+from kvjax.eval.tasks.library_uses import held_out_files, held_out_uses
+from kvjax.eval.tasks.needle import NeedleTask
+from kvjax.eval.tasks.surface import MINI
+from kvjax.eval.tasks.turns import JsonTurnsTask, NeedleTurnsTask
+from kvjax.eval.tasks.words import NOUNS
 from tests.eval.test_tasks import words
 
 SEEDS = range(6)

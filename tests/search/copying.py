@@ -6,8 +6,8 @@ So each token more in layer 1 answers more questions, and each beyond the window
 
 import random
 
+from benchmarks.model_card.induction import Induction
 from kvjax.search.samples import RankedCase, SampleSets
-from kvjax.train.induction import Induction
 
 WINDOW = 4
 MODEL = Induction(vocabulary=256, max_position=256)

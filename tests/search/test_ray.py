@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.model_card.induction import Induction, write
 from kvjax import models
 from kvjax.attention.eviction import Observation
 from kvjax.search.config import SearchConfig
@@ -26,7 +27,6 @@ from kvjax.search.evaluators.ray_actors import RayEvaluator
 from kvjax.search.evaluators.scores import Scores
 from kvjax.search.run import search
 from kvjax.search.samples import RankedCase, SampleSets
-from kvjax.train.induction import Induction, write
 
 WORDS, LENGTH, SAMPLES = 64, 100, 11  # the last block of samples is filled up
 

@@ -16,8 +16,8 @@ from browser import Browser, Tab
 from fake_engine import EOS, REPLY, FakeEngine
 from live_server import LiveServer, wait_until
 
-from kvjax.eval.tasks_surface import MINI
-from kvjax.eval.tasks_words import ADJECTIVES, NOUNS, PLACES, VERBS
+from kvjax.eval.tasks.surface import MINI
+from kvjax.eval.tasks.words import ADJECTIVES, NOUNS, PLACES, VERBS
 from kvjax.serve.errors import ErrorDetail, ErrorReply
 from kvjax.serve.probes import read_page
 from kvjax.serve.replies import (

@@ -1,8 +1,8 @@
-"""What is learned from and what is held out share no file."""
+"""The training corpus and the held-out files are disjoint."""
 
 import pytest
 
-from kvjax.train.corpus import HELD_OUT, standard_library
+from kvjax.eval.tasks.library import HELD_OUT, standard_library
 
 
 def test_whole_packages_are_held_out():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from kvjax.eval.tasks_words import NOUNS
+from kvjax.eval.tasks.words import NOUNS
 from kvjax.train.tokenizer import ASSISTANT, END, PAIRS, SPECIAL, USER, train_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "models" / "kvjax_small"
