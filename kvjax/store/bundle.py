@@ -97,31 +97,29 @@ def read_bundle(path: Path) -> Iterator[BundledBlock]:
 
 
 def _members(stream: "_Stream") -> Iterator[BundledBlock]:
-    zeros = lost = 0  # blocks of zeros in a row; bytes since the last member that was one
-    while header := stream.peek(UNIT):
-        if len(header) < UNIT:
-            break
+    zeros = lost = 0  # units of zeros in a row; bytes since the last member that was one
+    while len(header := stream.peek(UNIT)) == UNIT:
+        at, quiet = stream.position, lost > 0
+        stream.skip(UNIT)
         if not any(header):
-            stream.skip(UNIT)
             zeros, lost = zeros + 1, lost + UNIT if lost else 0
-            if zeros > 1 and not lost:
-                return
         else:
+            if zeros > 1 and not lost:
+                yield BundledBlock("", f"at byte {at} there is more behind its end, which is looked at too")
             zeros = 0
             try:
                 name, size, kind = _parse(header)
             except ValueError:
-                if not lost:
-                    yield BundledBlock("", f"at byte {stream.position} there is no member: the next one is looked for")
-                stream.skip(UNIT)
                 lost += UNIT
+                if not quiet:
+                    yield BundledBlock("", f"at byte {at} there is no member: the next one is looked for")
             else:
-                stream.skip(UNIT)
                 block = _member(stream, name, size, kind)
                 if block is not None:
                     yield block
-                lost = UNIT if block is not None and block.problem and kind not in KINDS else 0
-        if lost > MOST_LOST:
+                # what is not taken may lie of its size, so what follows is not known to be a header
+                lost = UNIT if (block is None or block.problem) and kind not in KINDS else 0
+        if max(lost, zeros * UNIT) > MOST_LOST:
             yield BundledBlock("", f"no member for {MOST_LOST} bytes: the rest is not looked at")
             return
     if stream.error or zeros < 2:
@@ -129,16 +127,13 @@ def _members(stream: "_Stream") -> Iterator[BundledBlock]:
 
 
 def _member(stream: "_Stream", name: str, size: int, kind: bytes) -> BundledBlock | None:
-    """The member that begins here, None for one of no meaning. What is refused is not skipped: its size may lie."""
+    """The member that begins here, taken from the stream if it is a block; None for one of no meaning."""
     if kind in EXTENDED and size <= MOST_EXTENDED:
-        stream.skip(_padded(size))
         return None
     if kind not in FILES:
         return BundledBlock(name, f"it is {KINDS.get(kind, f'of type {kind!a}')}, not a file")
     try:
         layout, key = BlockLayout.read_header(np.frombuffer(stream.peek(min(size, 8 + MOST_HEADER)), np.uint8))
-        if not size:
-            raise CorruptBlockError("it is empty")
         check_claim(layout, size)
         if key.hex != name:
             raise CorruptBlockError(f"it is the block of another key, {key.hex}")
@@ -148,7 +143,7 @@ def _member(stream: "_Stream", name: str, size: int, kind: bytes) -> BundledBloc
         layout.check(blob, key)
     except CorruptBlockError as error:
         return BundledBlock(name, str(error))
-    stream.skip(_padded(size))
+    stream.skip(-(-size // UNIT) * UNIT)
     return BundledBlock(name, key=key, blob=blob)
 
 
@@ -171,10 +166,6 @@ def _number(field: bytes) -> int:
     if not re.fullmatch(rb"[0-7]*", digits):
         raise ValueError("not a number")
     return int(digits or b"0", 8)
-
-
-def _padded(size: int) -> int:
-    return -(-size // UNIT) * UNIT
 
 
 class _Stream:
