@@ -16,12 +16,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from kvjax import __version__
-
-if TYPE_CHECKING:
-    import jax
 
 # Flags of XLA that only say what is written to logs and files, and where; every other one counts.
 HARMLESS_FLAGS = frozenset({
@@ -100,18 +97,18 @@ class KVIdentity:
     row_invariance: str = ""
 
     @classmethod
-    def of_device(cls, device: "jax.Device", **model: str) -> "KVIdentity":
+    def of_device(cls, device: Any, **model: str) -> "KVIdentity":
         """The identity of this process on a device.
 
         Args:
+            device: a `jax.Device`.
             model: the fields that the process does not decide: weights, tokenizer, rope, shape, dtypes, devices,
                 attention_backend, prefill_shapes, row_invariance.
         """
         import jax
-        import jaxlib
 
         environment, on_cpu = os.environ, device.platform == "cpu"
-        versions = {"kvjax": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        versions = {"kvjax": __version__, "jax": jax.__version__, "jaxlib": metadata.version("jaxlib")}
         return cls(
             versions=_listed(versions if on_cpu else versions | accelerator_versions()),
             xla_flags=normalise_flags(flags_of(environment.get("XLA_FLAGS", "")), HARMLESS_FLAGS),

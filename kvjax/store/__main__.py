@@ -1,54 +1,70 @@
-"""`python -m kvjax.store`: look into a store's folder or bucket, prove it, thin it out, carry it elsewhere."""
+"""`python -m kvjax.store`: look into a store's folder or bucket, prove it, thin it out, carry it elsewhere.
+
+exit status: 0 all is well; 1 something is harmed, cannot be read or was left as it is; 2 a wrong call.
+"""
 
 import argparse
+import contextlib
+import math
+import os
 import sys
-import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kvjax.store.block import BlockLayout, CorruptBlockError
-from kvjax.store.disk import DiskTier
-from kvjax.store.keys import FORMAT
+from kvjax.store.block import Blob, CorruptBlockError
+from kvjax.store.bundle import BundleWriter, read_bundle
+from kvjax.store.folder import Folder
+from kvjax.store.keys import BlockKey
+from kvjax.store.proof import read_block, read_header
 from kvjax.store.sizes import memory, show_size
 from kvjax.store.tier import Stored, Tier, TierError
 
-MOST_BLOCK = 4 << 30  # bytes: what claims to be larger is no block
+GOOD, HARMED, WRONG = 0, 1, 2
+OLDEST = 100 * 365 * 86400.0  # seconds: an age beyond this is a mistake
+
+
+class UsageError(Exception):
+    """The call makes no sense; says what would."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 if something is harmed or missing, 2 for a wrong call."""
+    """Runs one command; returns the exit status. Whatever lies in a store ends in a sentence."""
     args = _parser().parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
     try:
-        tier = _open(args.where)
-    except (TierError, ValueError, ImportError) as error:
-        print(f"kvjax.store: {error}", file=sys.stderr)
-        return 2
-    try:
-        return args.run(tier, args, console)
+        with contextlib.closing(_open(args.where)) as tier:
+            status = args.run(tier, args)
+            sys.stdout.flush()
+            return status
+    except UsageError as error:
+        return _fail(WRONG, str(error))
     except TierError as error:
-        print(f"kvjax.store: {error}", file=sys.stderr)
-        return 1
-    finally:
-        tier.close()
+        return _fail(WRONG if error.reason == "refused" else HARMED, str(error))
+    except BrokenPipeError:  # as of `ls | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return GOOD
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except Exception as error:
+        return _fail(HARMED, f"{type(error).__name__}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m kvjax.store", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m kvjax.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Tier, argparse.Namespace, Console], int]) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[Tier, argparse.Namespace], int]) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         made.add_argument("where", metavar="STORE", help="a folder given to --disk-cache, or a URL to --remote-cache")
         made.set_defaults(run=run)
         return made
 
-    command("ls", _list).add_argument("--limit", type=int, default=20, help="most blocks to show (default: 20)")
+    command("ls", _list).add_argument("--limit", type=_count, default=20, help="most blocks to show (default: 20)")
     command("stat", _stat)
     command("verify", _verify).add_argument("--remove", action="store_true", help="remove what is harmed")
     gc = command("gc", _gc)
@@ -61,174 +77,231 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(where: str) -> Tier:
-    if "://" in where:
-        from kvjax.store.url import open_tier
+    """Raises UsageError if nothing can be opened there."""
+    try:
+        if "://" in where:
+            from kvjax.store.url import open_tier
 
-        return open_tier(where, timeout=30.0)
-    if not (Path(where) / FORMAT).is_dir():
-        raise ValueError(f"{where} is not the folder of a disk cache: there is no {FORMAT} in it")
-    return DiskTier(Path(where), 1 << 62, least_free=0)
-
-
-def _newest_first(tier: Tier) -> list[Stored]:
-    return sorted(tier.scan(), key=lambda stored: (-stored.used, stored.key))
+            return open_tier(where, timeout=30.0)
+        return Folder(Path(where))
+    except Exception as error:  # of whichever library opens it
+        raise UsageError(str(error) or type(error).__name__) from error
 
 
-def _list(tier: Tier, args: argparse.Namespace, console: Console) -> int:
+def _listing(tier: Tier) -> tuple[list[Stored], int]:
+    """Every object, those used last first, and how many parts of the store cannot be listed, which are named."""
+    everything = sorted(tier.scan(), key=lambda stored: (-stored.used, stored.key))
+    problems = tier.problems if isinstance(tier, Folder) else []
+    for problem in problems:
+        _say(problem)
+    return everything, len(problems)
+
+
+def _list(tier: Tier, args: argparse.Namespace) -> int:
     """list blocks, those used last first"""
-    everything = _newest_first(tier)
-    for stored in everything[: args.limit]:  # a line a block, for other programs to read
-        console.print(f"{stored.key}  {show_size(stored.nbytes):>10}  {_ago(stored.used)}")
+    everything, harmed = _listing(tier)
+    for index, stored in enumerate(everything):  # a line a block, for other programs to read
+        problem = _header_problem(tier, stored)
+        harmed += problem is not None
+        if index < args.limit or problem is not None:
+            line = f"{stored.key}  {show_size(stored.nbytes):>10}  {_ago(stored.used)}"
+            _say(line if problem is None else f"{line}  {problem}")
     if len(everything) > args.limit:
-        console.print(f"and {len(everything) - args.limit:,} more (--limit)")
-    return 0
+        _say(f"and {len(everything) - args.limit:,} more (--limit)")
+    return HARMED if harmed else GOOD
 
 
-def _stat(tier: Tier, args: argparse.Namespace, console: Console) -> int:
+def _stat(tier: Tier, args: argparse.Namespace) -> int:
     """say how many blocks there are, of how many models, and how old"""
-    everything = _newest_first(tier)
-    table = Table(show_header=False, box=None)
-    table.add_row("blocks", f"{len(everything):,}")
-    table.add_row("tokens", f"{256 * len(everything):,}")
-    table.add_row("size", show_size(sum(stored.nbytes for stored in everything)))
-    if everything:
-        table.add_row("used last", _ago(everything[0].used))
-        table.add_row("unused longest", _ago(everything[-1].used))
-        sizes = {stored.nbytes for stored in everything}
-        table.add_row("formats", f"{len(sizes)} ({', '.join(show_size(size) for size in sorted(sizes))} a block)")
-    console.print(table)
-    return 0
-
-
-def _verify(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """read every block and prove it"""
-    good = harmed = 0
-    for stored in tier.scan():
-        problem = _problem(tier, stored)
+    everything, harmed = _listing(tier)
+    blocks = []
+    for stored in everything:
+        problem = _header_problem(tier, stored)
         if problem is None:
-            good += 1
-            continue
-        harmed += 1
-        console.print(f"{stored.key}: {problem}{'; removed' if args.remove else ''}")
-        if args.remove:
-            tier.delete(stored.key)
-    console.print(f"{good:,} blocks are good, {harmed:,} are harmed")
-    return 1 if harmed and not args.remove else 0
+            blocks.append(stored)
+        else:
+            _say(f"{stored.key}: {problem}")
+    harmed += len(everything) - len(blocks)
+    table = Table(show_header=False, box=None)
+    table.add_row("blocks", f"{len(blocks):,}")
+    if harmed:
+        table.add_row("harmed", f"{harmed:,} (verify says more)")
+    table.add_row("tokens", f"{256 * len(blocks):,}")
+    table.add_row("size", show_size(sum(stored.nbytes for stored in blocks)))
+    if blocks:
+        table.add_row("used last", _ago(blocks[0].used))
+        table.add_row("unused longest", _ago(blocks[-1].used))
+        sizes = {stored.nbytes for stored in blocks}
+        table.add_row("formats", f"{len(sizes)} ({', '.join(show_size(size) for size in sorted(sizes))} a block)")
+    Console(highlight=False, soft_wrap=True).print(table)
+    return HARMED if harmed else GOOD
 
 
-def _gc(tier: Tier, args: argparse.Namespace, console: Console) -> int:
+def _verify(tier: Tier, args: argparse.Namespace) -> int:
+    """read every block and prove it"""
+    everything, unlisted = _listing(tier)
+    good = harmed = unread = left = 0
+    for stored in everything:
+        try:
+            good += read_block(tier, stored) is not None
+        except CorruptBlockError as error:
+            harmed += 1
+            if args.remove and (problem := _remove(tier, stored)):
+                left += 1
+                _say(f"{stored.key}: {error}; not removed: {problem}")
+            else:
+                _say(f"{stored.key}: {error}{'; removed' if args.remove else ''}")
+        except Exception as error:  # which says nothing of the block: it stays
+            unread += 1
+            _say(f"{stored.key}: cannot be read: {error}")
+    unsaid = f", {unread:,} cannot be read" if unread else ""
+    _say(f"{good:,} blocks are good, {harmed:,} are harmed{unsaid}")
+    return HARMED if unlisted or unread or left or (harmed and not args.remove) else GOOD
+
+
+def _gc(tier: Tier, args: argparse.Namespace) -> int:
     """remove the blocks that were not used for longest"""
     if args.size is None and args.older_than is None:
-        raise TierError("refused", "gc needs --size or --older-than")
-    everything = _newest_first(tier)
+        raise UsageError("gc needs --size or --older-than")
+    everything, failed = _listing(tier)
+    if args.older_than is not None and any(not stored.used for stored in everything):
+        raise UsageError("this store does not say when a block was used: --older-than would remove all of them")
+    if args.size is not None and everything and not any(stored.nbytes for stored in everything):
+        raise UsageError("this store does not say how large its blocks are: --size cannot be kept to")
     retained = removed = 0
     for stored in everything:
         old = args.older_than is not None and time.time() - stored.used > args.older_than
-        if old or (args.size is not None and retained + stored.nbytes > args.size):
-            tier.delete(stored.key)
-            removed += 1
-        else:
+        if not old and (args.size is None or retained + stored.nbytes <= args.size):
             retained += stored.nbytes
-    console.print(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(retained)} are left")
-    return 0
+        elif problem := _remove(tier, stored):
+            failed += 1
+            retained += stored.nbytes
+            _say(f"{stored.key}: not removed: {problem}")
+        else:
+            removed += 1
+    _say(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(retained)} are left")
+    return HARMED if failed else GOOD
 
 
-def _purge(tier: Tier, args: argparse.Namespace, console: Console) -> int:
+def _purge(tier: Tier, args: argparse.Namespace) -> int:
     """remove every block"""
-    everything = list(tier.scan())
-    if not args.yes and input(f"remove {len(everything):,} blocks? [y/N] ").strip().lower() != "y":
-        console.print("nothing was removed")
-        return 1
-    for stored in everything:
-        tier.delete(stored.key)
-    console.print(f"removed {len(everything):,} blocks")
-    return 0
-
-
-def _export(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """write every good block to a tar file"""
-    count = skipped = 0
-    with tarfile.open(args.file, "w") as bundle:
-        for stored in tier.scan():
-            try:
-                blob = _read(tier, stored)
-                BlockLayout.read(blob)
-            except (TierError, CorruptBlockError) as error:
-                console.print(f"{stored.key}: left out: {error}")
-                skipped += 1
-                continue
-            member = tarfile.TarInfo(stored.key)
-            member.size, member.mode, member.mtime = blob.nbytes, 0o600, int(stored.used)
-            bundle.addfile(member, _Bytes(blob))
-            count += 1
-    console.print(f"wrote {count:,} blocks to {args.file}")
-    return 1 if skipped else 0
-
-
-def _import(tier: Tier, args: argparse.Namespace, console: Console) -> int:
-    """take the blocks of a tar file, each of which is proven first"""
-    count = refused = 0
-    for name, blob in _members(args.file):
+    everything, failed = _listing(tier)
+    if not args.yes:
         try:
-            if BlockLayout.read(blob)[1].hex != name:
-                raise CorruptBlockError("it is the block of another key")
-            tier.write(name, memoryview(blob))
-            count += 1
-        except CorruptBlockError as error:
-            console.print(f"{name:.80}: refused: {error}")
-            refused += 1
-    console.print(f"took {count:,} blocks from {args.file}")
-    return 1 if refused else 0
+            answer = input(f"remove {len(everything):,} blocks? [y/N] ")
+        except EOFError:
+            raise UsageError("nobody answers: purge --yes does not ask") from None
+        if answer.strip().lower() != "y":
+            _say("nothing was removed")
+            return HARMED
+    removed = 0
+    for stored in everything:
+        problem = _remove(tier, stored)
+        removed += problem is None
+        if problem is not None:
+            failed += 1
+            _say(f"{stored.key}: not removed: {problem}")
+    _say(f"removed {removed:,} blocks")
+    return HARMED if failed else GOOD
 
 
-def _members(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _export(tier: Tier, args: argparse.Namespace) -> int:
+    """write every good block to a tar file"""
+    everything, skipped = _listing(tier)
+    count = 0
     try:
-        with tarfile.open(file) as bundle:
-            for member in bundle:
-                if member.isreg() and member.size <= MOST_BLOCK and (stream := bundle.extractfile(member)):
-                    yield member.name, np.frombuffer(stream.read(), np.uint8)
-    except (OSError, tarfile.TarError) as error:
-        raise TierError("io", f"{file}: {error}") from error
+        with BundleWriter(args.file) as bundle:
+            for stored in everything:
+                try:
+                    proven = read_block(tier, stored)
+                except Exception as error:
+                    _say(f"{stored.key}: left out: {error}")
+                    skipped += 1
+                    continue
+                if proven is not None:
+                    bundle.add(stored.key, proven[0], stored.used)
+                    count += 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{args.file} cannot be written: {error.strerror or error}") from error
+    _say(f"wrote {count:,} blocks to {args.file}")
+    return HARMED if skipped else GOOD
 
 
-def _problem(tier: Tier, stored: Stored) -> str | None:
+def _import(tier: Tier, args: argparse.Namespace) -> int:
+    """take the blocks of a tar file, each of which is proven first"""
+    taken: set[str] = set()
+    refused = 0
     try:
-        name = BlockLayout.read(_read(tier, stored))[1]
+        for member in read_bundle(args.file):
+            problem = member.problem
+            if member.key is not None and member.blob is not None:
+                problem = "it comes twice" if member.name in taken else _take(tier, member.key, member.blob)
+            if problem:
+                refused += 1
+                _say(f"{member.name[:80]}: refused: {problem}" if member.name else f"{args.file}: {problem}")
+            else:
+                taken.add(member.name)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{args.file} cannot be read: {error.strerror or error}") from error
+    _say(f"took {len(taken):,} blocks from {args.file}")
+    return HARMED if refused else GOOD
+
+
+def _take(tier: Tier, key: BlockKey, blob: Blob) -> str:
+    """Stores a proven block, in place of a harmed one; returns why it could not, "" if it could."""
+    try:
+        if isinstance(tier, Folder):
+            with contextlib.suppress(CorruptBlockError):
+                if read_block(tier, Stored(key.hex, blob.nbytes)) is not None:
+                    return ""
+            tier.delete(key.hex)
+        parent = ""
+        with contextlib.suppress(TierError):
+            parent = key.parent.hex() if tier.contains(key.parent.hex()) else ""
+        tier.write(key.hex, memoryview(blob), parent)
+    except Exception as error:
+        return f"it cannot be stored: {error}"
+    return ""
+
+
+def _header_problem(tier: Tier, stored: Stored) -> str | None:
+    """What is wrong with an object, as far as its header says. Only of a folder: elsewhere each would be a request."""
+    if not isinstance(tier, Folder):
+        return None
+    try:
+        read_header(tier, stored)
     except (TierError, CorruptBlockError) as error:
         return str(error)
-    return None if name.hex == stored.key else f"it is the block {name.hex}"
+    return None
 
 
-def _read(tier: Tier, stored: Stored) -> np.ndarray:
-    """The bytes of a block.
-
-    Raises:
-        TierError: it cannot be read.
-        CorruptBlockError: it is gone, or too large to be one.
-    """
-    if stored.nbytes > MOST_BLOCK:
-        raise CorruptBlockError(f"{stored.nbytes} bytes")
-    if not stored.nbytes:
-        blob = tier.load(stored.key)
-        if blob is None:
-            raise CorruptBlockError("it is gone")
-        return np.frombuffer(blob, np.uint8)
-    buffer = np.zeros(stored.nbytes, np.uint8)
-    if not tier.read(stored.key, memoryview(buffer)):
-        raise CorruptBlockError("it is gone")
-    return buffer
+def _remove(tier: Tier, stored: Stored) -> str | None:
+    """Removes an object; returns why it could not, None if it could."""
+    try:
+        tier.delete(stored.key)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
 
 
-class _Bytes:
-    """A file of an array's bytes, without a copy."""
+def _say(text: str) -> None:
+    print(_shown(text, sys.stdout.encoding))
 
-    def __init__(self, blob: np.ndarray) -> None:
-        self._rest = memoryview(blob)
 
-    def read(self, count: int = -1) -> bytes:
-        count = len(self._rest) if count < 0 else count
-        head, self._rest = self._rest[:count], self._rest[count:]
-        return bytes(head)
+def _fail(status: int, text: str) -> int:
+    print(f"kvjax.store: {_shown(text, sys.stderr.encoding)}", file=sys.stderr)
+    return status
+
+
+def _shown(text: str, encoding: str | None) -> str:
+    """Text without what a terminal would act on or cannot show, which is escaped: names come from anywhere."""
+    lines = text.split("\n") if "\n  " in text else [text]  # the forms of a URL stand on lines of their own
+    safe = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+    return "\n".join(safe).encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 def _ago(used: float) -> str:
@@ -241,20 +314,32 @@ def _ago(used: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a number like 20")
+    return int(text)
+
+
 def _size(text: str) -> int:
     try:
-        return memory(text)
-    except ValueError as error:
+        size = memory(text)
+    except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not size:
+        raise argparse.ArgumentTypeError("a size of 0 removes everything: that is what purge does")
+    return size
 
 
 def _age(text: str) -> float:
     """Seconds of '7d', '12h', '30m' or '45s'."""
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     try:
-        return float(text[:-1]) * units[text[-1]]
+        age = float(text[:-1]) * units[text[-1]]
     except (KeyError, ValueError, IndexError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age like 7d, 12h, 30m or 45s") from None
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not an age like 7d, 12h, 30m or 45s") from None
+    if not (0 < age <= OLDEST and math.isfinite(age)):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no age: above 0 s, and 100 years (36500d) at most")
+    return age
 
 
 if __name__ == "__main__":

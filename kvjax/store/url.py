@@ -86,14 +86,20 @@ def _redis(parts: SplitResult, timeout: float) -> Tier:
 
 
 def _web(parts: SplitResult, timeout: float) -> Tier:
+    import httpx
+
     from kvjax.store.web import WebTier
 
+    form = FORMS[parts.scheme]
     _options(parts, set())
-    path = _prefix(parts.path.strip("/"), FORMS[parts.scheme])
+    path = _prefix(parts.path.strip("/"), form)
     place = parts.netloc.rpartition("@")[2]
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     base = f"{parts.scheme}://{place}/{path}".rstrip("/")
-    return WebTier(base, user=user, password=password, timeout=timeout)
+    try:
+        return WebTier(base, user=user, password=password, timeout=timeout)
+    except (httpx.InvalidURL, UnicodeError) as error:  # its message may quote what stands before the host
+        raise _wrong("no server can have this host", form) from error
 
 
 def _mooncake(parts: SplitResult, timeout: float) -> Tier:

@@ -76,7 +76,7 @@ def test_gc_by_size_and_by_age(folder, capsys):
     assert (code, shown[:17]) == (0, "removed 2 blocks;")
     assert path_of(folder, 0).exists()
     code, shown = run(capsys, "gc", folder)
-    assert (code, shown) == (1, "kvjax.store: gc needs --size or --older-than\n")
+    assert (code, shown) == (2, "kvjax.store: gc needs --size or --older-than\n")
 
 
 def test_purge_asks(folder, capsys, monkeypatch):

@@ -4,6 +4,8 @@ import builtins
 import importlib.util
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvjax.store import url as urls
 from kvjax.store.tier import TierError
@@ -61,6 +63,9 @@ def test_what_opens(opened, url, where):
         ("redis://:hunter2@host?socket_timeout=0", "unknown options"),
         ("https://host/kv?token=hunter2", "unknown options"),
         ("https://me:hunter2@host/%2e%2e/", "a prefix is made of"),
+        ("http://\u2603", "no server can have this host"),
+        ("https://me:hunter2@v1.x \u202e/kv", "no server can have this host"),
+        ("https://me:hunter2@\udcff/", "no server can have this host"),
         ("mooncake://host/prefix", "neither users nor prefixes"),
         ("mooncake://me:hunter2@host", "neither users nor prefixes"),
         ("mooncake://host?segment=1GB", "numbers of bytes"),
@@ -71,6 +76,22 @@ def test_what_does_not_open(url, says):
         open_tier(url)
     assert "It should be like\n  " in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+PARTS = ["://", "/", ":", "@", "?", "#", "[", "]", "::1", "%00", "\0", "\udcff", "\u2603", "xn--", "..", "prefix="]
+PARTS += ["&", "9999", "-1", " ", "\n", "host", "v1.x", "%2e", "segment=", "a" * 300]
+
+
+@given(st.sampled_from(["redis", "rediss", "http", "https", "mooncake", "ftp", ""]), st.lists(st.sampled_from(PARTS)))
+def test_any_text_opens_or_says_what_would(scheme, parts):
+    refused: ValueError | None = None
+    try:
+        open_tier(f"{scheme}://{''.join(parts)}").close()
+    except ImportError:
+        return  # a client that is not installed
+    except ValueError as error:
+        refused = error
+    assert refused is None or "It should be like\n  " in str(refused)
 
 
 def test_a_bucket_that_cannot_be():
