@@ -88,7 +88,7 @@ class EngineParts:
         with self._timed("compile"):
             self._compiled = self.runner.warm_up(None if self.store is None else BLOCK_TOKENS)
             if self.store is not None:
-                names = namespace(path, caches, self._devices, self.runner.sizes)
+                names = namespace(path, caches, self._devices)
                 self.prefix_cache = PrefixCache(self.store, names, self.runner.sizes[0], caches.window)
             transfers = KVTransfers(self.runner, self.prefix_cache)
             transfers.warm_up()

@@ -156,7 +156,7 @@ class BlockLayout:
             names = {short: name for name, (short, _) in DTYPES.items()}
             layout = cls(layers, shape[0], shape[2], names[_member(tensor, "dtype", str)])
             previous = _digest(fields, "previous") if fields.get("previous") else b""
-            key = BlockKey(*(_digest(fields, name) for name in ("key", "parent", "tokens")), previous)
+            key = BlockKey(_digest(fields, "key"), _digest(fields, "parent"), _digest(fields, "tokens"), previous)
         except (ValueError, KeyError, RecursionError) as error:
             raise CorruptBlockError(f"no header of a block: {str(error)[:200] or type(error).__name__}") from error
         if layout.start != 8 + length:

@@ -66,7 +66,7 @@ class LoadQueue:
             self._mutex,
             lambda: self.planner,
             self._host.release,
-            lambda: self._callbacks.submit(on_done) and None,
+            lambda: self._callback(on_done),
             self._used,
             self._closed,
             chain,
@@ -125,6 +125,9 @@ class LoadQueue:
             for load in list(self._loads):
                 load.close()
         return self._callbacks.close(timeout)
+
+    def _callback(self, on_done: Callable[[], None]) -> None:
+        self._callbacks.submit(on_done)
 
     # Admission.
 

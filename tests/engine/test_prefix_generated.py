@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvjax.engine import Engine
-from kvjax.engine.kv.chunk_assembler import ChunkAssembler
+from kvjax.engine.kv.block_assembler import BlockAssembler
 from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 from tests.engine import tiny
@@ -263,14 +263,14 @@ def test_a_thread_that_is_far_behind_costs_what_it_would_have_stored_and_no_time
 @pytest.mark.parametrize("call", [0, 3, 6, 11, 14])
 def test_a_fault_on_the_way_ends_what_is_stored_of_a_turn(full, monkeypatch, caplog, call):
     """The first six calls are for the tail of the prompt in three layers, and the next six for the first tokens."""
-    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), ChunkAssembler._buffer
+    salt, prompt, calls, original = str(call), tiny.prompt(300, seed=13), itertools.count(), BlockAssembler._buffer
 
-    def fails(chunks: ChunkAssembler, index: int) -> np.ndarray:
+    def fails(chunks: BlockAssembler, index: int) -> np.ndarray:
         if next(calls) == call:
             raise RuntimeError("told to fail")
         return original(chunks, index)
 
-    monkeypatch.setattr(ChunkAssembler, "_buffer", fails)
+    monkeypatch.setattr(BlockAssembler, "_buffer", fails)
     first = ask(full, prompt, 250, salt)
     assert "told to fail" in caplog.text
     assert ask(full, following(prompt, first), 1, salt).cached_tokens == 256

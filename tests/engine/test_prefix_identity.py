@@ -9,8 +9,8 @@ import pytest
 
 from kvjax.engine.config import EngineConfig, ResolvedConfig
 from kvjax.engine.device.cache_config import CacheConfig
-from kvjax.engine.kv.prefix_cache import namespace
-from kvjax.engine.sessions import identity
+from kvjax.engine.kv.namespace import namespace
+from kvjax.engine.sessions.snapshot import identity
 from tests.engine import tiny
 
 PROGRAM = """

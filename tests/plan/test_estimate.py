@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 
 from kvjax import cache, models
 from kvjax.engine.config import EngineConfig, ResolvedConfig
+from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import InsufficientMemoryError, check_fits, plan
 from kvjax.engine.device.runner import Runner
 from kvjax.plan import Deployment, Device, estimate

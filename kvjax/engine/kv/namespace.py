@@ -1,6 +1,5 @@
 """Namespace of an engine's KV: all that must be equal for stored KV to be used."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,14 +13,13 @@ from kvjax.store.opening import open_store
 from kvjax.store.store import KVStore
 
 
-def namespace(path: Path, caches: CacheConfig, devices: int, sizes: Sequence[int]) -> Namespace:
+def namespace(path: Path, caches: CacheConfig, devices: int) -> Namespace:
     """The namespace of a checkpoint on the devices that are here: a new compiler, another device or other kernels
     compute other last digits.
 
     Args:
         path: folder of the checkpoint, or its file, every tensor of which is read, unless its digest is known already.
         devices: how many share the model.
-        sizes: tokens that a unit of a prefill may have, which were seen to agree.
     """
     model, layout = caches.model, caches.layout
     tokenizer = [*path.glob("tokenizer*"), *path.glob("*.model")] if path.is_dir() else [path]
@@ -36,7 +34,7 @@ def namespace(path: Path, caches: CacheConfig, devices: int, sizes: Sequence[int
         devices=str(devices),
         attention_backend="" if layout.attention_backend == "reference" else layout.attention_backend,
         # not the smaller sizes: those that are mixed give the same bits as the largest alone
-        prefill_shapes=f"chunks of {sizes[-1]} tokens",
+        prefill_shapes=f"chunks of {layout.prefill_chunk_size} tokens",
     )
     return Namespace(
         weights=identity.weights,
