@@ -7,6 +7,7 @@ files beside a running server, and what is no file there is an object like other
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from kvjax.store.keys import FORMAT
 from kvjax.store.names import key_of, object_name
 from kvjax.store.tier import Stored, Tier, TierError
 
+SHARD = re.compile(r"[0-9a-f]{2}")
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFLNK: "a link to nothing",
@@ -98,8 +100,11 @@ class Folder(Tier):
 
     def scan(self) -> Iterator[Stored]:
         self.problems = []
-        for number in range(256):
-            shard = f"{number:02x}"
+        try:
+            shards = sorted(name for name in os.listdir(self._base) if SHARD.fullmatch(name))
+        except OSError as error:
+            raise TierError("io", f"{self._base} cannot be listed: {error.strerror}") from error
+        for shard in shards:
             try:
                 with os.scandir(self._base / shard) as entries:
                     names = [entry.name for entry in entries if key_of(f"{shard}/{entry.name}")]

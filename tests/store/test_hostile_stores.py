@@ -438,11 +438,12 @@ CONTENTS = st.one_of(
     st.binary(max_size=200),
     JSON.map(lambda value: with_header(repr(value).replace("'", '"').encode("utf-8", "replace"))),
 )
-KEYS = st.sampled_from([NAMES[0].hex, NAMES[1].hex, "abcd", "0" * 128])
+KEYS = st.sampled_from([NAMES[0].hex, NAMES[1].hex, "abcd", "0" * 100])
 OBJECTS = st.dictionaries(KEYS, CONTENTS | st.sampled_from(sorted(HARMS)), max_size=3)
 COUNTER = iter(range(1 << 30))
 
 
+@pytest.mark.timeout(60 + EXAMPLES)  # seconds, for each example is a store and eleven commands
 @MANY
 @hypothesis.given(OBJECTS)
 def test_every_verb_over_any_objects(tmp_path_factory, objects):
@@ -483,6 +484,7 @@ PARTS = st.lists(
 )
 
 
+@pytest.mark.timeout(60 + EXAMPLES)
 @MANY
 @hypothesis.given(PARTS, st.sampled_from([0, 1, 511, 512, 1024, 3000]), st.sampled_from([bytes, gzip.compress]))
 def test_any_bundle(tmp_path_factory, parts, cut, compress):
