@@ -28,10 +28,10 @@ from benchmarks.methods_cell import Cell, cells
 from benchmarks.methods_table import equal_tables, tables
 from benchmarks.report import former_rows, write_rows
 from kvjax.eval.arguments import COMPILE_CACHE
+from kvjax.eval.command_target import keep_compiled, small_model
 from kvjax.eval.metrics import mean_interval
 from kvjax.eval.record import Record
 from kvjax.eval.runner import Case, Conduct, evaluate
-from kvjax.eval.targets.open import keep_compiled, small_model
 from kvjax.eval.tasks import CountTokens, Sample, Task, find_task
 
 if TYPE_CHECKING:  # these import JAX, which first has to be told of its compile cache
