@@ -28,10 +28,10 @@ from benchmarks.common.report import former_rows, write_rows
 from benchmarks.methods.cell import Cell, cells
 from benchmarks.methods.table import equal_tables, tables
 from kvjax.eval.arguments import COMPILE_CACHE
+from kvjax.eval.command_target import keep_compiled, small_model
 from kvjax.eval.metrics import mean_interval
 from kvjax.eval.record import Record
 from kvjax.eval.runner import Case, Conduct, evaluate
-from kvjax.eval.targets.open import keep_compiled, small_model
 from kvjax.eval.tasks import CountTokens, Sample, Task, find_task
 
 if TYPE_CHECKING:  # these import JAX, which needs its compile cache set first

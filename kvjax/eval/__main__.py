@@ -12,13 +12,13 @@ from rich.console import Console
 import kvjax
 from kvjax.eval.arguments import ArgumentError, Arguments, parse
 from kvjax.eval.catalogue import catalogue, specimen
+from kvjax.eval.command_target import open_target
 from kvjax.eval.plan import Plan, fingerprint, with_metrics
 from kvjax.eval.record import Journal, JournalError, Record
 from kvjax.eval.report import ProgressReport, cache_lines, error_lines, pace_lines, table
 from kvjax.eval.runner import Case, evaluate
 from kvjax.eval.summary import Summary
 from kvjax.eval.targets import Target, TargetError
-from kvjax.eval.targets.open import open_target
 from kvjax.eval.tasks import TASKS
 
 WIDE = 200  # columns where no terminal bounds them

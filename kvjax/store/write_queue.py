@@ -200,7 +200,7 @@ class WriteQueue:
             if parent.key in self._jobs[tier.name]:
                 self._submit(tier, key, ())  # behind it
             else:
-                tier.count("error full")  # it was refused, and without it this block is of no use
+                tier.count("error parent")  # it was not written, and without it this block is of no use
             return None
         buffer.leases += 1
         self._writing.add((tier.name, key))

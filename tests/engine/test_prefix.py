@@ -12,6 +12,7 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.planner import Planner
 from tests.engine import tiny
 from tests.engine.client import GREEDY, Client, settle
+from tests.store.chains import forget_host
 from tests.store.memory_tier import MemoryTier
 
 CHUNK = 256
@@ -132,9 +133,9 @@ def test_a_canary_finds_what_is_not_what_would_be_computed(folder, caplog):
         assert again.cached_tokens == 0
         equal(cold, again)
         stats = engine.store_stats()["host"]
-        assert (stats.checked, stats.errors) == (2 * 3, {})
+        assert (stats.checked, stats.errors) == (3 * 3, {}), "two blocks and the tail, of three layers"
         store = engine._prefix.store
-        [first, *_] = engine._prefix.names(np.asarray(prompt), "")
+        [first, *_] = engine._prefix.keys(np.asarray(prompt), "")
         store._host.find(first.hex).blob[-1] ^= 1
         assert ask(engine, prompt).tokens == cold.tokens
         assert engine.store_stats()["host"].errors == {"verify": 1}
@@ -162,11 +163,11 @@ class Everything(Planner):
 def behind(engine, seconds: float) -> SlowTier:
     """Everything that the host tier holds moves behind a tier that takes so many seconds for each block."""
     store, far = engine._prefix.store, SlowTier()
-    with store._mutex:
-        for buffer in store._host.ready():
-            far.write(buffer.key, memoryview(buffer.blob))
-            store._host.discard(buffer.key)
-    far.seconds, store.below = seconds, (far,)
+    for buffer in store._host.ready():
+        far.write(buffer.key, memoryview(buffer.blob), buffer.parent)
+    forget_host(store)
+    store.replace_tiers((far,))
+    far.seconds = seconds
     return far
 
 

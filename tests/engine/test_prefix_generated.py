@@ -65,7 +65,7 @@ def stored(engine: Engine, tokens, salt: str, fork: int) -> list[list[tuple[np.n
     """K and V [K, 256, D] of each block and layer that the host tier has of a sequence; block `fork` is generated."""
     prefix, store = engine._prefix, engine._prefix.store
     blocks = []
-    for name in prefix.names(np.asarray(tokens), salt, engine.caches.decoding, fork):
+    for name in prefix.keys(np.asarray(tokens), salt, engine.caches.decoding, fork):
         buffer = store._host.find(name.hex)
         if buffer is None:
             break
@@ -290,4 +290,4 @@ def test_generated_chunks_come_from_slower_tiers_as_well(full):
         assert running.deltas[-1].timing.prefix == {"remote": 512, "computed": 188}
     finally:
         assert store.wait(10.0)
-        store.below = ()
+        store.replace_tiers(())

@@ -10,10 +10,10 @@ import pytest
 
 from kvjax.eval import __main__ as command
 from kvjax.eval.arguments import KINDS
+from kvjax.eval.command_target import open_target
 from kvjax.eval.datasets import LOADERS
 from kvjax.eval.metrics import METRICS
 from kvjax.eval.targets import TargetFailedError, TargetGoneError
-from kvjax.eval.targets.open import open_target
 from kvjax.eval.tasks import TASKS
 from tests.eval.fake_target import FakeTarget, reads
 from tests.eval.openai_server import MODELS, serving

@@ -5,15 +5,15 @@ import itertools
 
 import numpy as np
 import pytest
+from benchmarks.methods_engine import Engines
+from benchmarks.methods_table import agreement, difference, equal_pairs, equal_tables, tables
 from rich.console import Console
 
-from benchmarks.methods.__main__ import MODES, Cell, cells, summarize
-from benchmarks.methods.engines import Engines
-from benchmarks.methods.table import agreement, difference, equal_pairs, equal_tables, tables
+from benchmarks.methods import MODES, Cell, cells, summarize
+from kvjax.eval.command_target import small_model
 from kvjax.eval.record import Record, Turn
 from kvjax.eval.retained import Retained, masks, spans
 from kvjax.eval.retained.plot import shades
-from kvjax.eval.targets.open import small_model
 from kvjax.eval.tasks import find_task
 
 CHUNKS = ["The", " code", " for", " hen", " is", " 4", "71", "9", ".", " Then", " 47", "19", "0", " and", " 4719", "!"]

@@ -47,6 +47,13 @@ def save(store: KVStore, names: list[BlockKey]) -> None:
                 saving.fill(index, layer, k, v)
 
 
+def forget_host(store: KVStore) -> None:
+    """Only the tiers below hold anything now."""
+    with store._mutex:
+        for buffer in store._host.ready():
+            store._host._drop(buffer)
+
+
 def holds(blob: np.ndarray, name: BlockKey) -> bool:
     """Whether these bytes are the right KV."""
     pairs = zip([FORMAT.tensors(blob, layer) for layer in range(FORMAT.layers)], kv_of(name), strict=True)

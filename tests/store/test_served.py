@@ -8,7 +8,6 @@ import pytest
 from kvjax.store.config import StoreConfig
 from kvjax.store.guard import Guarded
 from kvjax.store.names import object_name
-from kvjax.store.stats import Counters
 from kvjax.store.tier import Tier
 from tests.engine import tiny
 from tests.engine.test_prefix import CHUNK, Everything, ask, engine_of, equal
@@ -45,11 +44,12 @@ def put_behind(engine):
     def put(tier: Tier) -> Guarded:
         guard = Guarded(tier, PATIENT, threads=16, failures=2)
         forget_host(engine)
-        store.below, store._counters = (guard,), Counters()
+        store.replace_tiers((guard,))
+        store._counters._counts.clear()
         return guard
 
     yield put
-    store.below = ()
+    store.replace_tiers(())
     forget_host(engine)
 
 
