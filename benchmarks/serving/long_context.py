@@ -3,8 +3,8 @@
     python -m benchmarks.serving.long_context [--length 102400] [--token-budget 256] [--output FILE.json]
 
 The model is the transformer with weights set by hand (`benchmarks.model_card.induction`): asked with a token, it says
-what followed that token the last time. One pair of tokens lies at `--depth` of a random text that has neither of them, and
-the prompt ends with the first. It is asked of a server with a budget, as any client would.
+what followed that token the last time. One pair of tokens lies at `--depth` of a random text that has neither of them,
+and the prompt ends with the first. It is asked of a server with a budget, as any client would.
 """
 
 import argparse

@@ -15,7 +15,8 @@ class TierStats:
     Attributes:
         hits: blocks that requests took from here.
         checked: layers of found blocks that were computed again and compared, at the rate of `StoreConfig.verify_hits`.
-        errors: by reason: those of `TierError`, "corrupt", and "verify" for what was not the same then.
+        errors: by reason: those of `TierError`, "corrupt", "parent" for a block whose parent could not be written,
+            "no place" for a request that got no host memory in its turn, "verify" for what was not the same then.
         breaker: "closed", "open" or "half-open"; "" for a tier without one.
     """
 
