@@ -85,7 +85,7 @@ class Eviction(abc.ABC):
         """The positions that a view keeps, ascending in each row, then -1; all of a prompt of `max_retained` tokens.
 
         Args:
-            state: with the queries of the last `window` positions.
+            state: with the queries of at least the last `window` positions; older ones do not count.
             max_retained: most prompt tokens to keep, static: the capacity less the tokens to be generated.
             budget: see `retain`; at least `min_retained`.
 
@@ -97,6 +97,7 @@ class Eviction(abc.ABC):
                 f"max_retained={max_retained} is below the {self.min_retained} tokens {self} always keeps: raise the "
                 "capacity"
             )
+        state = dataclasses.replace(state, queries=state.queries[-self.window :])
         return retain(
             self.score(state),
             state.length,
