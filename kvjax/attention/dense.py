@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 PREFILL_BLOCK = 512
+QUERY_TILE = 64  # queries that are attended at once on a CPU
 DECODE_BLOCK = 256
 # A finite "minus infinity": a row that has seen no key yet must not turn into NaN. What such a row gathers is
 # multiplied by exp(MASKED - score) = 0 at its first visible key.
@@ -31,12 +32,46 @@ def prefill_attention(
 ) -> Float[Array, "P H D"]:
     """Attends one chunk of a prompt to all keys up to itself; the chunk's own keys are already in `k`, `v`.
 
+    On a CPU the queries go through in tiles of one size, so that a row has the same bits in a chunk of any size; and
+    each tile stops at its own last key.
+
     Args:
         q: queries of positions `start` to `start + P - 1`, rotated.
         k: keys of positions 0 to T - 1; blocks that begin beyond the chunk are not read.
         scale: multiplies q.k before the softmax.
         window: position p sees keys in (p - window, p]; None sees all.
     """
+    attend = functools.partial(_attend_chunk, scale=scale, window=window)
+    return jax.lax.platform_dependent(q, k, v, start, cpu=functools.partial(_in_tiles, attend), default=attend)
+
+
+def _in_tiles(
+    attend: Callable[..., Array],
+    q: Float[Array, "P H D"],
+    k: Float[Array, "K T D"],
+    v: Float[Array, "K T D"],
+    start: Int[Array, ""],
+) -> Float[Array, "P H D"]:
+    chunk, heads, head_dim = q.shape
+    if chunk % QUERY_TILE or chunk == QUERY_TILE:
+        return attend(q, k, v, start)
+    tiles = chunk // QUERY_TILE
+    starts = start + QUERY_TILE * jnp.arange(tiles, dtype=start.dtype)
+    out = jax.lax.map(
+        lambda tile: attend(tile[0], k, v, tile[1]), (q.reshape(tiles, QUERY_TILE, heads, head_dim), starts)
+    )
+    return out.reshape(q.shape)
+
+
+def _attend_chunk(
+    q: Float[Array, "P H D"],
+    k: Float[Array, "K T D"],
+    v: Float[Array, "K T D"],
+    start: Int[Array, ""],
+    *,
+    scale: float,
+    window: int | None,
+) -> Float[Array, "P H D"]:
     chunk, heads, head_dim = q.shape
     kv_heads, tokens, _ = k.shape
     group = heads // kv_heads

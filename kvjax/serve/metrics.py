@@ -21,7 +21,7 @@ _LONG_SECONDS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _TOKENS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
 
-REASONS = ("corrupt", "verify", *get_args(Reason))
+REASONS = ("corrupt", "verify", "parent", "no place", *get_args(Reason))
 FINISHED_REASONS = (Finish.STOP, Finish.LENGTH, "abort", Finish.ERROR)
 
 
