@@ -49,8 +49,8 @@ def test_a_prompt_that_leaves_no_room_says_the_way_out(engine):
     params = dataclasses.replace(GREEDY, max_tokens=1, compress_after=80 - ROOM)
     assert len(generate(engine, [(prompt, params)])[0].tokens) == 1
     message = (
-        f"behind compress_after={79 - ROOM} is 1 tokens longer than the views' headroom of {ROOM}: select later, or start "
-        f"the engine with --headroom {ROOM + 1} or without --when-full stop"
+        f"behind compress_after={79 - ROOM} is 1 tokens longer than the views' headroom of {ROOM}: select later, or "
+        f"start the engine with --headroom {ROOM + 1} or without --when-full stop"
     )
     with pytest.raises(ValueError, match=message):
         generate(engine, [(prompt, dataclasses.replace(params, compress_after=79 - ROOM))])
