@@ -37,8 +37,6 @@ serve: .venv/installed-$(DEVICE) ## Install, then serve on DEVICE=cpu (default),
 
 test: .venv/installed-test ## Run the tests that take seconds
 	@. scripts/phase.sh
-	export JAX_COMPILATION_CACHE_DIR=$$(mktemp -d) # what one leg compiles serves the next
-	trap 'rm -rf "$$JAX_COMPILATION_CACHE_DIR"' EXIT
 	failed=0
 	phase "tests" $(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK) and not timing" --durations=25 \
 		--ignore=tests/distributed $(ARGS) || failed=$$?

@@ -1,23 +1,14 @@
 """What every test runs under: float32 on one CPU device, no network, and shapes checked at run time.
 
 The import hook makes each call in kvjax check its jaxtyping annotations, so a wrong shape fails where it is
-passed and not three functions later.
-
-What one test compiles serves all of a run: its workers, and the servers and commands that tests start, share one
-persistent compilation cache. A changed program has another key, so no entry hides a change that does not compile.
+passed and not three functions later. The persistent compilation cache stays off: XLA's CPU backend has ended a process
+while it wrote an entry, and cold it saves little beside what stays compiled within a process.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda tests on that device instead
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # inherited by workers, which come after this process
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kvjax-compiled-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs a download is a test that fails on a train
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork do not mix

@@ -17,7 +17,7 @@ class ServerProcess:
 
     def __init__(self, log: pathlib.Path, *flags: str, model: str = "kvjax-small") -> None:
         self._log = log
-        # the tests' own settings (one compilation cache a run, one device) hold here too
+        # the tests' own settings (no compilation cache, one device) hold here too
         command = [sys.executable, "-m", "kvjax.serve", model, "--port", "0", "--compile-cache", "none", *flags]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with log.open("w") as out:
