@@ -292,8 +292,8 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         first, cached = ttft(engine, prompt(length, seed=7))
     print(
         f"restart   {plan.blocks:,} blocks: ready after {ready:.1f} s; a store alone opens in {opened:.2f} s; the "
-        f"first old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens found), "
-        f"{cold:.2f} s before"
+        f"first old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens "
+        f"found), {cold:.2f} s before"
     )
     return {"tokens": length, "ready_s": ready, "store_s": opened, "ttft_s": first, "cold_s": cold, "cached": cached}
 
