@@ -1,12 +1,13 @@
 """From host memory into the workspaces: how fast the engine's way is, against a plain copy to the device.
 
 A part of `benchmarks.store`. The plain copy is `device_put` of as many bytes, in whole groups or in the same chunks,
-whichever is faster. "Gathered" is the engine's part on the host alone: the blocks of a chunk, cut out of their buffers
-and joined, layer by layer. On a CPU there is no bus: everything here is a copy in memory.
+whichever is faster. "Gathered" is the engine's part on the host alone: views of the blocks in their buffers, layer by
+layer, of which nothing is copied. On a CPU there is no bus: everything here is a copy in memory.
 """
 
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from kvjax.engine.device.runner import Runner
 from kvjax.engine.kv.prefix_cache import PrefixCache, StoredPrefix
 from kvjax.engine.kv.transfers import PromptTransfer
 from kvjax.store.config import StoreConfig
+from kvjax.store.keys import BLOCK_TOKENS
 
 
 def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
@@ -30,9 +32,10 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         ttft(engine, tokens)
         prefill, stored = begin(runner, prefix, np.asarray(tokens, np.int32))
         try:
-            groups = same_bytes(runner, prefix, prefill)
+            counts = runner.load_counts(prefill.bucket, BLOCK_TOKENS)
+            groups = same_bytes(runner, prefix, stored)
             chunks = [
-                np.split(array, 2 * len(group) * prefill.reused)
+                np.array_split(array, 2 * len(group) * num_loads(stored.used_blocks, counts))
                 for array, group in zip(groups, runner.groups, strict=True)
             ]
 
@@ -46,7 +49,7 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
             def gather() -> None:
                 for layer in range(len(runner.caches.plans)):
-                    for _ in prefix.load(stored, layer):
+                    for _ in prefix.load(stored, layer, counts):
                         pass
 
             arms = {
@@ -61,10 +64,10 @@ def device(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     plain = max(rates["device_put groups"], rates["device_put chunks"])
     share = rates["restored"] / plain
     print(
-        f"device    {prefill.reused * prefill.chunk_size:,} tokens: device_put {plain:.2f} GB/s, restored "
+        f"device    {stored.used:,} tokens: device_put {plain:.2f} GB/s, restored "
         f"{rates['restored']:.2f} GB/s: {share:.2f} of it; gathered on the host at {rates['gathered']:.2f} GB/s"
     )
-    return {"tokens": prefill.reused * prefill.chunk_size, "gigabytes_per_second": rates, "share": share}
+    return {"tokens": stored.used, "step": prefill.sizes[0], "gigabytes_per_second": rates, "share": share}
 
 
 def begin(runner: Runner, prefix: PrefixCache, tokens: np.ndarray) -> tuple[Prefill, StoredPrefix]:
@@ -78,6 +81,15 @@ def begin(runner: Runner, prefix: PrefixCache, tokens: np.ndarray) -> tuple[Pref
     return prefill, stored
 
 
+def num_loads(blocks: int, counts: Sequence[int]) -> int:
+    """How often a layer's blocks are given to the device, so many of `counts` at once."""
+    loads = 0
+    for count in counts:
+        more, blocks = divmod(blocks, count)
+        loads += more
+    return loads
+
+
 def restore(runner: Runner, prefix: PrefixCache, prefill: Prefill, stored: StoredPrefix) -> None:
     """Fills the workspaces of every group from the blocks, as a prefill does when it comes to the group."""
     transfer = PromptTransfer(runner, prefill, prefix, stored)
@@ -87,12 +99,12 @@ def restore(runner: Runner, prefix: PrefixCache, prefill: Prefill, stored: Store
         jax.block_until_ready(runner.workspaces(prefill.bucket, group))
 
 
-def same_bytes(runner: Runner, prefix: PrefixCache, prefill: Prefill) -> list[np.ndarray]:
+def same_bytes(runner: Runner, prefix: PrefixCache, stored: StoredPrefix) -> list[np.ndarray]:
     """As many bytes as all groups restore, an array a group.
 
     They, and the chunks of them, begin beside the alignment at which a CPU backend shares memory: `device_put` copies.
     """
-    layer = 2 * prefix.store.format.tensor_bytes * prefill.reused * prefix.chunk_blocks
+    layer = 2 * prefix.store.layout.tensor_bytes * stored.used_blocks
     random = np.random.default_rng(0)
     arrays = []
     for group in runner.groups:

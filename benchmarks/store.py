@@ -1,9 +1,11 @@
 """The KV store against computing everything, and its tiers against what the machine can do.
 
-    python -m benchmarks.store [--parts tiers device warm curve documents overhead restart] [--output FILE.json]
+    python -m benchmarks.store [--parts tiers device warm curve documents overhead restart again together]
+                               [--model MODEL] [--output FILE.json]
     python -m benchmarks.store --quick
 
-The model has the shape of that of `benchmarks.foundation`, with random weights. TTFT is that of one request alone,
+The model has the shape of that of `benchmarks.foundation`, with random weights; `again` and `together` ask one as it is
+served (`--model`). TTFT is that of one request alone,
 through the engine. On a CPU computing is over a hundred times slower than loading, so a raw ratio says nothing of other
 machines: `curve` and `documents` hold the tier back to r times the speed of computing. A part is written to the output
 when it is done: the same command again goes on where it was stopped. Conversations and retrieved documents, through a
@@ -30,6 +32,7 @@ from benchmarks.common.quick import parse
 from benchmarks.common.random_model import write_random_model
 from benchmarks.common.report import former_rows, write_rows
 from benchmarks.restore import device
+from benchmarks.store_again import again
 from benchmarks.store_engine import (
     ONE,
     Plan,
@@ -41,22 +44,30 @@ from benchmarks.store_engine import (
     more,
     prompt,
     settle,
+    step_of,
     store_of,
     ttft,
 )
+from benchmarks.store_together import together
+from kvjax.models import catalog
 from kvjax.store.config import StoreConfig
 from kvjax.store.disk import DiskTier
 from kvjax.store.keys import BLOCK_TOKENS
+from kvjax.store.opening import open_store
 from kvjax.store.tier import Stored, Tier
 
 
 class HeldBack(Tier):
-    """Objects in memory that take so long to come as a device would that reads `seconds` a block, one at a time."""
+    """Objects in memory that take so long to come as a device would that reads `seconds` a block, one at a time.
 
-    name = "remote"
+    Args:
+        name: a planner knows the rate of each name, so a new one is a tier that was never measured.
+    """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._objects, self._line = seconds, {}, threading.Lock()
+    def __init__(self, seconds: float, name: str = "remote") -> None:
+        self.seconds, self.name = seconds, name
+        self._objects: dict[str, bytes] = {}
+        self._line = threading.Lock()
 
     def read(self, key: str, into: memoryview) -> bool:
         blob = self._objects.get(key)
@@ -125,8 +136,10 @@ def warm(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
             for _ in range(plan.rounds):
                 forget_host(engine)
                 disk.append(ttft(engine, tokens))
+            step = step_of(engine)
         row = {
             "tokens": length,
+            "step": step,
             "cold_s": cold,
             "host_s": statistics.median(seconds for seconds, _ in host),
             "disk_s": statistics.median(seconds for seconds, _ in disk),
@@ -151,10 +164,7 @@ def curve(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         compute = statistics.median(seconds for seconds, _ in cold)
         for ratio in plan.ratios:
             forget_host(engine)
-            far = HeldBack(compute / (length / BLOCK_TOKENS) / ratio)
-            store.below = (far,)
-            store.planner._load.clear()
-            store.planner._passed.clear()
+            store.replace_tiers([HeldBack(compute / (length / BLOCK_TOKENS) / ratio, f"remote at {ratio}")])
             ttft(engine, prompt(length, seed=99))
             forget_host(engine)
             learning, _ = ttft(engine, prompt(length, seed=99))
@@ -188,14 +198,11 @@ def documents(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     for name in ("without", "with"):
         config = StoreConfig(host_cache_size=plan.host, prefetch_policy="wait_complete") if name == "with" else None
         with engine_on(plan.model, length + 128, config) as engine:
-            first = [ttft(engine, text)[0] for text in texts]
+            far = HeldBack(0.0)
             if name == "with":
-                far = HeldBack(statistics.median(first) / (length / BLOCK_TOKENS) / 10)
-                store = store_of(engine)
-                with store.mutex:
-                    for buffer in store._host.ready():
-                        far.write(buffer.key, memoryview(buffer.blob))
-                store.below = (far,)
+                store_of(engine).replace_tiers([far])
+            first = [ttft(engine, text)[0] for text in texts]
+            far.seconds = statistics.median(first) / (length / BLOCK_TOKENS) / 10
             times, began = [], time.perf_counter()
             for turn in range(rounds):
                 for text in texts:
@@ -242,7 +249,7 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
                 settle(engines[name])
                 storing[name].append((cpu_of_store() - ours) / (time.process_time() - before))
             order.append(order.pop(0))  # none always comes after the one that writes most
-        written = store_of(engines["disk"]).format.nbytes * run * (length // BLOCK_TOKENS)
+        written = store_of(engines["disk"]).layout.nbytes * run * (length // BLOCK_TOKENS)
     shares = {name: more(seconds[name][1:], seconds["without"][1:]) for name in ("host", "disk")}
     cpu = {name: statistics.median(storing[name][1:]) for name in ("host", "disk")}
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -273,24 +280,42 @@ def restart(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     with engine_on(plan.model, length + 64, store) as engine:
         cold, _ = ttft(engine, prompt(length, seed=7))
         engine.drain(60.0)
+        layout = store_of(engine).layout
     for number in range(plan.blocks - len(list((folder / "kvjax-kv-2").glob("*/" + "?" * 64)))):
         key = f"{number % 256:02x}{number:062x}"
         (folder / "kvjax-kv-2" / key[:2] / key).write_bytes(b"x")
     began = time.perf_counter()
+    open_store(layout, store).close()
+    opened, began = time.perf_counter() - began, time.perf_counter()
     with engine_on(plan.model, length + 64, store) as engine:
-        ready, opened = time.perf_counter() - began, engine._seconds["store"]
+        ready = time.perf_counter() - began
         first, cached = ttft(engine, prompt(length, seed=7))
     print(
-        f"restart   {plan.blocks:,} blocks: ready after {ready:.1f} s, {opened:.2f} s of them the store's; the first "
-        f"old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens found), "
-        f"{cold:.2f} s before"
+        f"restart   {plan.blocks:,} blocks: ready after {ready:.1f} s; a store alone opens in {opened:.2f} s; the "
+        f"first old conversation of {length:,} tokens has its first token after {first:.3f} s ({cached:,} tokens "
+        f"found), {cold:.2f} s before"
     )
     return {"tokens": length, "ready_s": ready, "store_s": opened, "ttft_s": first, "cold_s": cold, "cached": cached}
 
 
 PARTS: Mapping[str, Callable[[Plan, pathlib.Path], dict[str, Any]]] = {
-    part.__name__: part for part in (tiers, device, warm, curve, documents, overhead, restart)
+    part.__name__: part for part in (tiers, device, warm, curve, documents, overhead, restart, again, together)
 }
+
+
+def served(model: str | None, quick: bool) -> str | None:
+    """Folder or file of a model by name or path, or of the default one; None where a random one takes its place.
+
+    Raises:
+        FileNotFoundError: a model of the catalog is not on this machine; says how to get it.
+    """
+    known = catalog.DEFAULT if model is None else catalog.known(model)
+    located = model if known is None else known.locate()
+    if model is None and (quick or located is None):
+        return None
+    if located is None:
+        raise FileNotFoundError(f"{model} is not on this machine: {known.source if known else ''}")
+    return str(located)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -299,18 +324,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 16384], help="tokens of prompts")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", help=f"of `again`, `together` (default: {catalog.DEFAULT.name}, if it is here)")
     args = parse(parser, arguments, {"lengths": [1536], "rounds": 1})
-    settings = {"lengths": args.lengths, "rounds": args.rounds, "quick": args.quick}
+    settings = {"lengths": args.lengths, "rounds": args.rounds, "model": args.model, "quick": args.quick}
     try:
         rows = former_rows(args.output, settings) if args.output else []
-    except ValueError as error:
+        model = served(args.model, args.quick)
+    except (ValueError, FileNotFoundError) as error:
         print(f"benchmarks.store: {error}", file=sys.stderr)
         return 2
     known = {row["part"] for row in rows}
     for part in [part for part in args.parts if part in known]:
         print(f"{part:<9} is in {args.output} already")
     with tempfile.TemporaryDirectory() as place:
-        plan = Plan(str(pathlib.Path(place) / "model"), tuple(args.lengths), args.rounds)
+        plan = Plan(random := str(pathlib.Path(place) / "model"), tuple(args.lengths), args.rounds)
+        plan = dataclasses.replace(plan, served=model or random)
         plan = plan.toy() if args.quick else plan
         write_random_model(plan.model, max(plan.lengths) + 256, toy=args.quick)
         for part in args.parts:

@@ -24,8 +24,10 @@ class Plan:
     """How much the parts do.
 
     Attributes:
-        model: a folder.
-        lengths: of prompts, in tokens. `rounds`: repetitions, the median of which counts.
+        model: a folder with random weights.
+        served: folder or file of the model that `again` and `together` ask; token ids are below `vocabulary`.
+        lengths: of prompts, in tokens; `prompts` are those of `again`. `rounds`: repetitions, the median of which
+            counts.
         ratios: how much faster than computing a tier is.
         host: bytes of host memory. `object`: bytes of an object on the disk, of which `objects` are read.
         documents: so many are asked about. `blocks`: so many are in the folder that is opened.
@@ -34,6 +36,9 @@ class Plan:
     model: str
     lengths: tuple[int, ...]
     rounds: int
+    served: str = ""
+    vocabulary: int = 30_000
+    prompts: tuple[int, ...] = (2_000, 6_000, 16_000)
     ratios: tuple[float, ...] = (0.5, 1, 2, 5, 10, 50)
     host: int = 3 << 30
     object: int = 16 << 20
@@ -44,19 +49,26 @@ class Plan:
     def toy(self) -> "Plan":
         """The same in seconds."""
         return dataclasses.replace(
-            self, ratios=(1, 10), host=64 << 20, object=1 << 20, objects=8, documents=2, blocks=200
+            self,
+            prompts=self.lengths,
+            ratios=(1, 10),
+            host=64 << 20,
+            object=1 << 20,
+            objects=8,
+            documents=2,
+            blocks=200,
         )
 
 
 @contextlib.contextmanager
-def engine_on(model: str, context: int, store: StoreConfig | None) -> Iterator[Engine]:
-    config = EngineConfig(max_model_len=context, max_num_seqs=1, store=store)
+def engine_on(model: str, context: int, store: StoreConfig | None, slots: int = 1) -> Iterator[Engine]:
+    config = EngineConfig(max_model_len=context, max_num_seqs=slots, store=store)
     with Engine.from_pretrained(model, config) as engine:
         yield engine
 
 
-def prompt(length: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(10, 30_000, length).tolist()
+def prompt(length: int, seed: int, vocabulary: int = 30_000) -> list[int]:
+    return np.random.default_rng(seed).integers(10, vocabulary, length).tolist()
 
 
 def ttft(engine: Engine, tokens: list[int]) -> tuple[float, int]:
@@ -84,12 +96,18 @@ def store_of(engine: Engine) -> KVStore:
     return prefix_of(engine).store
 
 
+def step_of(engine: Engine) -> int:
+    """Tokens that a hit is a multiple of: the smallest unit whose rows have the bits of the largest on this device."""
+    assert engine._runner is not None
+    return engine._runner.sizes[0]
+
+
 def forget_host(engine: Engine) -> None:
-    """Only the tiers below hold anything now."""
+    """Only the tiers below hold anything now. A store never does this by itself, hence the private names."""
     store = store_of(engine)
-    with store.mutex:
+    with store._mutex:
         for buffer in store._host.ready():
-            store._host.discard(buffer.key)
+            store._host._drop(buffer)
 
 
 def in_turns(arms: dict[str, Callable[[], None]], rounds: int, size: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ def write_report(path: pathlib.Path, command: str, rows: Sequence[Mapping[str, A
         "hardware": {
             "device": jax.devices()[0].device_kind,
             "driver": _driver(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
         },
         "versions": {package: _version(package) for package in packages},
@@ -87,7 +87,8 @@ def _driver() -> str | None:
         return platform.splitlines()[0] if platform else None
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The model of this machine's processor."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

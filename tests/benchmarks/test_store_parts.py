@@ -34,7 +34,8 @@ def test_parts_are_written_one_by_one_and_measured_once(output, monkeypatch, cap
     both = rows(output)
     assert both["tiers"] == first["tiers"]
     rates = both["device"]["gigabytes_per_second"]
-    assert both["device"]["tokens"] == 512  # a whole chunk; the rest is none
+    step = both["device"]["step"]
+    assert both["device"]["tokens"] == 959 // step * step  # all but the last token, in whole units
     assert all(rate > 0 for rate in rates.values())
     plain = max(rates["device_put groups"], rates["device_put chunks"])
     assert both["device"]["share"] == pytest.approx(rates["restored"] / plain)
@@ -49,6 +50,29 @@ def test_results_of_other_sizes_are_not_joined(output, capsys):
     assert output.read_text() == before
 
 
+@pytest.mark.slow(reason="three engines compile")
+def test_prompts_again_and_together(output, capsys):
+    assert store.main(["--quick", "--parts", "again", "together", "--output", str(output)]) == 0
+    printed, found = capsys.readouterr().out, rows(output)
+    assert [line.split()[0] for line in printed.splitlines()] == ["again", "together", "together", "together"]
+    [row] = found["again"]["rows"]
+    step = row["step"]
+    same, further = 1535 // step * step, (1599 if step < 256 else 1536) // step * step
+    assert row["cached"] == {
+        "cold": [0],
+        "host": [same],
+        "disk": [same],
+        "host further": [min(further, 1536)],
+        "disk further": [min(further, 1536)],
+    }
+    equal, sharing = found["together"]["rows"]
+    step = found["together"]["step"]
+    assert sorted(equal["cached"]) == [0, *[1299 // step * step] * 7]
+    assert sorted(sharing["cached"]) == [0, *[1024] * 31]
+    for each in (equal, sharing):
+        assert each["computed"] == each["tokens"] - sum(each["cached"])
+
+
 @pytest.mark.slow(reason="eight engines compile")
 def test_every_part_says_what_it_measured(output, capsys):
     asked = ["warm", "curve", "documents", "overhead", "restart"]
@@ -57,12 +81,12 @@ def test_every_part_says_what_it_measured(output, capsys):
     assert set(found) == set(asked)
     assert [line.split()[0] for line in printed.splitlines()] == ["warm", "curve", "curve", *asked[2:]]
     [warm] = found["warm"]["rows"]
-    assert warm["cached"] == [1024, 1024]
+    assert warm["cached"] == [(cached := 1535 // warm["step"] * warm["step"])] * 2
     assert [row["r"] for row in found["curve"]["rows"]] == [1, 10]
     assert all(row["share"] > 0 for row in found["curve"]["rows"])
     assert set(found["documents"]["less"]) == {"ttft_s", "round_s"}
     assert set(found["overhead"]["clock_more"]) == {"host", "disk"}
     assert 0 < found["overhead"]["cpu_share"]["host"] < 1
     assert 0 < found["overhead"]["cpu_share"]["disk"] < 1
-    assert found["restart"]["cached"] == 1024
+    assert found["restart"]["cached"] == cached
     assert found["restart"]["ready_s"] > found["restart"]["store_s"] > 0
