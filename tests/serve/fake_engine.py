@@ -289,8 +289,9 @@ class FakeEngine:
             time.sleep(0.01)
         self.phase = "stopped"
 
-    def close(self) -> None:
+    def close(self, timeout: float = 1.0) -> bool:
         self.closed = True
+        return True
 
     def store_stats(self) -> dict[str, TierStats]:
         held = {"blocks": 3, "used_bytes": 3 << 20, "capacity_bytes": 8 << 20}
