@@ -43,9 +43,9 @@ from kvjax.store.tier import TierError
 logger = logging.getLogger("kvjax.serve")
 
 LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once the engine is empty
-GRACE_SECONDS = 1.7  # behind the shutdown timeout; with what the kernel needs to end a process, less than 2
+GRACE_SECONDS = 1.5  # behind the shutdown timeout; with what the kernel needs to end a process, less than 2
 SAVE_SECONDS = 30.0  # more of them with a session directory, whose files are written behind the timeout
-DRAIN_GRACE_SECONDS = 1.3  # of the grace, for the drain; what is left is for the last answers and the close
+DRAIN_GRACE_SECONDS = 1.1  # of the grace, for the drain; what is left is for the last answers and the close
 CLOSE_SECONDS = 10.0  # for the engine to close where no signal has set a deadline
 WATCH_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -68,12 +68,12 @@ def run(
         with bind(config.host, config.port) as listener:
             engine, names = (build or build_engine)(config)
             try:
-                listener.listen(BACKLOG)  # here, because uvloop does not tell when it fails
+                listener.listen(BACKLOG)  # here, because uvloop does not report a failure
             except OSError as error:
                 raise StartError(f"cannot listen: {error.strerror}; choose another --port") from error
             server = Server(engine, names, config, limits)
             host, port = listener.getsockname()[:2]
-            shown, keys = f"[{host}]" if ":" in host else host, "key wanted" if config.api_key else "no key"
+            shown, keys = f"[{host}]" if ":" in host else host, "with API key" if config.api_key else "no key"
             logger.info("listening on http://%s:%d (%s)", shown, port, keys)
             with server.signals_handled():
                 server.run([listener])

@@ -4,7 +4,6 @@ A disk tier hangs when another process holds the lock of its folder and is stopp
 """
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -15,18 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 from kvjax.engine.kv.executor import QUEUED, BackgroundExecutor
-from kvjax.serve.config import ServeConfig
-from kvjax.serve.lifecycle import Server
-from kvjax.store.block import BlockLayout
-from kvjax.store.config import StoreConfig
-from kvjax.store.keys import BlockKey, Namespace
-from kvjax.store.store import KVStore
+from kvjax.engine.kv.prefix_cache import PrefixCache
 from tests.end_to_end.server_process import ServerProcess
-from tests.store.test_store import DictTier
+from tests.store.chains import NAMESPACE, names_of, save, store_of
+from tests.store.memory_tier import MemoryTier
 
 HOLDER = """
 import fcntl, os, signal, sys
@@ -79,7 +73,7 @@ def test_a_disk_tier_whose_lock_is_held_by_a_stopped_process(tmp_path):
             httpx.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 4}, timeout=60).raise_for_status()
             seconds, status = seconds_to_end(process, signal.SIGTERM)
     assert status == 0, process.log
-    assert seconds < TIMEOUT + 2, process.log
+    assert seconds < TIMEOUT + 2, f"{seconds:.1f} s:\n{process.log}"
     assert "some blocks could not be stored in time" in process.log
     assert "Traceback" not in process.log
 
@@ -106,5 +100,77 @@ def test_a_held_lock_ends_the_start_with_a_sentence(tmp_path):
     assert "Traceback" not in process.log
 
 
-class HangingEngine:
-    """Runs, and neither drains nor closes: what a device that hangs looks like."""
+class HangingTier(MemoryTier):
+    """Every call hangs until `released` is set."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.released = threading.Event()
+
+    def write(self, key: str, blob: memoryview, parent: str = "") -> None:
+        self.released.wait()
+
+    def contains(self, key: str) -> bool:
+        return self.released.wait()
+
+    def close(self) -> None:
+        self.released.wait()
+
+
+class ClosingTier(MemoryTier):
+    closed_at = 0.0
+
+    def close(self) -> None:
+        super().close()
+        self.closed_at = time.monotonic()
+
+
+@pytest.fixture
+def hanging():
+    tiers = [HangingTier("first"), HangingTier("second")]
+    yield tiers
+    for tier in tiers:
+        tier.released.set()
+
+
+def test_tiers_that_hang_cost_a_store_its_timeout_and_other_tiers_nothing(hanging):
+    healthy = ClosingTier()
+    store = store_of(*hanging, healthy)
+    save(store, names_of(3))
+    assert not store.flush(0.1)
+    began = time.monotonic()
+    assert not store.close(0.5)
+    assert time.monotonic() - began < 1.0
+    assert 0 < healthy.closed_at - began < 0.4  # beside the others, not behind them
+
+
+def test_a_store_whose_tiers_end_is_closed_at_once():
+    store = store_of(ClosingTier(), ClosingTier())
+    save(store, names_of(3))
+    began = time.monotonic()
+    assert store.close(30.0)
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_task_that_hangs_costs_an_executor_its_timeout():
+    executor, released = BackgroundExecutor(), threading.Event()
+    executor.put(released.wait)
+    assert not executor.settle(0.05)
+    for _ in range(QUEUED - 2):  # `settle` has taken a place as well
+        executor.put(lambda: None)
+    assert not executor.settle(0.05)
+    assert not executor.close(0.05)
+    released.set()
+    assert executor.close(10.0)
+
+
+def test_a_prefix_cache_closes_within_its_timeout_whatever_hangs(hanging):
+    cache, released = PrefixCache(store_of(*hanging), NAMESPACE, 256, 0), threading.Event()
+    save(cache.store, names_of(3))
+    cache.executor.put(released.wait)
+    began = time.monotonic()
+    assert not cache.flush(0.1)
+    assert not cache.close(0.3)
+    assert time.monotonic() - began < 1.5
+    released.set()
