@@ -83,7 +83,7 @@ def ttft(engine: Engine, tokens: list[int]) -> tuple[float, int]:
 def settle(engine: Engine) -> None:
     """Waits until everything that was computed is stored, in every tier."""
     if engine._prefix is not None:
-        engine._prefix.settle()
+        engine._prefix.executor.settle(60.0)
         engine._prefix.store.wait(600.0)
 
 

@@ -32,6 +32,7 @@ from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.store.stats import TierStats
 
 StrPath = str | os.PathLike[str]
+CLOSE_SECONDS = 60.0  # the longest step, many times over
 Phase = Literal["loading", "compiling", "ready", "draining", "stopped", "failed"]
 
 
@@ -226,7 +227,8 @@ class Engine:
         """Takes no new requests, finishes those that hold a place, and cancels what is left after `timeout` seconds.
 
         With a `session_dir`, the next engine goes on with those of them that decode.
-        Blocks until all of them have ended, and what they computed is stored as far as the time allows.
+        Blocks until all of them have ended, and what they computed is stored, as far as the time allows: about a second
+        behind `timeout` it returns, but for the time that suspended conversations take to be written.
         """
         self._admission.close()
         if self._phase == "ready":
@@ -235,11 +237,16 @@ class Engine:
         empty = self._admission.wait_empty(timeout)
         self._parts.drain(deadline, cancel=not empty)
 
-    def close(self) -> None:
-        """Ends the engine's thread and frees the device; requests still there end with an error."""
+    def close(self, timeout: float = CLOSE_SECONDS) -> bool:
+        """Ends the engine's thread and frees the device; requests still there end with an error.
+
+        Returns whether all has ended within about `timeout` seconds. A step or a tier that hangs is left to end by
+        itself, in daemon threads.
+        """
         self._admission.close()
-        self._parts.close()
+        ended = self._parts.close(timeout)
         self._phase = "stopped"
+        return ended
 
     def check_integrity(self) -> None:
         """Raises AssertionError if an idle engine still holds anything of a request."""

@@ -26,10 +26,12 @@ from kvjax.engine.sessions.suspended import SuspendedSlots
 from kvjax.models.sharding import tensor_mesh
 from kvjax.store.digest import weights_digest
 from kvjax.store.keys import BLOCK_TOKENS
-from kvjax.store.store import KVStore
+from kvjax.store.store import CLOSING, KVStore
 
 logger = logging.getLogger(__name__)
-LEAST_FLUSH = 1.0  # seconds for the store at the end, however long the last requests took
+LAST_SECONDS = 1.0  # behind the deadline of `drain`: for requests to end and blocks to be written
+LEAST_FLUSH = 0.25  # seconds for the store, however long the last requests took
+SUSPENDING = 15.0  # seconds for the running step to end, so that conversations can be suspended
 
 
 class EngineParts:
@@ -111,32 +113,39 @@ class EngineParts:
         """Waits for running requests, then suspends or cancels those that are left, and stores what they computed.
 
         Args:
-            deadline: by `time.monotonic`; the store gets `LEAST_FLUSH` seconds behind it.
+            deadline: by `time.monotonic`. It returns about `LAST_SECONDS` behind it at the latest, but for the time
+                that suspended conversations take to be written.
             cancel: requests may be left whatever the loop says: some hold a place that it has not seen.
         """
         if self.loop is not None:
             done = self.loop.wait_idle(max(deadline - time.monotonic(), 0.0)) and not cancel
             if self.session_store is not None:
-                self.session_store.save(self.loop.suspend())
+                self.session_store.save(self.loop.suspend(SUSPENDING))
             elif not done:
                 self.loop.cancel_all()
-            self.loop.wait_idle(5.0)
+            self.loop.wait_idle(max(deadline + LAST_SECONDS - time.monotonic(), LEAST_FLUSH))
         if self.prefix_cache is not None:
-            written = self.prefix_cache.flush(max(deadline - time.monotonic(), LEAST_FLUSH))
+            last = deadline if time.monotonic() < deadline else deadline + LAST_SECONDS
+            written = self.prefix_cache.flush(max(last - time.monotonic(), LEAST_FLUSH))
             logger.info("every block is stored" if written else "some blocks could not be stored in time")
 
-    def close(self) -> None:
-        """Ends the loop, frees the device and closes the store, as far as they are there."""
-        if self.loop is not None:
-            self.loop.stop()
+    def close(self, timeout: float) -> bool:
+        """Ends the loop, frees the device and closes the store, as far as they are there.
+
+        Returns whether all has ended within about `timeout` seconds; what hangs is left to end by itself.
+        """
+        end = time.monotonic() + timeout
+        stopped = ended = self.loop is None or self.loop.stop(timeout)
         self.compiles.stop()
-        if self.runner is not None:
+        if self.runner is not None and stopped:  # a loop that hangs may yet use it
             self.runner.free()
+        left = max(end - time.monotonic(), 0.0)
         if self.prefix_cache is not None:
-            self.prefix_cache.close()
+            ended &= self.prefix_cache.close(left)
         elif self.store is not None:
-            self.store.close()
+            ended &= self.store.close(min(left, CLOSING))
         self.store = self.prefix_cache = self.runner = None
+        return ended
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

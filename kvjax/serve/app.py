@@ -41,7 +41,7 @@ def create_app(
 ) -> FastAPI:
     """The application; the engine may still be loading.
 
-    `names` are what requests may call the model, its own name if empty. Without `api_keys` nobody needs one.
+    `names` are what requests may call the model, its own name if empty. Without `api_keys` none is needed.
     """
     served = tuple(dict.fromkeys(names)) or (engine.model_name,)
     limits = limits or Limits()
@@ -92,7 +92,7 @@ def create_app(
 
 
 def complete(document: dict[str, Any], service: Service) -> dict[str, Any]:
-    """Corrects FastAPI's document: what it cannot know of this server, and where this server differs.
+    """Completes FastAPI's document with what depends on this server, and corrects what differs here.
 
     A validation error is 400 here, most paths want a key if one is set, and there are models that only events hold.
     """

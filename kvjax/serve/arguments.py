@@ -61,7 +61,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             str,
             "|".join(ATTENTION_BACKENDS),
             "what computes attention: jax.numpy; kernels where they serve; or those of a TPU or a Hopper GPU alone. "
-            "No device has run the kernels yet, so they are off unless asked for",
+            "No device has run the kernels yet, so they are off by default",
         ),
         Option("chat_template", str, "FILE", "a Jinja chat template, instead of the model's own"),
         Option("seed", int, "N", "where the seeds of requests without one start"),
@@ -235,7 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_config(path: str) -> dict[str, Any]:
     """A YAML file of flags, with dashes or underscores. Raises ConfigError for a name that is no flag."""
-    import yaml  # only who asks for a file waits for it
+    import yaml  # slow, and needed with --config alone
 
     try:
         content = yaml.safe_load(_read(path, "config"))

@@ -1,4 +1,4 @@
-"""Reading a request's body: how long it may be, and that it is JSON and says so."""
+"""Request bodies: limited in length, and JSON that is declared as such."""
 
 import json
 import math

@@ -34,21 +34,21 @@ class ChatReply(Reply):
         self._parts: dict[int, list[dict[str, Any]]] = {}
 
     def chunk(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
-        said: dict[str, Any] = {}
+        message: dict[str, Any] = {}
         if choice.index not in self._began:
             self._began.add(choice.index)
-            said = {"role": "assistant", "content": ""}
+            message = {"role": "assistant", "content": ""}
         if delta.text:
-            said["content"] = delta.text
+            message["content"] = delta.text
         logprobs = None
         if self._body.logprobs:
             content = chat_logprobs(self._tokenizer, delta.logprobs, self._body.top_logprobs or 0)
             logprobs = {"content": content, "refusal": None}
-        if not said and delta.finish is None and not (logprobs and logprobs["content"]):
+        if not message and delta.finish is None and not (logprobs and logprobs["content"]):
             return None
         return {
             "index": choice.index,
-            "delta": said,
+            "delta": message,
             "logprobs": logprobs,
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
@@ -101,8 +101,8 @@ def chat_routes(service: Service) -> APIRouter:
         with contextlib.ExitStack() as resources:
             reservation = resources.enter_context(service.admit(body.choices))
             tokenizer = service.engine.tokenizer
-            prompt_wanted = body.add_generation_prompt is not False
-            work = asyncio.to_thread(apply_template, tokenizer, body.messages, prompt_wanted)
+            generation_prompt = body.add_generation_prompt is not False
+            work = asyncio.to_thread(apply_template, tokenizer, body.messages, generation_prompt)
             prompt = await unless_disconnected(request.receive, work)
             service.check_context(len(prompt), body.max_generated(), param="messages")
             service.check_selection(len(prompt), body.compress_after)

@@ -1,4 +1,4 @@
-"""From messages to tokens: the model's chat template, and how a request is told that it refuses."""
+"""Chat template: messages to token ids, and an error of the request where the template refuses them."""
 
 from kvjax.serve.errors import ApiError
 from kvjax.serve.protocol import TokenizerProtocol

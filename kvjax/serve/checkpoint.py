@@ -1,4 +1,4 @@
-"""Where a model's files are: by a name of the catalog, a directory, a GGUF file, or the Hugging Face hub."""
+"""Checkpoint lookup: a model's files by catalog name, directory, GGUF file or Hugging Face hub id."""
 
 import logging
 import pathlib
@@ -49,7 +49,7 @@ def find_model(model: str) -> pathlib.Path:
 
 
 def served_names(model: str, path: pathlib.Path) -> tuple[str, ...]:
-    """What requests may call the model if the operator said nothing: its short name, and `model` as given."""
+    """Default names of the model in requests: its short name, and `model` as given."""
     if path.name == SMALL_MODEL and model in ("", KVJAX_SMALL.name):
         return (KVJAX_SMALL.name, SMALL_MODEL)
     given = (model,) if model else ()

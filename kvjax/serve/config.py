@@ -1,4 +1,4 @@
-"""How a server is set up: one frozen value, checked once, before a model is touched or jax is imported."""
+"""Server configuration: one frozen value, checked once, before a model is touched or jax is imported."""
 
 import dataclasses
 import ipaddress
@@ -8,13 +8,13 @@ from kvjax.store.config import StoreConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
-ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")  # as `EngineConfig.kernels`, whose module imports jax
+ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")  # those of `kvjax.engine.config`, which imports jax
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Attributes, each with a flag of its name (`kvjax-serve --help`):
+    """Attributes, each with a flag of its name (`python -m kvjax.serve --help`):
 
     model: a directory, a GGUF file, a hub id, a name of `kvjax.models.catalog`, or "" for its first.
     served_model_name: what requests may call the model; the first is shown. Empty takes it from `model`.

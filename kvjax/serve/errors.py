@@ -88,8 +88,8 @@ def from_engine(error: Exception, *, param: str | None = None) -> ApiError:
 
 def field_named(message: str) -> str | None:
     """The field in a message of the engine's, which writes what is wrong as `field=value`."""
-    found = re.search(r"\b([a-z][a-z_]*)=", message)
-    return found and found[1]
+    match = re.search(r"\b([a-z][a-z_]*)=", message)
+    return match and match[1]
 
 
 def internal_error(request_id: str) -> ApiError:
@@ -100,16 +100,16 @@ def internal_error(request_id: str) -> ApiError:
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's own errors (404, 405) and ours, in OpenAI's shape."""
+    """Starlette's own errors (404, 405) and those of the routes, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     if not isinstance(error, ApiError):
         path, method = request.url.path, request.method
-        said = {
+        messages = {
             404: f"there is no {method} {path[:200]}; GET /openapi.json lists what there is",
             405: f"{path[:200]} does not answer {method}",
         }
         code = HTTPStatus(error.status_code).name.lower()
-        message = said.get(error.status_code, str(error.detail))
+        message = messages.get(error.status_code, str(error.detail))
         error = ApiError(error.status_code, message, code=code, headers=error.headers)
     request.state.note = f"{error.kind} {error.code or ''}".rstrip()
     return error.response()

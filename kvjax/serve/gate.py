@@ -15,7 +15,7 @@ logger = logging.getLogger("kvjax.serve")
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PROBES = frozenset({"/", "/health", "/live", "/metrics", "/state"})
-CLIENT_LEFT = 499  # nginx's status for it; nobody receives it, only the log and the metrics
+CLIENT_LEFT = 499  # nginx's status for it; it is in the log and the metrics alone
 
 
 class RequestGate:
@@ -30,9 +30,9 @@ class RequestGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        asked = Headers(scope=scope).get("x-request-id", "")
+        sent = Headers(scope=scope).get("x-request-id", "")
         state = scope.setdefault("state", {})
-        request_id = state["request_id"] = asked if _SAFE_ID.fullmatch(asked) else uuid.uuid4().hex
+        request_id = state["request_id"] = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
         status = 0
 
         async def labelled(message: Message) -> None:

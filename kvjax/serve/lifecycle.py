@@ -1,11 +1,18 @@
 """A server's life: port, model, engine, requests, drain, exit.
 
-    main thread:   uvicorn's event loop; signals arrive here
-    start thread:  engine.start(), then prints the report
-    drain thread:  engine.drain(), started by the first signal
-    engine thread: the engine's own; if it dies, the watcher ends the process
+    main thread:     uvicorn's event loop; signals arrive here
+    start thread:    engine.start(), then prints the report
+    drain thread:    engine.drain(), started by the first signal
+    deadline thread: ends the process if the steps behind the first signal do not: `deadline.py`
+    close thread:    engine.close(), once the port is closed
+    engine thread:   the engine's own; if it dies, the watcher ends the process
 
-Exit status: 0 after a drain, 1 if the engine failed, 2 for what the operator got wrong; a second signal ends
+A signal ends the process within the shutdown timeout and `GRACE_SECONDS`, whatever hangs:
+
+    0 .............. timeout ............................................. timeout + GRACE_SECONDS
+    requests finish          cancelled ones end | last answers | close     os._exit
+
+Exit status: 0 after a signal, 1 if the engine failed, 2 for what the operator got wrong; a second signal ends
 the process at once with 128 + its number.
 """
 
@@ -19,7 +26,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -27,14 +34,21 @@ import uvicorn
 from kvjax.serve.app import create_app
 from kvjax.serve.checkpoint import ModelNotFoundError, find_model, served_names
 from kvjax.serve.config import ServeConfig
+from kvjax.serve.deadline import ExitDeadline, leave
 from kvjax.serve.limits import Limits
 from kvjax.serve.probes import read_page
 from kvjax.serve.protocol import EngineProtocol
+from kvjax.store.tier import TierError
 
 logger = logging.getLogger("kvjax.serve")
 
 LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once the engine is empty
-WATCH_SECONDS = 0.2
+GRACE_SECONDS = 1.5  # behind the shutdown timeout; with what the kernel needs to end a process, less than 2
+SAVE_SECONDS = 30.0  # more of them with a session directory, whose files are written behind the timeout
+DRAIN_GRACE_SECONDS = 1.1  # of the grace, for the drain; what is left is for the last answers and the close
+CLOSE_SECONDS = 10.0  # for the engine to close where no signal has set a deadline
+WATCH_SECONDS = 0.1
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
 
 
@@ -54,18 +68,19 @@ def run(
         with bind(config.host, config.port) as listener:
             engine, names = (build or build_engine)(config)
             try:
-                listener.listen(BACKLOG)  # here, because uvloop does not tell when it fails
+                listener.listen(BACKLOG)  # here, because uvloop does not report a failure
             except OSError as error:
                 raise StartError(f"cannot listen: {error.strerror}; choose another --port") from error
             server = Server(engine, names, config, limits)
             host, port = listener.getsockname()[:2]
-            shown, keys = f"[{host}]" if ":" in host else host, "key wanted" if config.api_key else "no key"
+            shown, keys = f"[{host}]" if ":" in host else host, "with API key" if config.api_key else "no key"
             logger.info("listening on http://%s:%d (%s)", shown, port, keys)
-            server.run([listener])
+            with server.signals_handled():
+                server.run([listener])
+                return server.finish()
     except (StartError, ModelNotFoundError) as error:
         print(f"kvjax: {error}", file=sys.stderr)
         return 2
-    return server.finish()
 
 
 def build_engine(config: ServeConfig) -> tuple[EngineProtocol, tuple[str, ...]]:
@@ -154,7 +169,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(app_config(app))
         self._engine, self._shutdown_timeout = engine, config.shutdown_timeout
-        self._draining = False
+        self._grace = GRACE_SECONDS + (0.0 if config.session_dir is None else SAVE_SECONDS)
+        self._deadline: ExitDeadline | None = None  # from the first signal on
         self._failure: BaseException | None = None
         self._starter = threading.Thread(target=self._start, name="kvjax-start", daemon=True)
 
@@ -166,27 +182,73 @@ class Server(uvicorn.Server):
         async with self._watched():
             await super().main_loop()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._deadline is not None:
+            left = self._deadline.left - (GRACE_SECONDS - DRAIN_GRACE_SECONDS)
+            # uvicorn passes it to `asyncio.wait_for`, which takes fractions
+            self.config.timeout_graceful_shutdown = max(min(left, LAST_ANSWERS_SECONDS), 0.1)  # pyright: ignore[reportAttributeAccessIssue]
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain, then exit with 0. Second: exit now."""
-        if self._draining:
-            print(f"kvjax: second {signal.Signals(sig).name}, leaving now", file=sys.stderr, flush=True)
+        if self._deadline is not None:
+            with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
+                os.write(2, f"kvjax: second {signal.Signals(sig).name}, leaving now\n".encode())
             os._exit(128 + sig)
-        self._draining = True
+        self._deadline = ExitDeadline(self._shutdown_timeout + self._grace, lambda: self._status)
         threading.Thread(target=self._drain, args=(sig,), name="kvjax-drain", daemon=True).start()
 
+    @contextlib.contextmanager
+    def signals_handled(self) -> Iterator[None]:
+        """Handles signals behind uvicorn's loop too; after the first one to the end of the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            if self._deadline is None:
+                for number, handler in former.items():
+                    signal.signal(number, handler)
+
     def finish(self) -> int:
-        """What remains once the port is closed. The exit status; does not return while threads are stuck."""
-        failure = self._failure or self._engine.failure
+        """Closes the engine once the port is closed; returns the exit status, or ends the process if threads hang."""
+        failure, status = self._failure or self._engine.failure, self._status
         if self._starter.is_alive():
             # it compiles, which nothing can interrupt, and Python would wait for it or crash on it
             logging.shutdown()
-            os._exit(1 if failure else 0)
-        self._engine.close()
-        if failure is not None:
+            os._exit(status)
+        closed = self._close_engine(CLOSE_SECONDS if self._deadline is None else self._deadline.left)
+        if status == 2:
+            print(f"kvjax: {failure}", file=sys.stderr)
+        elif failure is not None:
             logger.critical("the engine failed: %s", _sentence(failure))
-            return 1
-        logger.info("stopped")
-        return 0
+        else:
+            logger.info("stopped")
+        if not closed:
+            leave(status, "the engine has not closed in time")
+        return status
+
+    def _close_engine(self, seconds: float) -> bool:
+        """Closes the engine in a thread of its own, for signals arrive in this one; returns whether all of it ended."""
+        closed = threading.Event()
+
+        def close() -> None:
+            if self._engine.close(max(seconds - 0.4, 0.1)):
+                closed.set()
+
+        closing = threading.Thread(target=close, name="kvjax-close", daemon=True)
+        closing.start()
+        closing.join(max(seconds - 0.1, 0.1))
+        return closed.is_set()
+
+    @property
+    def _status(self) -> int:
+        """Exit status, as things stand."""
+        if isinstance(self._failure, StartError):
+            return 2
+        return 0 if (self._failure or self._engine.failure) is None else 1
 
     def _start(self) -> None:
         try:
@@ -195,14 +257,17 @@ class Server(uvicorn.Server):
             for line in report_lines(self._engine.startup_report()):
                 logger.info("%s", line)
             logger.info("ready after %.1f s", time.monotonic() - began)
+        except (TierError, ValueError, ImportError) as error:  # of a tier or a folder that was named
+            logger.debug("start failed", exc_info=True)
+            self._failure = StartError(str(error) or repr(error))
         except BaseException as error:
             logger.debug("start failed", exc_info=True)
             self._failure = error
 
     def _drain(self, sig: int) -> None:
-        name, running = signal.Signals(sig).name, self._engine.stats().running
         try:
             if self._engine.phase == "ready":
+                name, running = signal.Signals(sig).name, self._engine.stats().running
                 logger.info("%s: draining %d requests, at most %g s", name, running, self._shutdown_timeout)
                 self._engine.drain(self._shutdown_timeout)
         except BaseException as error:
@@ -210,10 +275,15 @@ class Server(uvicorn.Server):
         finally:
             self.should_exit = True
 
+    @property
+    def _late(self) -> bool:
+        """Whether the drain has had its time."""
+        return self._deadline is not None and self._deadline.left < GRACE_SECONDS - DRAIN_GRACE_SECONDS
+
     @contextlib.asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
         async def watch() -> None:
-            while self._failure is None and self._engine.failure is None:
+            while self._failure is None and self._engine.failure is None and not self._late:
                 await asyncio.sleep(WATCH_SECONDS)
             self.should_exit = True
 

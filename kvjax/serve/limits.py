@@ -1,15 +1,15 @@
-"""Bounds of what one request may ask and how long a silent stream stays silent."""
+"""Limits of one request: choices, prompts, bytes, and the silence of a stream."""
 
 import dataclasses
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 2048
-MAX_RETAINED_BINS = 256  # parts of a prompt of which is told how much was kept
+MAX_RETAINED_BINS = 256  # parts of a prompt, each with the share of it that is retained
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the server adjusts nowhere but in tests.
+    """Limits that are constants everywhere but in tests.
 
     Attributes:
         body_bytes: the largest body read.

@@ -1,4 +1,4 @@
-"""The recent past of a server, sampled once a second: what the page draws. Holds numbers only."""
+"""Monitor: the last two minutes of a server, sampled once a second, for the page. Holds numbers only."""
 
 import asyncio
 import collections

@@ -1,4 +1,4 @@
-"""What is read and not generated: models, health, metrics, the state and the page that shows it."""
+"""GET routes: models, health, metrics, the state and the page that shows it."""
 
 import importlib.resources
 import time

@@ -1,4 +1,4 @@
-"""What the server asks of an engine. It is written against these faces, so a test can serve a fake one.
+"""Engine protocol: the interfaces that the server is written against, so that a test can serve a fake engine.
 
 Methods are called from the event loop's thread unless they say otherwise; only `start` and `drain` block.
 """
@@ -13,7 +13,7 @@ from kvjax.engine.stats import EngineStats
 
 @runtime_checkable
 class TokenizerProtocol(Protocol):
-    """Text to token ids and back. `encode` and `apply_chat_template` are slow: worker threads call them."""
+    """Text to token ids and back. `encode` and `apply_chat_template` are slow: call them in worker threads."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -59,7 +59,7 @@ class ReservationProtocol(Protocol):
 
 @runtime_checkable
 class CacheConfigProtocol(Protocol):
-    """What each layer keeps of a prompt: `kvjax.engine.device.cache_config`. Bytes are those of one sequence."""
+    """Tokens that each layer retains of a prompt, as `engine.device.cache_config.CacheConfig`. Bytes are of one sequence."""
 
     @property
     def layout(self) -> Any: ...
@@ -142,4 +142,6 @@ class EngineProtocol(Protocol):
         """Refuses new requests, finishes those that run, cancels the rest after `timeout` seconds. Blocks."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, timeout: float) -> bool:
+        """Ends what is left; returns whether all has ended within about `timeout` seconds. Blocks."""
+        ...

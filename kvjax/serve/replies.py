@@ -265,8 +265,8 @@ class State(Exact):
 def streamed(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Answers of a route that answers whole or as events: each a `chunk` or an error, the last one `[DONE]`."""
     payloads = [{"$ref": REFERENCE.format(model=each.__name__)} for each in (chunk, ErrorReply)]
-    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
-    data = {"anyOf": [{"const": "[DONE]"}, said]}
+    event = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
+    data = {"anyOf": [{"const": "[DONE]"}, event]}
     events = {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     return {200: {"model": model, "content": {"text/event-stream": events}}, **POST_ERRORS}
 

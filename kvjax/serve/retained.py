@@ -1,4 +1,4 @@
-"""What the views keep of a prompt, in few numbers: the positions themselves are megabytes."""
+"""Retained shares: which parts of a prompt the views keep, in few numbers, for the positions are megabytes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def summarise(layers: Sequence[Int[np.ndarray, "_ _"]], prompt_tokens: int) -> d
 
 
 def extension(tally: StreamTally) -> dict[str, Any]:
-    """What a choice says of its views, to be joined with it once it has ended; nothing unless that was asked for."""
+    """The `kvjax` field of a choice that has ended, by name; {} unless the request has `return_retained`."""
     if tally.retained is None or tally.timing is None:
         return {}
     return {"kvjax": {"view_fraction": round(tally.timing.view_fraction, 4), "retained": tally.retained}}

@@ -1,4 +1,4 @@
-"""Request bodies, strict about types and bounds and tolerant of fields nobody knows. The OpenAPI document is
+"""Request bodies, strict about types and bounds and tolerant of unknown fields. The OpenAPI document is
 made of these models, so every bound that can be said in a schema is said here and not in a route.
 
 What would change the answer and is not there is refused by name; it is never silently ignored.

@@ -1,4 +1,4 @@
-"""Who may ask: one middleware over every route, closed unless a path is listed as open.
+"""Authentication: one middleware over every route, closed unless a path is listed as open.
 
 Keys are held and compared as SHA-256 digests, in constant time. Nothing here ever logs a key.
 """
@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvjax.serve.errors import ApiError
 
-# The page (it asks for the key itself) and what a probe needs; none tells what anyone asked.
+# The page (it asks for the key itself) and what a probe needs; none contains anything of a request.
 OPEN_PATHS = frozenset({"/", "/live", "/health"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Keyring:
-    """The keys that open the server, as digests. Without any, everyone who reaches the port may ask."""
+    """The keys that open the server, as digests. Without any, everyone who reaches the port has access."""
 
     digests: tuple[bytes, ...] = ()
 
@@ -28,10 +28,10 @@ class Keyring:
         return cls(tuple(hashlib.sha256(key.encode()).digest() for key in dict.fromkeys(keys)))
 
     def find(self, presented: bytes) -> bytes | None:
-        """The digest of the presented key if it is one of ours. Looks at all, so time does not tell which."""
+        """The digest of the presented key, None if it opens nothing. Compares all, so time does not tell which."""
         digest = hashlib.sha256(presented).digest()
-        found = [known for known in self.digests if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
+        equal = [known for known in self.digests if hmac.compare_digest(known, digest)]
+        return equal[0] if equal else None
 
     def salt(self, digest: bytes | None, requested: str) -> str:
         """The cache salt of a request. Of several keys each has its own cache: none can probe another's."""

@@ -1,4 +1,4 @@
-"""What the routes share: the engine, the names it answers to, and who may have how much of it."""
+"""Service: the state that the routes share, and the checks of a request against the engine."""
 
 import dataclasses
 import logging
@@ -78,9 +78,9 @@ class Service:
 
     def check_context(self, prompt: int, max_tokens: int | None, *, param: str) -> None:
         """Raises ApiError (400) unless the prompt and what it asks for fit. Nothing is ever clipped."""
-        asked = 1 if max_tokens is None else max_tokens
-        if prompt + asked > self.engine.max_model_len:
-            raise from_engine(ContextLengthExceededError(prompt, asked, self.engine.max_model_len), param=param)
+        requested = 1 if max_tokens is None else max_tokens
+        if prompt + requested > self.engine.max_model_len:
+            raise from_engine(ContextLengthExceededError(prompt, requested, self.engine.max_model_len), param=param)
 
     def check_selection(self, prompt: int, compress_after: int | None) -> None:
         """Raises ApiError (400) for a `compress_after` that lies behind the prompt's `prompt` tokens."""

@@ -1,4 +1,4 @@
-"""What the streams of one HTTP request used: its `usage` object, and the summary in its log line."""
+"""Token counts of one HTTP request's streams: its `usage` object, and the summary in its log line."""
 
 import dataclasses
 from collections import Counter
@@ -11,7 +11,7 @@ from kvjax.engine.request import Delta, Finish, Timing
 class StreamTally:
     """One choice so far. `counts_prompt` marks the first choice of a prompt: usage counts a prompt once.
 
-    `retained` is the summary of what the views keep of the prompt, where that was asked for.
+    `retained` is the summary of what the views keep of the prompt, where the request has `return_retained`.
     """
 
     prompt_tokens: int

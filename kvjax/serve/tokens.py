@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, as vLLM has them: what the server would make of a text."""
+"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
 
 import asyncio
 
@@ -28,8 +28,8 @@ def token_routes(service: Service) -> APIRouter:
             ids = await asyncio.to_thread(tokenizer.encode, body.prompt or "", add_special_tokens=special)
         else:
             require_template(tokenizer)
-            wanted = body.add_generation_prompt is not False
-            ids = await asyncio.to_thread(apply_template, tokenizer, body.messages, wanted)
+            generation_prompt = body.add_generation_prompt is not False
+            ids = await asyncio.to_thread(apply_template, tokenizer, body.messages, generation_prompt)
         return JSONResponse(
             {
                 "count": len(ids),

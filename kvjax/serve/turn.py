@@ -1,4 +1,4 @@
-"""Where the newest turn of a conversation begins in its prompt: methods of several turns choose for it alone."""
+"""Newest turn: the tokens of a prompt that follow the last answer. Multi-turn methods select for them alone."""
 
 from kvjax.serve.chat_template import apply_template
 from kvjax.serve.errors import ApiError
@@ -10,10 +10,11 @@ def newest_turn(tokenizer: TokenizerProtocol, messages: list[Message], prompt: l
     """Tokens of `prompt` that are new since the assistant's last answer; None if there was none. Slow.
 
     They begin where the prompt departs from what the template makes of the messages before: from the last user's
-    message on, with any beside it. What is said for the assistant at the end, to be continued, belongs to the turn.
+    message on, with any beside it. A message of the assistant at the end, to be continued, belongs to the turn.
     """
-    asked = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
-    answered = max((index for index, message in enumerate(messages[:asked]) if message.role == "assistant"), default=-1)
+    roles = [message.role for message in messages]
+    last_user = max((index for index, role in enumerate(roles) if role == "user"), default=0)
+    answered = max((index for index, role in enumerate(roles[:last_user]) if role == "assistant"), default=-1)
     if answered < 0:
         return None
     try:

@@ -51,8 +51,15 @@ class ServerProcess:
 
     def terminate(self) -> int:
         """Asks it to end; returns its exit status."""
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(60)
+        self.send(signal.SIGTERM)
+        return self.wait(60)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Waits for its end; returns its exit status."""
+        return self._process.wait(seconds)
 
     def kill(self) -> None:
         self._process.kill()

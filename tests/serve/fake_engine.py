@@ -105,6 +105,7 @@ class FakeEngine:
     script: what to generate for a prompt.
     prefill_seconds, token_seconds: how long it takes. hold: nothing moves until it is set.
     fail_after: Finish.ERROR instead of the token of that index.
+    hangs: methods that never return, of drain and close.
     asked: every stream's prompt, parameters, salt and id. cancelled: ids that were stopped from outside.
     """
 
@@ -123,7 +124,9 @@ class FakeEngine:
         fail_after: int | None = None,
         phase: str = "ready",
         chat_template: bool = True,
+        hangs: Sequence[str] = (),
     ) -> None:
+        self.hangs = hangs
         self.tokenizer = FakeTokenizer(has_chat_template=chat_template)
         self.max_model_len = max_model_len
         self.script, self.fail_after = script, fail_after
@@ -281,6 +284,8 @@ class FakeEngine:
 
     def drain(self, timeout: float) -> None:
         self.phase = "draining"
+        if "drain" in self.hangs:
+            threading.Event().wait()
         end = time.monotonic() + timeout
         while self.reserved and time.monotonic() < end:
             time.sleep(0.01)
@@ -289,8 +294,12 @@ class FakeEngine:
             time.sleep(0.01)
         self.phase = "stopped"
 
-    def close(self) -> None:
+    def close(self, timeout: float = 1.0) -> bool:
         self.closed = True
+        if "close" in self.hangs:
+            print("closing", flush=True)
+            threading.Event().wait()
+        return True
 
     def store_stats(self) -> dict[str, TierStats]:
         held = {"blocks": 3, "used_bytes": 3 << 20, "capacity_bytes": 8 << 20}

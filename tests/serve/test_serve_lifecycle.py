@@ -148,6 +148,25 @@ def test_a_second_signal_leaves_at_once(process):
             answer.result()
 
 
+@pytest.mark.parametrize("hangs", [["drain"], ["close"], ["drain", "close"]])
+def test_an_engine_that_hangs_ends_with_the_process(process, hangs):
+    server = process({"hangs": hangs}, "--shutdown-timeout", "0.5").ready()
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.exit_status() == 0
+    assert time.monotonic() - began < 0.5 + 2
+    assert ("ending all the same, without kvjax-close" in server.log) == ("close" in hangs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_leaves_at_once_while_the_engine_closes(process, number):
+    server = process({"hangs": ["close"]}).ready()
+    server.signal(signal.SIGTERM)
+    server.wait_for("closing")
+    server.signal(number)
+    assert server.exit_status(3) == 128 + number
+
+
 def test_a_signal_while_loading_does_not_wait_for_the_load(process):
     server = process({"start_seconds": 60})
     assert httpx.get(f"{server.url}/live").status_code == 200

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,20 @@ class BackgroundExecutor:
         self._tasks.put((make(), self._offered))
         return True
 
-    def settle(self) -> None:
-        """Waits until every task that was queued before is done."""
+    def settle(self, timeout: float) -> bool:
+        """Whether every task that was queued before is done within `timeout` seconds."""
+        end = time.monotonic() + timeout
         done = threading.Event()
-        self.put(done.set)
-        done.wait()
+        if not self._queued.acquire(timeout=timeout):
+            return False
+        self._tasks.put((done.set, self._queued))
+        return done.wait(max(end - time.monotonic(), 0.0))
 
-    def close(self) -> None:
-        """Ends the thread, after what is queued."""
+    def close(self, timeout: float) -> bool:
+        """Ends the thread, after what is queued; returns whether that took less than `timeout` seconds."""
         self._tasks.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (entry := self._tasks.get()) is not None:

@@ -27,7 +27,7 @@ from kvjax.engine.kv.executor import BackgroundExecutor
 from kvjax.engine.kv.prompt_writer import PromptWriter
 from kvjax.store.keys import BLOCK_TOKENS, BlockKey, Namespace
 from kvjax.store.prefix_load import PrefixLoad
-from kvjax.store.store import KVStore
+from kvjax.store.store import CLOSING, KVStore
 
 
 @dataclasses.dataclass(eq=False)
@@ -185,23 +185,24 @@ class PrefixCache:
             return None
         return prefix.blocks.dense_prefix_length
 
-    def settle(self) -> None:
-        """Waits until the executor has done all that it was given."""
-        self.executor.settle()
-
     def check_integrity(self) -> None:
         """Raises AssertionError if something is left of a prompt; waits for what is still being saved."""
-        self.settle()
+        assert self.executor.settle(60.0), "blocks are still being saved after a minute"
         assert self.store.wait(60.0), "blocks are still on their way after a minute"
         self.store.check_integrity()
 
     def flush(self, timeout: float) -> bool:
         """Saves what was computed and writes it to the tiers below; returns whether that took less than `timeout` s."""
         end = time.monotonic() + timeout
-        self.settle()
-        return self.store.flush(max(end - time.monotonic(), 0.0))
+        settled = self.executor.settle(timeout)
+        return self.store.flush(max(end - time.monotonic(), 0.0)) and settled
 
-    def close(self) -> None:
-        """Ends the executor, after what it was given, and closes the store."""
-        self.executor.close()
-        self.store.close()
+    def close(self, timeout: float) -> bool:
+        """Ends the executor, after what it was given, and closes the store; returns whether both ended in time.
+
+        Args:
+            timeout: seconds, of which the store takes at most `CLOSING`.
+        """
+        end = time.monotonic() + timeout
+        ended = self.executor.close(timeout)
+        return self.store.close(min(max(end - time.monotonic(), 0.0), CLOSING)) and ended

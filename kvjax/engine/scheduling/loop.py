@@ -99,24 +99,26 @@ class EngineLoop:
             for request in self._scheduler.requests:
                 self.cancel(request)
 
-    def suspend(self) -> list[SessionSnapshot]:
+    def suspend(self, timeout: float) -> list[SessionSnapshot]:
         """As `cancel_all`, but keeps the conversations that decode: returns these and what was suspended before.
 
-        Blocks until every request has ended. Nothing may be submitted afterwards.
+        Blocks until every request has ended, or for `timeout` seconds: then it returns nothing. Nothing may be
+        submitted afterwards.
         """
         with self._condition:
             self._suspending = True
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._ended or not self._suspending)
+            self._condition.wait_for(lambda: self._ended or not self._suspending, timeout)
             return self._snapshots
 
-    def stop(self) -> None:
-        """Ends the thread; requests still there end with an error."""
+    def stop(self, timeout: float) -> bool:
+        """Ends the thread, and requests still there with an error; returns whether it ends in `timeout` seconds."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def stats(self) -> EngineStats:
         with self._condition:
