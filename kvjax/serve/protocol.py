@@ -59,7 +59,7 @@ class ReservationProtocol(Protocol):
 
 @runtime_checkable
 class CacheConfigProtocol(Protocol):
-    """Tokens that each layer retains of a prompt, as `engine.device.cache_config.CacheConfig`. Bytes are of one sequence."""
+    """What each layer keeps of a prompt: `kvjax.engine.device.cache_config`. Bytes are those of one sequence."""
 
     @property
     def layout(self) -> Any: ...
