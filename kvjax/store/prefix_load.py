@@ -85,17 +85,24 @@ class PrefixLoad:
         with self._mutex:
             return tuple(self.sources[: self.whole])
 
-    def ready_at(self, patience: float) -> float:
+    def ready_at(self, patience: float, *, bounded: bool = True) -> float:
         """When its request should stop waiting for it, by `time.monotonic`: at most `patience` seconds after its start.
 
-        No longer without a new block than computing what is missing would take. 0 once it is done.
+        0 once it is done.
+
+        Args:
+            bounded: whether it waits no longer for a tier, without a new block, than computing what is missing takes.
+                What another request is computing is waited for all the same: to begin anew would take longer.
         """
         if self.done:
             return 0.0
         with self._mutex:
-            compute = self._planner().compute_seconds(self._front, max(self.limit - self._front, 1))
             end = self.started + patience
-            return end if compute is None else min(end, self._progress + max(compute, SHORTEST_WAIT))
+            computed_here = self._front < len(self.sources) and self.sources[self._front] == HOST
+            compute = self._planner().compute_seconds(self._front, max(self.limit - self._front, 1))
+            if not bounded or computed_here or compute is None:
+                return end
+            return min(end, self._progress + max(compute, SHORTEST_WAIT))
 
     def stop(self) -> None:
         """Takes what is loaded now and nothing more: leases behind it are given back."""

@@ -81,14 +81,14 @@ def test_prompts_that_end_at_a_block_or_a_token_beside_come_from_the_disk_to_the
 
 
 class FailingWrite:
-    """`os.pwrite`, but that one call fails as it does on a full or a broken disk."""
+    """`os.pwrite`, but from one call on all fail as they do on a full or a broken disk."""
 
     def __init__(self, call: int, error: int) -> None:
         self._write, self._left, self._error = os.pwrite, call, error
 
     def __call__(self, file, blob, offset):
         self._left -= 1
-        if self._left == 0:
+        if self._left <= 0:
             raise OSError(self._error, os.strerror(self._error))
         return self._write(file, blob, offset)
 
@@ -113,7 +113,7 @@ def test_serving_goes_on_whichever_write_fails(folder, tmp_path):
             assert again.cached_tokens == 768, "it was written the next time"
             equal(cold, again)
         counts = engine.store_stats()["disk"].errors
-        assert {reason: counts[reason] for reason in errors.values()} == dict.fromkeys(errors.values(), 3)
+        assert all(counts[reason] >= 3 for reason in errors.values())
         assert counts.keys() <= {*errors.values(), "parent"}, "blocks behind one that was not written are not either"
         guard._tier.check_integrity()
 

@@ -22,6 +22,11 @@ class Request:
     tokens: int = 1
     ready_at: float = 0.0
     conversation: str | None = None
+    refreshes: int = 0  # how often it still finds, in its turn, that what it needs is being computed
+
+    def refresh(self) -> bool:
+        self.refreshes -= 1
+        return self.refreshes >= 0
 
 
 class SuspendedNames:
@@ -176,6 +181,12 @@ def test_stored_kv_that_has_come_ends_the_waiting():
     assert device.scheduler.next(0.0) == Wait(60.0)
     request.ready_at = 0.0
     assert device.scheduler.next(0.0) == Admit(0, request)
+
+
+def test_a_request_looks_again_in_its_turn_and_waits_for_what_another_computes():
+    device = Device(2)
+    device.submit(Request("a"), Request("equal", refreshes=2), Request("b"))
+    assert admitted(device.run()) == ["a", "b", "equal"]
 
 
 def test_suspended_slots_are_taken_last_and_in_their_order():

@@ -34,13 +34,13 @@ MANY = hypothesis.settings(max_examples=EXAMPLES, deadline=None)
 
 
 def path_of(root: Path, key: str) -> Path:
-    path = root / "kvjax-kv-1" / key[:2] / key
+    path = root / "kvjax-kv-2" / key[:2] / key
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def fill(root: Path, keys: list[str] = GOOD) -> Path:
-    (root / "kvjax-kv-1").mkdir(parents=True, exist_ok=True)
+    (root / "kvjax-kv-2").mkdir(parents=True, exist_ok=True)
     for key in keys:
         path_of(root, key).write_bytes(BLOBS[key])
     return root
@@ -162,8 +162,8 @@ def test_a_folder_that_holds_files_is_not_removed(tmp_path):
 
 def test_a_part_of_the_store_that_cannot_be_listed(tmp_path):
     store = fill(tmp_path / "store")
-    shard = next(f"{n:02x}" for n in range(256) if not (store / "kvjax-kv-1" / f"{n:02x}").exists())
-    (store / "kvjax-kv-1" / shard).write_bytes(b"a file")
+    shard = next(f"{n:02x}" for n in range(256) if not (store / "kvjax-kv-2" / f"{n:02x}").exists())
+    (store / "kvjax-kv-2" / shard).write_bytes(b"a file")
     for args in (
         ("ls",),
         ("stat",),

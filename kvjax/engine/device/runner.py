@@ -268,8 +268,10 @@ class Runner:
         No compiler promises that, so each kind of layer is tried on random hidden states, with the steps that serve. A
         stored prefix is then used up to any multiple of the smallest.
         """
-        bucket = next(tokens for tokens in self.layout.buckets if tokens >= self.layout.prefill_chunk_size)
-        bucket = next((tokens for tokens in self.layout.buckets if tokens >= 2 * self.sizes[-1]), bucket)
+        stored = [bucket for bucket in self.layout.buckets if bucket >= self.sizes[-1]]
+        if len(self.sizes) == 1 or not stored:
+            return self.sizes
+        bucket = next((bucket for bucket in stored if bucket >= 2 * self.sizes[-1]), stored[0])
         hidden = np.random.default_rng(0).standard_normal((bucket, self.caches.model.width), np.float32)
         kinds = {kind: layer for layer, kind in enumerate(self.model.kinds)}
         agreeing = set(self.sizes)

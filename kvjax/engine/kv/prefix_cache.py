@@ -51,7 +51,8 @@ class StoredPrefix:
     @property
     def ready_at(self) -> float:
         """When its request stops waiting for it, by `time.monotonic`; 0 once nothing more is on its way."""
-        return self.blocks.ready_at(self.longest_wait)
+        bounded = self.store.config.prefetch_policy == "timeout"
+        return self.blocks.ready_at(self.longest_wait, bounded=bounded)
 
     def refresh(self) -> bool:
         """Looks again for what others have computed; returns whether that is worth waiting for.
