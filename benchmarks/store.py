@@ -110,11 +110,11 @@ def tiers(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
             os.preadv(file, [memoryview(buffer)], 0)
             os.close(file)
 
-    def ours() -> None:
+    def through_tier() -> None:
         for key in keys:
             assert tier.read(key, memoryview(buffer))
 
-    best = in_turns({"preadv": plain, "disk tier": ours}, plan.rounds, size * count)
+    best = in_turns({"preadv": plain, "disk tier": through_tier}, plan.rounds, size * count)
     share = best["disk tier"] / best["preadv"]
     print(f"tiers     preadv {best['preadv']:.2f} GB/s, disk tier {best['disk tier']:.2f} GB/s: {share:.2f} of it")
     tier.close()
@@ -242,24 +242,24 @@ def overhead(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         order = list(arms)
         for turn in range(4 * plan.rounds + 1):  # the first one compiles
             for name in order:
-                began, before, ours = time.perf_counter(), time.process_time(), cpu_of_store()
+                began, before, store_cpu = time.perf_counter(), time.process_time(), cpu_of_store()
                 for number in range(run):
                     engines[name].generate([prompt(length, seed=run * turn + number)], ONE, progress=False)
                 seconds[name].append(time.perf_counter() - began)
                 settle(engines[name])
-                storing[name].append((cpu_of_store() - ours) / (time.process_time() - before))
+                storing[name].append((cpu_of_store() - store_cpu) / (time.process_time() - before))
             order.append(order.pop(0))  # none always comes after the one that writes most
         written = store_of(engines["disk"]).layout.nbytes * run * (length // BLOCK_TOKENS)
     shares = {name: more(seconds[name][1:], seconds["without"][1:]) for name in ("host", "disk")}
     cpu = {name: statistics.median(storing[name][1:]) for name in ("host", "disk")}
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    said = {
+    described = {
         name: f"{100 * cpu[name]:.1f}% of the CPU, {100 * share:+.1f} ± {100 * error:.1f}% by the clock"
         for name, (share, error) in shares.items()
     }
     print(
         f"overhead  {run} prompts of {length:,} tokens, {median['without']:.2f} s without a store; storing "
-        f"{written >> 20} MiB takes in host memory {said['host']}; on a disk too {said['disk']}"
+        f"{written >> 20} MiB takes in host memory {described['host']}; on a disk too {described['disk']}"
     )
     return {
         "tokens": length,
@@ -347,9 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = pathlib.Path(place) / part
             folder.mkdir()
             began = time.monotonic()
-            found = PARTS[part](plan, folder)
+            result = PARTS[part](plan, folder)
             shutil.rmtree(folder)  # the next part has the disk for itself
-            rows.append({"part": part, "seconds_in_all": round(time.monotonic() - began, 1), **found})
+            rows.append({"part": part, "seconds_in_all": round(time.monotonic() - began, 1), **result})
             if args.output:
                 write_rows(args.output, "benchmarks.store", rows, settings)
     return 0
