@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -86,32 +85,12 @@ def run(
 def build_engine(config: ServeConfig) -> tuple[EngineProtocol, tuple[str, ...]]:
     """The engine of `config`, not started yet. Raises StartError or ModelNotFoundError."""
     path = find_model(config.model)
-    from kvjax.engine import Engine, EngineConfig
+    from kvjax.engine import Engine
+    from kvjax.serve.engine_config import engine_config
 
     names = config.served_model_name or served_names(config.model, path)
     try:
-        engine = Engine.from_pretrained(
-            path,
-            EngineConfig(
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                max_num_queued_reqs=config.max_num_queued_reqs,
-                tensor_parallel_size=config.tensor_parallel_size,
-                dtype=None if config.dtype == "auto" else config.dtype,
-                kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
-                seed=config.seed,
-                method=config.method,
-                token_budget=config.token_budget,
-                budgets=config.budgets,
-                headroom=config.headroom,
-                reselect=config.when_full == "reselect",
-                store=config.store,
-                session_dir=None if config.session_dir is None else pathlib.Path(config.session_dir).expanduser(),
-                group_layers=config.group_layers,
-                attention_backend=config.attention_backend,
-            ),
-            chat_template=config.chat_template,
-        )
+        engine = Engine.from_pretrained(path, engine_config(config, path), chat_template=config.chat_template)
     except (ValueError, OSError, NotImplementedError) as error:
         raise StartError(f"{config.model or names[0]}: {error}") from error
     return engine, names

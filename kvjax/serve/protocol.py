@@ -59,7 +59,7 @@ class ReservationProtocol(Protocol):
 
 @runtime_checkable
 class CacheConfigProtocol(Protocol):
-    """Tokens that each layer retains of a prompt, as `engine.device.cache_config.CacheConfig`. Bytes are of one sequence."""
+    """Tokens that each layer retains of a prompt, and their bytes: `engine.device.cache_config.CacheConfig`."""
 
     @property
     def layout(self) -> Any: ...
