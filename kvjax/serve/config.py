@@ -88,10 +88,8 @@ class ServeConfig:
         _within("headroom", self.headroom, 1, 2**31 - 1)
         if self.group_layers is not None:
             _within("group_layers", self.group_layers, 1, 8)
-        if isinstance(self.host_cache_size, int):
+        if self.host_cache_size != AUTO:
             _within("host_cache_size", self.host_cache_size, 0, 2**62)
-        elif self.host_cache_size != AUTO:
-            raise ValueError(f"host_cache_size={self.host_cache_size!r} is neither a number of bytes nor {AUTO!r}")
         _within("disk_cache_size", self.disk_cache_size, 0, 2**62)
         self.store_config(1 if self.host_cache_size == AUTO else self.host_cache_size)  # which checks itself
         for name, value, allowed in (

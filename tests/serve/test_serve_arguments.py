@@ -44,8 +44,6 @@ def test_the_size_of_host_memory_is_auto_or_a_number():
     assert configured("--host-cache-size", "0").host_cache_size == 0
     assert configured(KVJAX_HOST_CACHE_SIZE="1GiB").store_config(1 << 30).host_cache_auto is False
     assert ServeConfig().store_config(1 << 20).host_cache_auto is True
-    with pytest.raises(ValueError, match="neither a number of bytes nor 'auto'"):
-        ServeConfig(host_cache_size="much")
 
 
 def test_attention_backends_are_the_engines_kernels():
