@@ -45,6 +45,7 @@ LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once th
 GRACE_SECONDS = 1.5  # behind the shutdown timeout; with what the kernel needs to end a process, less than 2
 SAVE_SECONDS = 30.0  # more of them with a session directory, whose files are written behind the timeout
 DRAIN_GRACE_SECONDS = 1.1  # of the grace, for the drain; what is left is for the last answers and the close
+EXIT_SECONDS = 0.5  # for the end of the interpreter
 CLOSE_SECONDS = 10.0  # for the engine to close where no signal has set a deadline
 WATCH_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -207,6 +208,8 @@ class Server(uvicorn.Server):
             logger.info("stopped")
         if not closed:
             leave(status, "the engine has not closed in time")
+        if self._deadline is not None and self._deadline.left < EXIT_SECONDS:
+            leave(status, "no time is left")  # for the interpreter's own end, which no timer can cut short
         return status
 
     def _close_engine(self, seconds: float) -> bool:
