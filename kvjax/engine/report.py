@@ -7,6 +7,7 @@ import jax
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import plan
 from kvjax.engine.device.runner import Runner
+from kvjax.engine.host_memory import prompt_blocks
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.sizes import show_size
 from kvjax.store.store import KVStore
@@ -40,7 +41,7 @@ def startup_report(
             f"model       {model.family}, {model.num_layers} layers in {len(runner.groups)} groups, {layout.dtype}",
             f"keeps       {keeps(runner.caches)}",
             f"attention   {attention}",
-            f"store       {stored(store)}",
+            f"store       {stored(store, layout.max_model_len)}",
             *([] if restored is None else [f"suspended      {restored} conversations are back in their slots"]),
             f"start-up    {phases}",
             f"compiled    {shapes} (tokens of a prompt's bucket)",
@@ -53,20 +54,31 @@ def startup_report(
     )
 
 
-def stored(store: KVStore | None) -> str:
-    """Tiers of the KV of earlier prompts: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`."""
+def stored(store: KVStore | None, context: int) -> str:
+    """Tiers of the KV of earlier prompts: `host 1.00 GiB for 262,144 tokens; disk 2.1 MiB of 20.00 GiB`.
+
+    Where the size of host memory was derived: `host 1.00 GiB (auto: 6 prompts of 8,192 tokens) for 49,152 tokens`.
+    """
     if store is None:
         return "none: every prompt is computed from its first token on (--host-cache-size)"
     tiers = []
     for name, tier in store.stats().items():
         if name == "host":
-            tiers.append(f"host {show_size(tier.capacity_bytes)} for {store.capacity * BLOCK_TOKENS:,} tokens")
+            auto = f" ({_auto(store.capacity, context)})" if store.config.host_cache_auto else ""
+            tiers.append(f"host {show_size(tier.capacity_bytes)}{auto} for {store.capacity * BLOCK_TOKENS:,} tokens")
         elif tier.capacity_bytes:
             used = f"{show_size(tier.used_bytes)} of {show_size(tier.capacity_bytes)}"
             tiers.append(f"{name} {used}, {tier.blocks * BLOCK_TOKENS:,} tokens of any model")
         else:
             tiers.append(name)
     return "; ".join(tiers)
+
+
+def _auto(blocks: int, context: int) -> str:
+    """`auto: 6 prompts of 8,192 tokens`, by the blocks that host memory holds."""
+    prompts = blocks // prompt_blocks(context)
+    count = f"{prompts} prompt{'s' if prompts > 1 else ''}" if prompts else "less than one prompt"
+    return f"auto: {count} of {context:,} tokens"
 
 
 def keeps(caches: CacheConfig) -> str:

@@ -9,10 +9,10 @@ import difflib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import kvjax
-from kvjax.serve.config import ATTENTION_BACKENDS, DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
+from kvjax.serve.config import ATTENTION_BACKENDS, AUTO, DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
 from kvjax.store.config import PREFETCH, WRITE
 from kvjax.store.eviction import POLICIES
 from kvjax.store.sizes import memory, show_size, size
@@ -24,6 +24,16 @@ def yes_no(text: str) -> bool:
         return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
     except KeyError:
         raise ValueError("neither yes nor no") from None
+
+
+def memory_or_auto(text: str) -> int | Literal["auto"]:
+    """As `memory`, or `auto`. Raises ValueError."""
+    if text == AUTO:
+        return AUTO
+    try:
+        return memory(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {AUTO}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,12 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("group_layers", int, "N", "most layers prefilled together: fewer take less memory"),
     ),
     "store": (
-        Option("host_cache_size", memory, "SIZE", "host memory for the KV of earlier prompts; 0 for no store"),
+        Option(
+            "host_cache_size",
+            memory_or_auto,
+            "SIZE",
+            "host memory for the KV of earlier prompts, as 4GiB; 0 for no store; auto goes by model and free memory",
+        ),
         Option("disk_cache", str, "DIR", "a folder where that KV outlives the server; servers may share it"),
         Option("disk_cache_size", memory, "SIZE", "most that may lie in that folder, as 100GiB"),
         Option("disk_sync", yes_no, "yes|no", "whether a block on the disk survives a power cut"),
@@ -277,8 +292,8 @@ def _parsed(option: Option, value: Any, source: str) -> Any:
     try:
         return option.parse(str(value))
     except ValueError as error:
-        reason = str(error) if option.parse in (size, memory, yes_no) else f"not {_KINDS.get(option.parse, 'a text')}"
-        _wrong(option, value, source, reason)
+        kind = _KINDS.get(option.parse)
+        _wrong(option, value, source, f"not {kind}" if kind else str(error))
 
 
 def _shown(option: Option, value: Any) -> str:

@@ -3,10 +3,12 @@
 import dataclasses
 import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from kvjax.store.config import StoreConfig
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTO: Literal["auto"] = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
 ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")  # those of `kvjax.engine.config`, which imports jax
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -28,7 +30,7 @@ class ServeConfig:
     method, token_budget, budgets, headroom, group_layers: how the KV cache is compressed, as in `EngineConfig`.
     host_cache_size, disk_cache, disk_cache_size, disk_sync, remote_cache, tier, prefetch_policy, write_policy,
         eviction_policy, verify_hits, store_generated: where the KV of earlier prompts is kept, as in `StoreConfig`;
-        sizes in bytes.
+        sizes in bytes. A `host_cache_size` of "auto" is that of `engine.host_memory.auto_host_cache_size`.
     attention_backend: what computes attention, as in `EngineConfig`.
     when_full: what happens to an output longer than the headroom of a compressed view.
     """
@@ -58,7 +60,7 @@ class ServeConfig:
     headroom: int = 128
     when_full: str = "reselect"
     group_layers: int | None = None
-    host_cache_size: int = 1 << 30
+    host_cache_size: int | Literal["auto"] = AUTO
     disk_cache: str | None = None
     disk_cache_size: int = 0
     disk_sync: bool = False
@@ -86,9 +88,10 @@ class ServeConfig:
         _within("headroom", self.headroom, 1, 2**31 - 1)
         if self.group_layers is not None:
             _within("group_layers", self.group_layers, 1, 8)
-        _within("host_cache_size", self.host_cache_size, 0, 2**62)
+        if self.host_cache_size != AUTO:
+            _within("host_cache_size", self.host_cache_size, 0, 2**62)
         _within("disk_cache_size", self.disk_cache_size, 0, 2**62)
-        _ = self.store  # which checks itself
+        self.store_config(1 if self.host_cache_size == AUTO else self.host_cache_size)  # which checks itself
         for name, value, allowed in (
             ("attention_backend", self.attention_backend, ATTENTION_BACKENDS),
             ("when_full", self.when_full, WHEN_FULL),
@@ -112,11 +115,15 @@ class ServeConfig:
                 f"use the model. Set --api-key or --api-key-file, or stay on --host 127.0.0.1"
             )
 
-    @property
-    def store(self) -> StoreConfig:
-        """Where the KV of earlier prompts is kept."""
+    def store_config(self, host_cache_size: int) -> StoreConfig:
+        """Configuration of the store for the KV of earlier prompts.
+
+        Args:
+            host_cache_size: bytes; those of this configuration, or what `AUTO` comes to for the model.
+        """
         return StoreConfig(
-            host_cache_size=self.host_cache_size,
+            host_cache_size=host_cache_size,
+            host_cache_auto=self.host_cache_size == AUTO,
             disk_cache=None if self.disk_cache is None else Path(self.disk_cache).expanduser(),
             disk_cache_size=self.disk_cache_size,
             disk_sync=self.disk_sync,

@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -46,6 +45,7 @@ LAST_ANSWERS_SECONDS = 5  # for answers that are ready but not yet read, once th
 GRACE_SECONDS = 1.5  # behind the shutdown timeout; with what the kernel needs to end a process, less than 2
 SAVE_SECONDS = 30.0  # more of them with a session directory, whose files are written behind the timeout
 DRAIN_GRACE_SECONDS = 1.1  # of the grace, for the drain; what is left is for the last answers and the close
+EXIT_SECONDS = 0.5  # for the end of the interpreter
 CLOSE_SECONDS = 10.0  # for the engine to close where no signal has set a deadline
 WATCH_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -86,32 +86,12 @@ def run(
 def build_engine(config: ServeConfig) -> tuple[EngineProtocol, tuple[str, ...]]:
     """The engine of `config`, not started yet. Raises StartError or ModelNotFoundError."""
     path = find_model(config.model)
-    from kvjax.engine import Engine, EngineConfig
+    from kvjax.engine import Engine
+    from kvjax.serve.engine_config import engine_config
 
     names = config.served_model_name or served_names(config.model, path)
     try:
-        engine = Engine.from_pretrained(
-            path,
-            EngineConfig(
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                max_num_queued_reqs=config.max_num_queued_reqs,
-                tensor_parallel_size=config.tensor_parallel_size,
-                dtype=None if config.dtype == "auto" else config.dtype,
-                kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
-                seed=config.seed,
-                method=config.method,
-                token_budget=config.token_budget,
-                budgets=config.budgets,
-                headroom=config.headroom,
-                reselect=config.when_full == "reselect",
-                store=config.store,
-                session_dir=None if config.session_dir is None else pathlib.Path(config.session_dir).expanduser(),
-                group_layers=config.group_layers,
-                attention_backend=config.attention_backend,
-            ),
-            chat_template=config.chat_template,
-        )
+        engine = Engine.from_pretrained(path, engine_config(config, path), chat_template=config.chat_template)
     except (ValueError, OSError, NotImplementedError) as error:
         raise StartError(f"{config.model or names[0]}: {error}") from error
     return engine, names
@@ -228,6 +208,8 @@ class Server(uvicorn.Server):
             logger.info("stopped")
         if not closed:
             leave(status, "the engine has not closed in time")
+        if self._deadline is not None and self._deadline.left < EXIT_SECONDS:
+            leave(status, "no time is left")  # for the interpreter's own end, which no timer can cut short
         return status
 
     def _close_engine(self, seconds: float) -> bool:

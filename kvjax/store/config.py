@@ -16,6 +16,7 @@ class StoreConfig:
 
     Attributes:
         host_cache_size: of memory for blocks; all of it is allocated at the start. Every block passes through it.
+        host_cache_auto: whether `host_cache_size` was derived from the model instead of given, for reports.
         disk_cache: a folder for blocks; None for no disk tier.
         disk_cache_size: most that may lie under that folder, whatever it is.
         disk_sync: whether a block on the disk survives a power cut, not only a crash of the server.
@@ -38,6 +39,7 @@ class StoreConfig:
     """
 
     host_cache_size: int
+    host_cache_auto: bool = False
     disk_cache: Path | None = None
     disk_cache_size: int = 0
     disk_sync: bool = False

@@ -13,6 +13,11 @@ from kvjax.store.eviction import EvictionPolicy
 from kvjax.store.pages import HostPages
 
 
+def stride(block_bytes: int) -> int:
+    """Bytes of host memory that a block takes: whole pages."""
+    return -(-block_bytes // PAGE) * PAGE
+
+
 @dataclasses.dataclass(eq=False)
 class HostBuffer:
     """One block in memory. A holder of a lease may read `blob`; before it is `ready` only its writer may.
@@ -56,14 +61,14 @@ class HostTier:
         policy: EvictionPolicy,
         may_leave: Callable[[HostBuffer], bool] = lambda buffer: True,
     ) -> None:
-        stride = -(-block_bytes // PAGE) * PAGE
-        count = max_bytes // stride
-        self._pages = HostPages(count * stride)
-        begins = range(0, count * stride, stride)
+        step = stride(block_bytes)
+        count = max_bytes // step
+        self._pages = HostPages(count * step)
+        begins = range(0, count * step, step)
         self._free = [HostBuffer(self._pages.memory[begin : begin + block_bytes]) for begin in reversed(begins)]
         self._buffers: dict[str, HostBuffer] = {}
         self._policy, self._may_leave = policy, may_leave
-        self.capacity, self.stride = count, stride
+        self.capacity, self.stride = count, step
         self.evictions = 0
         self._quarantined = 0
 

@@ -38,6 +38,14 @@ def test_defaults():
     assert ServeConfig().shutdown_timeout == 30
 
 
+def test_the_size_of_host_memory_is_auto_or_a_number():
+    assert configured().host_cache_size == "auto"
+    assert configured("--host-cache-size", "auto") == ServeConfig()
+    assert configured("--host-cache-size", "0").host_cache_size == 0
+    assert configured(KVJAX_HOST_CACHE_SIZE="1GiB").store_config(1 << 30).host_cache_auto is False
+    assert ServeConfig().store_config(1 << 20).host_cache_auto is True
+
+
 def test_attention_backends_are_the_engines_kernels():
     assert ATTENTION_BACKENDS == ENGINE_BACKENDS
 

@@ -6,6 +6,7 @@ import jax
 
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.identity import KVIdentity
+from kvjax.models import DecoderConfig
 from kvjax.store.block import BlockLayout
 from kvjax.store.digest import files_digest, known_digests, weights_digest
 from kvjax.store.keys import Namespace
@@ -55,4 +56,9 @@ def open_kv_store(caches: CacheConfig) -> KVStore | None:
     model, config = caches.model, caches.layout.store
     if config is None or not config.host_cache_size:
         return None
-    return open_store(BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, caches.layout.kv_dtype), config)
+    return open_store(block_layout(model, caches.layout.kv_dtype), config)
+
+
+def block_layout(model: DecoderConfig, kv_dtype: str) -> BlockLayout:
+    """The layout of a model's blocks."""
+    return BlockLayout(model.num_layers, model.num_kv_heads, model.head_dim, kv_dtype)
