@@ -42,6 +42,8 @@ from kvjax.store.tier import TierError
 from tests.store.chains import FORMAT, blob_of, holds, kv_of, names_of
 from tests.store.crash import CAP, CONTEXT, check, crash
 
+# a child reads this file again, as its main module: what it imports is there then
+CONTEXT.set_forkserver_preload(["tests.store.crash", "kvjax.store.opening", "benchmarks.common.report"])
 PROCESSES = 3
 CHAINS, LENGTH = 8, 6  # prompts, and blocks of each
 SAMPLED = 0.02  # seconds between two samples of a cap
@@ -178,18 +180,18 @@ def locks(count: int, seconds: float, folder: pathlib.Path) -> Outcome:
     outcome = Outcome("locks", "folder's lock held by a stopped process")
     cap = CHAINS * LENGTH * FORMAT.nbytes  # half of what there is with its rounding: blocks leave
     with store_on(StoreConfig(host_cache_size=HOST, disk_cache=folder, disk_cache_size=cap)) as store:
-        ours, theirs = CONTEXT.Pipe()
-        child = CONTEXT.Process(target=hold_lock, args=(folder / "kvjax-kv-2" / "lock", theirs))
+        control, lock_end = CONTEXT.Pipe()
+        child = CONTEXT.Process(target=hold_lock, args=(folder / "kvjax-kv-2" / "lock", lock_end))
         child.start()
-        theirs.close()
+        lock_end.close()
         assert child.pid is not None
 
         def before() -> None:
-            ours.send(True)
-            ours.recv()
+            control.send(True)
+            control.recv()
 
         try:
-            with stopped_at_random(child.pid, before=before, after=lambda: ours.send(True)) as stops:
+            with stopped_at_random(child.pid, before=before, after=lambda: control.send(True)) as stops:
                 requests = serve(store, seconds, outcome)
         finally:
             child.kill()
