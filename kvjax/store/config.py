@@ -1,4 +1,4 @@
-"""What a store is made of and how it behaves: frozen, validated once."""
+"""Store configuration: tiers, sizes and policies; frozen, validated once."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a block of KV is found by: everything that decided its values, hashed.
+"""Block keys: everything that decided the values of a block of KV, hashed.
 
     key(i) = SHA256(key(i - 1) || tokens of block i as little-endian int32)        key(-1) = the namespace's root
 

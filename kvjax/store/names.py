@@ -1,4 +1,4 @@
-"""What an object is called where names are paths: its key, under the first two digits of it.
+"""Object names where names are paths: the key, in a folder of its first two digits.
 
 So that no folder has to hold a million names, and no string of a user's ever becomes part of one.
 """

@@ -1,4 +1,4 @@
-"""What tiers behind a network have in common: a name, a place one may print, and an end."""
+"""Remote tiers: a name, a place that may be printed, and an end, which all tiers behind a network share."""
 
 import math
 import threading

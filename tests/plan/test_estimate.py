@@ -45,7 +45,7 @@ def test_the_bytes_are_those_of_the_arrays_that_an_engine_allocates():
     bounds = nbytes([view.bounds for view in runner.views])
     assert bounds > 0
     assert result.requested.memory == {
-        "weights": nbytes((runner._trunk_leaves, runner._layer_leaves)),
+        "weights": nbytes((runner.model.trunk_leaves, runner.model.layer_leaves)),
         "views": nbytes(runner.views) - bounds,
         "page summaries": bounds,
         "decode state": nbytes(runner.state),
