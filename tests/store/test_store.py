@@ -344,7 +344,7 @@ def test_a_full_disk_costs_nothing_but_the_block(opened, tmp_path):
     assert found(store, names_of(3)) == 3
     errors = store.stats()["disk"].errors
     assert errors["full"] >= 1
-    assert errors["full"] + errors["parent"] >= 3, "without the first block the others are of no use"
+    assert errors["full"] + errors.get("parent", 0) >= 3, "without the first block the others are of no use"
 
 
 def test_the_planner_leaves_a_slow_tier_after_the_first_chunk(opened):
