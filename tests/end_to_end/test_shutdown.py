@@ -32,6 +32,7 @@ signal.pause()
 PROMPT = "The quick fox is here. " * 150
 TIMEOUT = 1.0
 AT_ONCE = 1.0
+SLOW = pytest.mark.slow  # a server of its own, which compiles for half a minute
 
 
 @contextlib.contextmanager
@@ -66,6 +67,7 @@ def seconds_to_end(process: ServerProcess, *signals: signal.Signals, pause: floa
     return time.monotonic() - began, status
 
 
+@SLOW
 def test_a_disk_tier_whose_lock_is_held_by_a_stopped_process(tmp_path):
     with server(tmp_path) as process:
         url = process.ready()
@@ -78,6 +80,7 @@ def test_a_disk_tier_whose_lock_is_held_by_a_stopped_process(tmp_path):
     assert "Traceback" not in process.log
 
 
+@SLOW
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_server_whose_tier_hangs_at_once(tmp_path, number):
     with server(tmp_path, "--shutdown-timeout", "60") as process:
@@ -90,6 +93,7 @@ def test_a_second_signal_ends_a_server_whose_tier_hangs_at_once(tmp_path, number
     assert f"second {number.name}, leaving now" in process.log
 
 
+@SLOW
 def test_a_held_lock_ends_the_start_with_a_sentence(tmp_path):
     with stopped_holder(tmp_path / "kv") as pid, server(tmp_path) as process:
         assert process.wait(60) == 2
