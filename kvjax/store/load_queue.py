@@ -272,15 +272,17 @@ class LoadQueue:
                 load.miss(index)  # it left meanwhile, or nothing may leave for it
             else:
                 self._waiting.setdefault(key.hex, []).append((load, index))
+        self._measure(load)
+
+    def _measure(self, load: PrefixLoad) -> None:
+        """Tells the planner how long the last blocks took, where a tier had them."""
         measured = load.measure()
         if measured is not None and measured[0] != HOST:
             self.planner.loaded(*measured)
 
     def _progress(self, load: PrefixLoad) -> None:
         """A block has come: is the rest still worth it?"""
-        measured = load.measure()
-        if measured is not None and measured[0] != HOST:
-            self.planner.loaded(*measured)
+        self._measure(load)
         self._pull(load)
         load.settle()
 
