@@ -44,7 +44,8 @@ def run(mesh: Mesh | None) -> tuple[Runner, np.ndarray, list[int]]:
     prefill = runner.begin(PROMPT, slot=1)
     while not prefill.done:
         runner.advance(prefill)
-    scores = np.concatenate([np.asarray(runner.score(prefill, chunk).logprob) for chunk in range(prefill.chunks)])
+    chunks = -(-prefill.length // prefill.sizes[-1])
+    scores = np.concatenate([np.asarray(runner.score(prefill, chunk).logprob) for chunk in range(chunks)])
     greedy = SamplerState.greedy(CONFIG.vocab_size)
     tokens = np.asarray(runner.finish(prefill, greedy, limit=NEW_TOKENS).token).tolist()
     while len(tokens) < NEW_TOKENS:
