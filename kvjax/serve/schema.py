@@ -5,6 +5,7 @@ What would change the answer and is not there is refused by name; it is never si
 """
 
 import hashlib
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -284,25 +285,76 @@ class TextPart(Body):
     text: str
 
 
-class Message(Body):
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"],
-        unsupported("choose system, developer, user or assistant", ("system", "developer", "user", "assistant")),
-    ]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
-    tool_calls: Annotated[
-        Annotated[list[Any], Field(max_length=0)] | None,
-        unsupported("this server does not call tools", (None, [])),
-    ] = None
-    function_call: Annotated[None, unsupported("this server does not call tools")] = None
-    audio: Annotated[None, unsupported("this server reads text")] = None
+class CalledFunction(Body):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: Annotated[str, Field(description="A JSON object, as text.")] = "{}"
+
+
+class ToolCall(Body):
+    """A call that an earlier answer made."""
+
+    id: str | None = None
+    type: Annotated[Literal["function"] | None, unsupported("only functions are called", (None, "function"))] = None
+    function: CalledFunction
 
     def for_template(self) -> dict[str, Any]:
-        """What a chat template sees: text parts joined by line ends."""
+        """Templates write the arguments as JSON, so they get them as values."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except ValueError:
+            arguments = self.function.arguments
+        call = {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        return call | ({"id": self.id} if self.id else {})
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class Message(Body):
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool"],
+        unsupported(f"choose {', '.join(ROLES[:-1])} or {ROLES[-1]}", ROLES),
+    ]
+    content: str | list[TextPart] | None = Field(None, description="May be null for an assistant only.")
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
+    tool_call_id: str | None = Field(None, description="Of a tool: the call that this answers.")
+    refusal: str | None = None
+    reasoning_content: str | None = Field(None, description="Of an assistant: what it thought.")
+    function_call: Annotated[None, unsupported("it is of an older API; send tool_calls")] = None
+    audio: Annotated[None, unsupported("this server reads text")] = None
+
+    rules: ClassVar = (
+        {
+            "if": {"properties": {"role": {"enum": ["system", "developer", "user", "tool"]}}},
+            "then": {
+                "properties": {"content": {"type": ["string", "array"]}, "tool_calls": {"type": "null"}},
+                "required": ["content"],
+            },
+        },
+    )
+
+    @model_validator(mode="after")
+    def _check_role(self) -> "Message":
+        if self.role != "assistant":
+            if self.content is None:
+                raise together("content", f"a message of role {self.role!r} has text, perhaps an empty one")
+            if self.tool_calls is not None:
+                raise together("tool_calls", f"only an assistant calls tools, and this message's role is {self.role!r}")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as a chat template sees it: text parts joined by line ends."""
         content = self.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
+        text = "\n".join(part.text for part in content) if isinstance(content, list) else content
+        message: dict[str, Any] = {"role": self.role, "content": text}
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            value = getattr(self, name)
+            if value:
+                message[name] = value
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        return message
 
 
 class ResponseFormat(Body):

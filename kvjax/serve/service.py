@@ -13,6 +13,7 @@ from kvjax.serve.monitor import Monitor
 from kvjax.serve.protocol import EngineProtocol, ReservationProtocol
 from kvjax.serve.schema import GenerationRequest
 from kvjax.serve.security import Keyring
+from kvjax.serve.tokenising import Tokenising
 
 logger = logging.getLogger("kvjax.serve")
 
@@ -24,6 +25,7 @@ class Service:
     Attributes:
         names: model names that requests may use; the first is the one shown.
         max_queued: how many requests may wait for a slot.
+        tokenising: the engine's tokenizer, in threads of its own.
         warned: unknown field names that were already warned about.
     """
 
@@ -34,6 +36,7 @@ class Service:
     max_queued: int
     metrics: Metrics
     monitor: Monitor
+    tokenising: Tokenising
     warned: set[str] = dataclasses.field(default_factory=set)
 
     def require_ready(self) -> None:
