@@ -149,9 +149,9 @@ class SamplingParams:
         if any(token < 0 for token in self.allowed_token_ids):
             raise ValueError(f"allowed_token_ids={min(self.allowed_token_ids)} is negative: no token has that id")
         if len(self.bad_words) > MAX_BAD_WORDS:
-            raise ValueError(f"bad_words holds {len(self.bad_words)} texts; at most {MAX_BAD_WORDS} are allowed")
+            raise ValueError(f"bad_words={len(self.bad_words)} texts: at most {MAX_BAD_WORDS} are allowed")
         if any(not word.strip() for word in self.bad_words):
-            raise ValueError("bad_words holds an empty text; leave it out")
+            raise ValueError("bad_words='' is an empty text: leave it out")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise ValueError(f"logit_bias holds {len(self.logit_bias)} tokens; at most {MAX_LOGIT_BIAS}")
         for token, bias in self.logit_bias.items():

@@ -5,7 +5,7 @@ RequestGate (id, log, last resort) ─► HostGuard (name) ─► Guard (key) �
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -38,6 +38,7 @@ def create_app(
     names: Sequence[str] = (),
     api_keys: Sequence[str] = (),
     allowed_hosts: AllowedHosts | None = None,
+    defaults: Mapping[str, float] | None = None,
     max_queued: int = 256,
     limits: Limits | None = None,
     page: str | None = None,
@@ -45,6 +46,7 @@ def create_app(
     """The application; the engine may still be loading.
 
     `names` are what requests may call the model, its own name if empty. Without `api_keys` none is needed.
+    `defaults` are of request fields, as `temperature`.
     `allowed_hosts` are those that requests may name as their host: without it any with keys, else loopback ones.
     """
     served = tuple(dict.fromkeys(names)) or (engine.model_name,)
@@ -58,6 +60,7 @@ def create_app(
         metrics=Metrics(engine, served[0]),
         monitor=Monitor(engine, served[0]),
         tokenising=Tokenising(engine, max_queued),
+        defaults=dict(defaults or {}),
     )
 
     @contextlib.asynccontextmanager

@@ -11,8 +11,7 @@ from typing import Any
 
 from kvjax.serve.errors import ApiError
 from kvjax.serve.protocol import TokenizerProtocol
-from kvjax.serve.schema import Message
-from kvjax.serve.tokenising import Tokenising
+from kvjax.serve.schema import ChatCompletionRequest, Message
 
 
 def require_template(tokenizer: TokenizerProtocol) -> None:
@@ -42,6 +41,16 @@ class ChatPrompt:
     continued: bool = False
     variables: dict[str, Any] = dataclasses.field(default_factory=dict)
     tools: Sequence[dict[str, Any]] = ()
+
+    @classmethod
+    def of(cls, body: ChatCompletionRequest) -> "ChatPrompt":
+        """The prompt of a request."""
+        variables = dict(body.chat_template_kwargs or {})
+        if body.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", body.reasoning_effort)
+        continued = bool(body.continue_final_message)
+        generation_prompt = body.add_generation_prompt is not False and not continued
+        return cls(body.messages, generation_prompt, continued, variables, body.offered_tools)
 
     def render(self, tokenizer: TokenizerProtocol) -> str:
         """The text of the prompt. Raises ApiError (400) in the template's words if it refuses."""
@@ -76,12 +85,6 @@ class ChatPrompt:
     def characters(self) -> int:
         """Characters of the messages, about: what decides how long rendering takes."""
         return sum(len(str(message.content)) for message in self.messages)
-
-
-async def prompt_tokens(tokenising: Tokenising, prompt: ChatPrompt) -> list[int]:
-    """Token ids of a prompt that may fit the context. Raises ApiError (400) if it cannot, or the template refuses."""
-    text = await tokenising.run(prompt.characters, prompt.render)
-    return await tokenising.encode(text, special=False, param="messages")
 
 
 def _known(message: dict[str, Any], template: str) -> dict[str, Any]:

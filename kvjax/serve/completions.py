@@ -90,15 +90,17 @@ def completion_routes(service: Service) -> APIRouter:
         for prompt in prompts:
             if isinstance(prompt, list):
                 service.check_tokens(prompt, param="prompt")
-        service.check_bias(body)
+        service.check_tokens_of(body)
         service.check_budget(body.token_budget)
         sampling = [
-            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None) for index in range(body.choices)
+            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None, defaults=service.defaults)
+            for index in range(body.choices)
         ]
         with contextlib.ExitStack() as resources:
             reservation = resources.enter_context(service.admit(len(prompts) * body.choices))
             tokenizer = service.engine.tokenizer
             special = body.add_special_tokens is not False
+            await unless_disconnected(request.receive, service.check_constraint(sampling[0].constraint))
             work = _tokens(service, prompts, special)
             tokens = await unless_disconnected(request.receive, work)
             for ids in tokens:

@@ -34,6 +34,7 @@ from kvjax.serve.app import create_app
 from kvjax.serve.checkpoint import ModelNotFoundError, find_model, served_names
 from kvjax.serve.config import ServeConfig
 from kvjax.serve.deadline import ExitDeadline, leave
+from kvjax.serve.http_protocol import bounded_protocol
 from kvjax.serve.limits import Limits
 from kvjax.serve.probes import read_page
 from kvjax.serve.protocol import EngineProtocol
@@ -122,7 +123,7 @@ def app_config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -6,9 +6,11 @@ What would change the answer and is not there is refused by name; it is never si
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -16,11 +18,14 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from kvjax.engine.request import (
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKENS,
+    Constraint,
     SamplingParams,
 )
 from kvjax.serve.errors import ApiError
@@ -30,7 +35,6 @@ from kvjax.serve.fields import (
     LogprobCount,
     ModelName,
     Natural,
-    NoConstraint,
     Nothing,
     Positive,
     Seed,
@@ -42,7 +46,7 @@ from kvjax.serve.fields import (
     together,
     unsupported,
 )
-from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
+from kvjax.serve.limits import MAX_CHOICES, MAX_GRAMMAR, MAX_PROMPTS, MAX_TOOLS
 
 
 def only_if(field: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +82,52 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="Send a last event with the usage of the request.")
     continuous_usage_stats: bool | None = Field(None, description="Send the usage so far with every event.")
+
+
+Grammar = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)]
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+
+
+class JsonSchemaFormat(Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="Every answer follows its schema, whatever this says.")
+
+
+class ResponseFormat(Body):
+    type: Annotated[
+        Literal["text", "json_object", "json_schema"],
+        unsupported("choose text, json_object or json_schema", ("text", "json_object", "json_schema")),
+    ]
+    json_schema: JsonSchemaFormat | None = None
+
+    rules: ClassVar = (only_if({"type": {"const": "json_schema"}}, {"json_schema": {"type": "object"}}),)
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise together("json_schema", "type 'json_schema' wants one beside it")
+        return self
+
+    def grammar(self) -> Constraint | None:
+        if self.type == "text":
+            return None
+        schema = None if self.json_schema is None else self.json_schema.schema_
+        return Constraint("json", json.dumps(ANY_OBJECT if schema is None else schema))
+
+
+class StructuredOutputs(Body):
+    """One of the grammars that an answer can follow."""
+
+    json_: Grammar | dict[str, Any] | None = Field(None, alias="json")
+    regex: Grammar | None = None
+    choice: Choices | None = None
+    grammar: Grammar | None = Field(None, description="Lark, or GBNF.")
+    json_object: bool | None = None
+
+
+ANY_OBJECT = {"type": "object"}
 
 
 class GenerationRequest(Body):
@@ -125,19 +175,35 @@ class GenerationRequest(Body):
         description="Keep and read as a server of this `--token-budget` would: at most the server's, and as little as "
         "its method takes.",
     )
+    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS)] | None = Field(
+        None, description="Texts that are not written."
+    )
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1), Integrals] | None = Field(
+        None, description="The only tokens that may be drawn."
+    )
+    response_format: ResponseFormat | None = Field(None, description="Text, JSON, or JSON of a schema.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="A grammar of the answer, as vLLM has it.")
+    regex: Grammar | None = Field(
+        None, description="The answer matches it. SGLang's name for structured_outputs.regex."
+    )
+    json_schema: Grammar | dict[str, Any] | None = Field(None, description="SGLang's, for structured_outputs.json.")
+    ebnf: Grammar | None = Field(None, description="SGLang's, for structured_outputs.grammar.")
+    guided_json: Grammar | dict[str, Any] | None = Field(None, description="The older name of structured_outputs.json.")
+    guided_regex: Grammar | None = Field(None, description="The older name of structured_outputs.regex.")
+    guided_choice: Choices | None = Field(None, description="The older name of structured_outputs.choice.")
+    guided_grammar: Grammar | None = Field(None, description="The older name of structured_outputs.grammar.")
     user: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = None
 
     prompt_logprobs: Nothing = None
     truncate_prompt_tokens: Annotated[None, unsupported("prompts are never clipped; shorten it before sending")] = None
     use_beam_search: Annotated[Literal[False] | None, unsupported("sample instead", (None, False))] = None
-    guided_json: NoConstraint = None
-    guided_regex: NoConstraint = None
-    guided_choice: NoConstraint = None
-    guided_grammar: NoConstraint = None
-    structured_outputs: NoConstraint = None
 
     @model_validator(mode="before")
     @classmethod
@@ -156,6 +222,50 @@ class GenerationRequest(Body):
             raise together("stream_options", "only with stream=true")
         return self
 
+    def grammars(self) -> dict[str, Constraint]:
+        """The grammars that the request names, by the field that does."""
+        own = self.structured_outputs or StructuredOutputs()
+        schemas = {
+            "structured_outputs.json": own.json_,
+            "json_schema": self.json_schema,
+            "guided_json": self.guided_json,
+        }
+        texts = {
+            "structured_outputs.regex": ("regex", own.regex),
+            "regex": ("regex", self.regex),
+            "guided_regex": ("regex", self.guided_regex),
+            "structured_outputs.grammar": ("grammar", own.grammar),
+            "ebnf": ("grammar", self.ebnf),
+            "guided_grammar": ("grammar", self.guided_grammar),
+        }
+        choices = {"structured_outputs.choice": own.choice, "guided_choice": self.guided_choice}
+        given = {
+            **{
+                name: Constraint("json", schema if isinstance(schema, str) else json.dumps(schema))
+                for name, schema in schemas.items()
+                if schema is not None
+            },
+            **{name: Constraint(kind, text) for name, (kind, text) in texts.items() if text is not None},
+            **{name: Constraint("choice", json.dumps(texts)) for name, texts in choices.items() if texts is not None},
+        }
+        if own.json_object:
+            given["structured_outputs.json_object"] = Constraint("json", json.dumps(ANY_OBJECT))
+        if self.response_format is not None and (constraint := self.response_format.grammar()) is not None:
+            given["response_format"] = constraint
+        return given
+
+    @model_validator(mode="after")
+    def _check_grammars(self) -> "GenerationRequest":
+        names = list(self.grammars())
+        if len(names) > 1:
+            raise together(names[1].partition(".")[0], f"{names[0]} is a grammar of the answer already; send one")
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The grammar of the answer; None if it is free."""
+        return next(iter(self.grammars().values()), None)
+
     @property
     def choices(self) -> int:
         return self.n or 1
@@ -168,8 +278,23 @@ class GenerationRequest(Body):
         """Alternatives to report for each generated token, None for no log-probabilities."""
         raise NotImplementedError
 
-    def sampling(self, index: int, *, prompt_logprobs: int | None = None) -> SamplingParams:
-        """Parameters of a prompt's `index`-th choice. Raises ApiError (400) for what they refuse together."""
+    def sampling(
+        self,
+        index: int,
+        *,
+        prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        defaults: Mapping[str, float] | None = None,
+    ) -> SamplingParams:
+        """Parameters of a prompt's `index`-th choice.
+
+        Args:
+            constraint: the grammar of the answer, if it is not the one that the request names.
+            defaults: values of fields that the request leaves out.
+
+        Raises:
+            ApiError: 400 for what they refuse together.
+        """
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -178,13 +303,14 @@ class GenerationRequest(Body):
             "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,
             "min_tokens": self.min_tokens,
+            "top_k": self.top_k,
         }
+        given = dict(defaults or {}) | {name: value for name, value in given.items() if value is not None}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         try:
             return SamplingParams(
-                **{name: value for name, value in given.items() if value is not None},
+                **(given | {"top_k": max(int(given.get("top_k", 0)), 0)}),
                 max_tokens=self.max_generated(),
-                top_k=max(self.top_k or 0, 0),
                 logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
                 seed=choice_seed(self.seed, index),
                 stop=stop,
@@ -195,6 +321,9 @@ class GenerationRequest(Body):
                 compress_after=self.compress_after,
                 retained=bool(self.return_retained),
                 token_budget=self.token_budget,
+                constraint=self.constraint if constraint is None else constraint,
+                allowed_token_ids=tuple(self.allowed_token_ids or ()),
+                bad_words=tuple(self.bad_words or ()),
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error
@@ -258,7 +387,6 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool | None = Field(None, description="As the tokenizer does: true if left out.")
     suffix: Annotated[Literal[""] | None, unsupported("this server does not fill in", (None, ""))] = None
     prompt_embeds: Nothing = None
-    response_format: NoConstraint = None
 
     @model_validator(mode="after")
     def _check_best_of(self) -> "CompletionRequest":
@@ -357,15 +485,59 @@ class Message(Body):
         return message
 
 
-class ResponseFormat(Body):
-    type: Annotated[Literal["text"], unsupported("this server does not constrain what is generated", ("text",))]
+class Function(Body):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of the arguments.")
+    strict: bool | None = Field(None, description="Calls that are required follow their schema, whatever this says.")
+
+
+class Tool(Body):
+    type: Annotated[Literal["function"], unsupported("this server calls functions", ("function",))]
+    function: Function
+
+
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Annotated[Literal["function"], unsupported("this server calls functions", ("function",))]
+    function: FunctionName
+
+
+RESERVED_VARIABLES = frozenset(
+    {
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "conversation",
+        "chat_template",
+    }
+)
+
+
+def _free_variables(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name in RESERVED_VARIABLES:
+            raise PydanticCustomError("reserved", "{name} is not a variable of its own", {"name": name})
+    return value
+
+
+TemplateVariables = Annotated[
+    dict[str, Any],
+    AfterValidator(_free_variables),
+    Field(json_schema_extra={"propertyNames": {"not": {"enum": sorted(RESERVED_VARIABLES)}}}),
+]
 
 
 class ChatCompletionRequest(GenerationRequest):
     rules: ClassVar = (
         *GenerationRequest.rules,
         only_if({"top_logprobs": {"type": "integer"}}, {"logprobs": {"const": True}}),
-        only_if({"tools": {"type": "array", "minItems": 1}}, {"tool_choice": {"const": "none"}}),
+        only_if({"continue_final_message": {"const": True}}, {"add_generation_prompt": {"enum": [False, None]}}),
     )
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -374,16 +546,24 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = Field(None, description="Only with `logprobs`.")
     add_generation_prompt: bool | None = Field(None, description="True if left out.")
-    response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = Field(None, description='Only with `tool_choice: "none"`.')
-    tool_choice: Annotated[
-        Literal["none", "auto"] | None,
-        unsupported("this server does not call tools; send tool_choice='none'", (None, "none", "auto")),
-    ] = None
-    functions: Annotated[None, unsupported("this server does not call tools")] = None
+    continue_final_message: bool | None = Field(None, description="Go on with the last message instead of answering.")
+    chat_template_kwargs: TemplateVariables | None = Field(
+        None, description="Further variables of the model's chat template, as enable_thinking."
+    )
+    reasoning_effort: str | None = Field(
+        None, description="As a variable of the chat template, for those that have it."
+    )
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = Field(
+        None, description="Functions that the answer may call."
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="Whether a function is called: none, auto (the default), required, or the one named."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether there may be several calls: true if left out.")
+    functions: Annotated[None, unsupported("they are of an older API; send tools")] = None
     function_call: Annotated[
         Literal["none", "auto"] | None,
-        unsupported("this server does not call tools", (None, "none", "auto")),
+        unsupported("it is of an older API; send tool_choice", (None, "none", "auto")),
     ] = None
     modalities: list[TextOnly] | None = None
     audio: Annotated[None, unsupported("this server writes text")] = None
@@ -393,9 +573,30 @@ class ChatCompletionRequest(GenerationRequest):
     def _check_together(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise together("top_logprobs", "only with logprobs=true")
-        if self.tools and self.tool_choice != "none":
-            raise together("tools", "this server does not call tools; leave out or send tool_choice='none'")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise together("continue_final_message", "leave add_generation_prompt out, or send false")
+        if self.continue_final_message and self.messages[-1].content is None:
+            raise together("continue_final_message", "the last message has no text to go on with")
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice == "required" and not names:
+            raise together("tool_choice", "'required' wants tools beside it")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise together("tool_choice", f"{self.tool_choice.function.name!r} is not among tools")
+        if self.forced_tools and self.grammars():
+            raise together("tool_choice", "the answer cannot be a call and follow another grammar; leave one out")
         return self
+
+    @property
+    def forced_tools(self) -> bool:
+        """Whether the answer is a call, whatever the model would say."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The functions that the prompt describes, as JSON."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_none=True, exclude_unset=True) for tool in self.tools or ()]
 
     def unknown(self) -> list[str]:
         nested = {f"messages[].{name}" for message in self.messages for name in message.unknown()}

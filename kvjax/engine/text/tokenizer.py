@@ -125,7 +125,7 @@ class Tokenizer:
 
     @functools.cached_property
     def max_token_characters(self) -> int | None:
-        """Most characters of a text that one token stands for; None where parts of a text may become no token at all."""
+        """Most characters of a text that one token stands for; None where some may become no token at all."""
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
         return max(map(len, self._tokenizer.get_vocab())) if keeps_all_characters(description) else None
 
