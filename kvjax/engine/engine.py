@@ -74,6 +74,7 @@ class Engine:
         self._caches = CacheConfig.declare(model_config, self.layout)
         check_kernels(self._caches, config.tensor_parallel_size)
         self.model_name = pathlib.Path(path).name
+        self.generation_defaults = models.sampling_defaults(path)
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
         self._seeds = random.Random(config.seed)

@@ -51,14 +51,15 @@ def create_app(
     """
     served = tuple(dict.fromkeys(names)) or (engine.model_name,)
     limits = limits or Limits()
+    metrics = Metrics(engine, served[0])
     service = Service(
         engine=engine,
         names=served,
         keyring=Keyring.of(api_keys),
         limits=limits,
         max_queued=max_queued,
-        metrics=Metrics(engine, served[0]),
-        monitor=Monitor(engine, served[0]),
+        metrics=metrics,
+        monitor=Monitor(engine, served[0], metrics),
         tokenising=Tokenising(engine, max_queued),
         defaults=dict(defaults or {}),
     )
@@ -111,7 +112,7 @@ def complete(document: dict[str, Any], service: Service) -> dict[str, Any]:
         schemas.pop(name, None)
     for name, schema in chunk_schemas().items():
         schemas.setdefault(name, schema)
-    known = {TOKEN_ID_FORMAT: {"maximum": service.engine.vocab_size - 1}, MODEL_FORMAT: {"enum": list(service.names)}}
+    known = {TOKEN_ID_FORMAT: {"maximum": service.engine.vocab_size - 1}, MODEL_FORMAT: {"enum": service.shown_names}}
     _fill_in(schemas, known)
     locked = bool(service.keyring.digests)
     if locked:

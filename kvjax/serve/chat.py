@@ -12,16 +12,17 @@ from starlette.responses import Response
 
 from kvjax.engine.request import Constraint, Delta, Finish, TokenLogprob
 from kvjax.serve.body import JsonRoute
+from kvjax.serve.chat_schema import ChatCompletionRequest
 from kvjax.serve.chat_template import ChatPrompt, require_template
 from kvjax.serve.generation import Choice, Generation, Reply, answer
 from kvjax.serve.logprobs import chat_logprobs
+from kvjax.serve.messages import NamedTool
 from kvjax.serve.output.message import MessageReader, joined
 from kvjax.serve.output.reasoning import BEGIN, ReasoningParser
 from kvjax.serve.output.tool_calls import JSON, ToolCallParser, format_of, parameters_schema, required_schema
 from kvjax.serve.protocol import TokenizerProtocol
 from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, streamed
 from kvjax.serve.retained import extension
-from kvjax.serve.schema import ChatCompletionRequest, NamedTool
 from kvjax.serve.service import Service
 from kvjax.serve.sse import unless_disconnected
 from kvjax.serve.tally import StreamTally

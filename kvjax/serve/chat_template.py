@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from kvjax.serve.chat_schema import ChatCompletionRequest
 from kvjax.serve.errors import ApiError
+from kvjax.serve.messages import Message
 from kvjax.serve.protocol import TokenizerProtocol
-from kvjax.serve.schema import ChatCompletionRequest, Message
 
 
 def require_template(tokenizer: TokenizerProtocol) -> None:

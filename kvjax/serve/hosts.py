@@ -5,27 +5,17 @@ lets it read every answer. Its requests carry `Host: evil.example`, which is all
 """
 
 import dataclasses
-import ipaddress
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvjax.serve.errors import ApiError
+from kvjax.serve.loopback import is_loopback
 
 ANY = "*"
 # What a prober outside the machine asks under an address of its own; neither tells anything of a model or a request.
 PROBE_PATHS = frozenset({"/live", "/health"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name other than localhost might be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclasses.dataclass(frozen=True)

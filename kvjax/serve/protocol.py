@@ -108,6 +108,11 @@ class EngineProtocol(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """Values of sampling parameters that the model's publisher recommends."""
+        ...
+
+    @property
     def caches(self) -> CacheConfigProtocol: ...
 
     @property

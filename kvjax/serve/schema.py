@@ -9,16 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from kvjax.engine.request import (
     MAX_BAD_WORDS,
@@ -39,95 +30,24 @@ from kvjax.serve.fields import (
     Positive,
     Seed,
     StopString,
-    TextOnly,
     TokenBudget,
     TokenId,
     TopK,
     together,
     unsupported,
 )
-from kvjax.serve.limits import MAX_CHOICES, MAX_GRAMMAR, MAX_PROMPTS, MAX_TOOLS
-
-
-def only_if(field: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a field that wants another one: both map one name to a schema."""
-    return {
-        "if": {"properties": field, "required": list(field)},
-        "then": {"properties": other, "required": list(other)},
-    }
-
-
-def _add_rules(document: dict[str, Any], model: type[Any]) -> None:
-    if model.rules:
-        document["allOf"] = list(model.rules)
-
+from kvjax.serve.grammar_fields import ANY_OBJECT, Choices, Grammar, ResponseFormat, StructuredOutputs
+from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
+from kvjax.serve.messages import Message
+from kvjax.serve.schema_base import Body, only_if
 
 # the names of fields one version ago; hidden, and gone with the next
 FORMER_FIELDS = {"return_kept": "return_retained", "select_after": "compress_after"}
 
 
-class Body(BaseModel):
-    """Strict types; unknown fields are kept, to be warned about.
-
-    `rules` say in JSON Schema what the validators below check between fields.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=(), json_schema_extra=_add_rules)
-    rules: ClassVar[tuple[dict[str, Any], ...]] = ()
-
-    def unknown(self) -> list[str]:
-        return list(self.model_extra or {})
-
-
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="Send a last event with the usage of the request.")
     continuous_usage_stats: bool | None = Field(None, description="Send the usage so far with every event.")
-
-
-Grammar = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)]
-Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)]
-
-
-class JsonSchemaFormat(Body):
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = Field(None, description="Every answer follows its schema, whatever this says.")
-
-
-class ResponseFormat(Body):
-    type: Annotated[
-        Literal["text", "json_object", "json_schema"],
-        unsupported("choose text, json_object or json_schema", ("text", "json_object", "json_schema")),
-    ]
-    json_schema: JsonSchemaFormat | None = None
-
-    rules: ClassVar = (only_if({"type": {"const": "json_schema"}}, {"json_schema": {"type": "object"}}),)
-
-    @model_validator(mode="after")
-    def _check_schema(self) -> "ResponseFormat":
-        if self.type == "json_schema" and self.json_schema is None:
-            raise together("json_schema", "type 'json_schema' wants one beside it")
-        return self
-
-    def grammar(self) -> Constraint | None:
-        if self.type == "text":
-            return None
-        schema = None if self.json_schema is None else self.json_schema.schema_
-        return Constraint("json", json.dumps(ANY_OBJECT if schema is None else schema))
-
-
-class StructuredOutputs(Body):
-    """One of the grammars that an answer can follow."""
-
-    json_: Grammar | dict[str, Any] | None = Field(None, alias="json")
-    regex: Grammar | None = None
-    choice: Choices | None = None
-    grammar: Grammar | None = Field(None, description="Lark, or GBNF.")
-    json_object: bool | None = None
-
-
-ANY_OBJECT = {"type": "object"}
 
 
 class GenerationRequest(Body):
@@ -224,35 +144,34 @@ class GenerationRequest(Body):
 
     def grammars(self) -> dict[str, Constraint]:
         """The grammars that the request names, by the field that does."""
-        own = self.structured_outputs or StructuredOutputs()
+        own = self.structured_outputs or StructuredOutputs.model_validate({})
         schemas = {
             "structured_outputs.json": own.json_,
             "json_schema": self.json_schema,
             "guided_json": self.guided_json,
         }
-        texts = {
-            "structured_outputs.regex": ("regex", own.regex),
-            "regex": ("regex", self.regex),
-            "guided_regex": ("regex", self.guided_regex),
-            "structured_outputs.grammar": ("grammar", own.grammar),
-            "ebnf": ("grammar", self.ebnf),
-            "guided_grammar": ("grammar", self.guided_grammar),
+        regexes = {
+            "structured_outputs.regex": own.regex,
+            "regex": self.regex,
+            "guided_regex": self.guided_regex,
+        }
+        grammars = {
+            "structured_outputs.grammar": own.grammar,
+            "ebnf": self.ebnf,
+            "guided_grammar": self.guided_grammar,
         }
         choices = {"structured_outputs.choice": own.choice, "guided_choice": self.guided_choice}
-        given = {
-            **{
-                name: Constraint("json", schema if isinstance(schema, str) else json.dumps(schema))
-                for name, schema in schemas.items()
-                if schema is not None
-            },
-            **{name: Constraint(kind, text) for name, (kind, text) in texts.items() if text is not None},
-            **{name: Constraint("choice", json.dumps(texts)) for name, texts in choices.items() if texts is not None},
-        }
-        if own.json_object:
-            given["structured_outputs.json_object"] = Constraint("json", json.dumps(ANY_OBJECT))
+        given = [
+            *((name, "json", json.dumps(each) if isinstance(each, dict) else each) for name, each in schemas.items()),
+            *((name, "regex", each) for name, each in regexes.items()),
+            *((name, "grammar", each) for name, each in grammars.items()),
+            *((name, "choice", each and json.dumps(each)) for name, each in choices.items()),
+            ("structured_outputs.json_object", "json", json.dumps(ANY_OBJECT) if own.json_object else None),
+        ]
+        constraints = {name: Constraint(kind, source) for name, kind, source in given if source is not None}
         if self.response_format is not None and (constraint := self.response_format.grammar()) is not None:
-            given["response_format"] = constraint
-        return given
+            constraints["response_format"] = constraint
+        return constraints
 
     @model_validator(mode="after")
     def _check_grammars(self) -> "GenerationRequest":
@@ -305,11 +224,12 @@ class GenerationRequest(Body):
             "min_tokens": self.min_tokens,
             "top_k": self.top_k,
         }
-        given = dict(defaults or {}) | {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        numbers: dict[str, Any] = dict(defaults or {}) | given
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         try:
             return SamplingParams(
-                **(given | {"top_k": max(int(given.get("top_k", 0)), 0)}),
+                **(numbers | {"top_k": max(int(numbers.get("top_k", 0)), 0)}),
                 max_tokens=self.max_generated(),
                 logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
                 seed=choice_seed(self.seed, index),
@@ -406,207 +326,6 @@ class CompletionRequest(GenerationRequest):
 
     def generated_logprobs(self) -> int | None:
         return self.logprobs
-
-
-class TextPart(Body):
-    type: Annotated[Literal["text"], unsupported("this server reads text; send parts of type 'text'", ("text",))]
-    text: str
-
-
-class CalledFunction(Body):
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: Annotated[str, Field(description="A JSON object, as text.")] = "{}"
-
-
-class ToolCall(Body):
-    """A call that an earlier answer made."""
-
-    id: str | None = None
-    type: Annotated[Literal["function"] | None, unsupported("only functions are called", (None, "function"))] = None
-    function: CalledFunction
-
-    def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON, so they get them as values."""
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except ValueError:
-            arguments = self.function.arguments
-        call = {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
-        return call | ({"id": self.id} if self.id else {})
-
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-class Message(Body):
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant", "tool"],
-        unsupported(f"choose {', '.join(ROLES[:-1])} or {ROLES[-1]}", ROLES),
-    ]
-    content: str | list[TextPart] | None = Field(None, description="May be null for an assistant only.")
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
-    tool_call_id: str | None = Field(None, description="Of a tool: the call that this answers.")
-    refusal: str | None = None
-    reasoning_content: str | None = Field(None, description="Of an assistant: what it thought.")
-    function_call: Annotated[None, unsupported("it is of an older API; send tool_calls")] = None
-    audio: Annotated[None, unsupported("this server reads text")] = None
-
-    rules: ClassVar = (
-        {
-            "if": {"properties": {"role": {"enum": ["system", "developer", "user", "tool"]}}},
-            "then": {
-                "properties": {"content": {"type": ["string", "array"]}, "tool_calls": {"type": "null"}},
-                "required": ["content"],
-            },
-        },
-    )
-
-    @model_validator(mode="after")
-    def _check_role(self) -> "Message":
-        if self.role != "assistant":
-            if self.content is None:
-                raise together("content", f"a message of role {self.role!r} has text, perhaps an empty one")
-            if self.tool_calls is not None:
-                raise together("tool_calls", f"only an assistant calls tools, and this message's role is {self.role!r}")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        """The message as a chat template sees it: text parts joined by line ends."""
-        content = self.content
-        text = "\n".join(part.text for part in content) if isinstance(content, list) else content
-        message: dict[str, Any] = {"role": self.role, "content": text}
-        for name in ("name", "tool_call_id", "reasoning_content"):
-            value = getattr(self, name)
-            if value:
-                message[name] = value
-        if self.tool_calls:
-            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
-        return message
-
-
-class Function(Body):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of the arguments.")
-    strict: bool | None = Field(None, description="Calls that are required follow their schema, whatever this says.")
-
-
-class Tool(Body):
-    type: Annotated[Literal["function"], unsupported("this server calls functions", ("function",))]
-    function: Function
-
-
-class FunctionName(Body):
-    name: str
-
-
-class NamedTool(Body):
-    type: Annotated[Literal["function"], unsupported("this server calls functions", ("function",))]
-    function: FunctionName
-
-
-RESERVED_VARIABLES = frozenset(
-    {
-        "messages",
-        "tools",
-        "add_generation_prompt",
-        "continue_final_message",
-        "tokenize",
-        "conversation",
-        "chat_template",
-    }
-)
-
-
-def _free_variables(value: dict[str, Any]) -> dict[str, Any]:
-    for name in value:
-        if name in RESERVED_VARIABLES:
-            raise PydanticCustomError("reserved", "{name} is not a variable of its own", {"name": name})
-    return value
-
-
-TemplateVariables = Annotated[
-    dict[str, Any],
-    AfterValidator(_free_variables),
-    Field(json_schema_extra={"propertyNames": {"not": {"enum": sorted(RESERVED_VARIABLES)}}}),
-]
-
-
-class ChatCompletionRequest(GenerationRequest):
-    rules: ClassVar = (
-        *GenerationRequest.rules,
-        only_if({"top_logprobs": {"type": "integer"}}, {"logprobs": {"const": True}}),
-        only_if({"continue_final_message": {"const": True}}, {"add_generation_prompt": {"enum": [False, None]}}),
-    )
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Positive | None = Field(None, description="As many as fit if left out.")
-    max_tokens: Positive | None = Field(None, description="The older name of max_completion_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: LogprobCount | None = Field(None, description="Only with `logprobs`.")
-    add_generation_prompt: bool | None = Field(None, description="True if left out.")
-    continue_final_message: bool | None = Field(None, description="Go on with the last message instead of answering.")
-    chat_template_kwargs: TemplateVariables | None = Field(
-        None, description="Further variables of the model's chat template, as enable_thinking."
-    )
-    reasoning_effort: str | None = Field(
-        None, description="As a variable of the chat template, for those that have it."
-    )
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = Field(
-        None, description="Functions that the answer may call."
-    )
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
-        None, description="Whether a function is called: none, auto (the default), required, or the one named."
-    )
-    parallel_tool_calls: bool | None = Field(None, description="Whether there may be several calls: true if left out.")
-    functions: Annotated[None, unsupported("they are of an older API; send tools")] = None
-    function_call: Annotated[
-        Literal["none", "auto"] | None,
-        unsupported("it is of an older API; send tool_choice", (None, "none", "auto")),
-    ] = None
-    modalities: list[TextOnly] | None = None
-    audio: Annotated[None, unsupported("this server writes text")] = None
-    chat_template: Annotated[None, unsupported("the operator chooses it: --chat-template")] = None
-
-    @model_validator(mode="after")
-    def _check_together(self) -> "ChatCompletionRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise together("top_logprobs", "only with logprobs=true")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise together("continue_final_message", "leave add_generation_prompt out, or send false")
-        if self.continue_final_message and self.messages[-1].content is None:
-            raise together("continue_final_message", "the last message has no text to go on with")
-        names = [tool.function.name for tool in self.tools or ()]
-        if self.tool_choice == "required" and not names:
-            raise together("tool_choice", "'required' wants tools beside it")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise together("tool_choice", f"{self.tool_choice.function.name!r} is not among tools")
-        if self.forced_tools and self.grammars():
-            raise together("tool_choice", "the answer cannot be a call and follow another grammar; leave one out")
-        return self
-
-    @property
-    def forced_tools(self) -> bool:
-        """Whether the answer is a call, whatever the model would say."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
-
-    @property
-    def offered_tools(self) -> list[dict[str, Any]]:
-        """The functions that the prompt describes, as JSON."""
-        if self.tool_choice == "none":
-            return []
-        return [tool.model_dump(exclude_none=True, exclude_unset=True) for tool in self.tools or ()]
-
-    def unknown(self) -> list[str]:
-        nested = {f"messages[].{name}" for message in self.messages for name in message.unknown()}
-        return [*super().unknown(), *sorted(nested)]
-
-    def max_generated(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    def generated_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TokenizeRequest(Body):

@@ -48,6 +48,11 @@ class Service:
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warned: set[str] = dataclasses.field(default_factory=set)
 
+    @property
+    def shown_names(self) -> list[str]:
+        """The names without those that are paths of this machine, which requests may use all the same."""
+        return [name for name in self.names if not name.startswith(("/", "~", "."))] or ["model"]
+
     def require_ready(self) -> None:
         """Raises ApiError (503) unless the engine takes requests."""
         phase = self.engine.phase
@@ -60,9 +65,9 @@ class Service:
     def model(self, name: str | None) -> str:
         """The name to answer with; raises ApiError (404) for one that is not served."""
         if name is None:
-            return self.names[0]
+            return self.shown_names[0]
         if name not in self.names:
-            served = ", ".join(repr(each) for each in self.names)
+            served = ", ".join(repr(each) for each in self.shown_names)
             raise ApiError(
                 404,
                 f"the model {name[:200]!r} does not exist here; this server has {served}",

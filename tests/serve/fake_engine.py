@@ -13,6 +13,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -118,6 +119,7 @@ class FakeEngine:
     """
 
     model_name = "fake"
+    generation_defaults: ClassVar[dict[str, float]] = {}
     vocab_size = VOCABULARY
 
     def __init__(

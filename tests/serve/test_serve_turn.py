@@ -6,7 +6,7 @@ from fake_engine import FakeEngine, FakeTokenizer
 from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.serve.chat_template import ChatPrompt
 from kvjax.serve.checkpoint import find_model
-from kvjax.serve.schema import Message
+from kvjax.serve.messages import Message
 from kvjax.serve.turn import newest_turn
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "d": "developer"}

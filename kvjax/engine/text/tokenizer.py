@@ -123,9 +123,13 @@ class Tokenizer:
         text = self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
         return self.encode(text, add_special_tokens=False)
 
-    @functools.cached_property
+    @property
     def max_token_characters(self) -> int | None:
         """Most characters of a text that one token stands for; None where some may become no token at all."""
+        return self._longest
+
+    @functools.cached_property
+    def _longest(self) -> int | None:
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
         return max(map(len, self._tokenizer.get_vocab())) if keeps_all_characters(description) else None
 
