@@ -52,6 +52,10 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: LogprobCount | None = Field(None, description="Only with `logprobs`.")
     add_generation_prompt: bool | None = Field(None, description="True if left out.")
     continue_final_message: bool | None = Field(None, description="Go on with the last message instead of answering.")
+    echo: Annotated[Literal[False] | None, unsupported("the answer alone is sent", (None, False))] = None
+    add_special_tokens: Annotated[
+        Literal[False] | None, unsupported("the chat template writes them itself", (None, False))
+    ] = None
     chat_template_kwargs: TemplateVariables | None = Field(
         None, description="Further variables of the model's chat template, as enable_thinking."
     )

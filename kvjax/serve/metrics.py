@@ -162,16 +162,14 @@ class Metrics:
 
     def requests_by_outcome(self) -> dict[str, int]:
         """Ended requests as the page shows them: the same counts by fewer reasons."""
-        count = {
-            sample.labels["finished_reason"]: int(sample.value)
-            for sample in self._ended.collect()[0].samples
-            if sample.name.endswith("_total")
-        }
-        outcomes = {"abort": "cancelled", "error": "failed"}
-        total = dict.fromkeys(("finished", "cancelled", "failed"), 0)
-        for reason, number in count.items():
-            total[outcomes.get(reason, "finished")] += number
-        return total
+        outcomes: dict[str, int] = {"finished": 0, "cancelled": 0, "failed": 0}
+        for family in self._ended.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    reason = sample.labels["finished_reason"]
+                    outcome = {"abort": "cancelled", "error": "failed"}.get(reason, "finished")
+                    outcomes[outcome] += int(sample.value)
+        return outcomes
 
     def exposition(self) -> bytes:
         """The text Prometheus scrapes."""

@@ -39,6 +39,7 @@ from kvjax.serve.fields import (
 from kvjax.serve.grammar_fields import ANY_OBJECT, Choices, Grammar, ResponseFormat, StructuredOutputs
 from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
 from kvjax.serve.messages import Message
+from kvjax.serve.refused_fields import check_refused
 from kvjax.serve.schema_base import Body, only_if
 
 # the names of fields one version ago; hidden, and gone with the next
@@ -112,18 +113,16 @@ class GenerationRequest(Body):
     guided_regex: Grammar | None = Field(None, description="The older name of structured_outputs.regex.")
     guided_choice: Choices | None = Field(None, description="The older name of structured_outputs.choice.")
     guided_grammar: Grammar | None = Field(None, description="The older name of structured_outputs.grammar.")
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-    prediction: Any = None
-
     prompt_logprobs: Nothing = None
     truncate_prompt_tokens: Annotated[None, unsupported("prompts are never clipped; shorten it before sending")] = None
     use_beam_search: Annotated[Literal[False] | None, unsupported("sample instead", (None, False))] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refused_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            check_refused(data)
+        return data
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from kvjax.serve.refused_fields import HARMLESS, REFUSED
+
 
 def only_if(field: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of a field that wants another one: both map one name to a schema."""
@@ -28,4 +30,5 @@ class Body(BaseModel):
     rules: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def unknown(self) -> list[str]:
-        return list(self.model_extra or {})
+        """Names of fields that are neither served nor known to change nothing."""
+        return [name for name in self.model_extra or {} if name not in HARMLESS and name not in REFUSED]
