@@ -24,10 +24,18 @@ from kvjax.engine.device.sampling import MAX_STOP_TOKEN_IDS
 from kvjax.engine.generation_limit import generation_limit
 from kvjax.engine.kv.prefix_cache import PrefixCache
 from kvjax.engine.parts import EngineParts
-from kvjax.engine.request import MAX_STOP_TOKENS, Completion, Delta, EngineDeadError, SamplingParams
+from kvjax.engine.request import (
+    MAX_STOP_TOKENS,
+    Completion,
+    Constraint,
+    Delta,
+    EngineDeadError,
+    SamplingParams,
+)
 from kvjax.engine.scheduling.admission import Admission, Reservation
 from kvjax.engine.scheduling.loop import EngineLoop
 from kvjax.engine.stats import EngineStats
+from kvjax.engine.text.constraints import ConstraintCompiler
 from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.store.stats import TierStats
 
@@ -66,9 +74,11 @@ class Engine:
         self._caches = CacheConfig.declare(model_config, self.layout)
         check_kernels(self._caches, config.tensor_parallel_size)
         self.model_name = pathlib.Path(path).name
+        self.generation_defaults = models.sampling_defaults(path)
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
         self._seeds = random.Random(config.seed)
+        self._constraints = ConstraintCompiler(tokenizer, model_config.vocab_size, model_config.eos_token_ids)
         self._parts = EngineParts(pathlib.Path(path), self._caches, config.tensor_parallel_size, config.session_dir)
 
     @classmethod
@@ -213,6 +223,14 @@ class Engine:
             generation_limit(self._caches, prompt, own)
         return generate_batch(tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress)
 
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compiles a grammar for the requests that will have it. Slow; safe to call from any thread.
+
+        Raises:
+            ConstraintError: it is not one, or uses what is not implemented; the message says what.
+        """
+        self._constraints.check(constraint)
+
     def stats(self) -> EngineStats:
         """Snapshot of what the engine is doing. Answers in every phase."""
         if self._loop is None:
@@ -274,19 +292,21 @@ class Engine:
             raise EngineDeadError(f"the engine is {self.phase}")
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
         caches = self._caches.within(params.token_budget)
+        stop_token_ids = (*eos, *params.stop_token_ids)
         request = ActiveRequest(
             request_id,
             np.asarray(prompt, np.int32),
             params,
             self.tokenizer,
             on_delta,
-            stop_token_ids=(*eos, *params.stop_token_ids),
+            stop_token_ids=stop_token_ids,
             limit=limit,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
             plans=caches.plans,
             decoding=caches.decoding,
+            constraint=self._constraints.of(params, stop_token_ids),
             view_fraction=caches.retained_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
         )
         self._loop.submit(request)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 
 from kvjax import cache
 from kvjax.attention.methods import LayerCacheConfig
@@ -193,6 +193,10 @@ class Runner:
         hidden = steps.rows(size, prefill.hidden, np.int32(start))
         return steps.score(self.model.trunk, self.model.trunk_leaves, hidden, targets)
 
+    def constrain(self, slot: int, allowed: UInt32[np.ndarray, "W"]) -> None:
+        """Sets the tokens that a slot may draw in the next step, a bit a token: `SamplerState.allowed`."""
+        self.state = steps.constrain_slot(self.state, np.int32(slot), allowed)
+
     def decode(self, alive: Bool[np.ndarray, "B"], count: int) -> steps.Steps:
         """Dispatches up to `count` decode steps; slots that are not `alive` stop for good.
 
@@ -232,6 +236,7 @@ class Runner:
         """
         seconds = {}
         sampler = SamplerState.greedy(self.vocab_size)
+        self.constrain(0, sampler.allowed)
         for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)

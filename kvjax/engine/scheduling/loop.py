@@ -21,7 +21,7 @@ import numpy as np
 from kvjax.engine.active_request import ActiveRequest
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.kv.transfers import KVTransfers
-from kvjax.engine.request import Finish
+from kvjax.engine.request import ConstraintError, Finish
 from kvjax.engine.scheduling.counters import EngineCounters
 from kvjax.engine.scheduling.delivery import Delivery
 from kvjax.engine.scheduling.prompt_reader import PromptReader
@@ -163,7 +163,7 @@ class EngineLoop:
                 work, conversation = self._next()
                 if work is not None:
                     self._execute(work, conversation)
-                    self._delivery.collect(keep=0 if isinstance(work, Wait) else 1)
+                    self._delivery.collect(keep=0 if isinstance(work, Wait) or self._scheduler.stepwise else 1)
                     self._counters.busy_seconds += time.monotonic() - began
         except BaseException as error:  # the thread's last act: no caller may wait for ever
             logger.critical("the engine's thread ended", exc_info=error)
@@ -212,12 +212,26 @@ class EngineLoop:
         self._counters.cached_tokens += request.cached_tokens
 
     def _decode(self, slots: dict[int, ActiveRequest], count: int) -> None:
+        slots = {slot: request for slot, request in slots.items() if self._constrain(slot, request)}
+        if not slots:
+            return
         alive = np.zeros(self._runner.layout.max_num_seqs, np.bool_)
         alive[list(slots)] = True
         if self._reader is not None:
             self._reader.interrupted()
         self._transfers.before_steps(alive, count)
         self._delivery.steps(self._runner.decode(alive, count), slots)
+
+    def _constrain(self, slot: int, request: ActiveRequest) -> bool:
+        """Tells the device what a request may draw next; one that may draw nothing ends, and has no slot any more."""
+        if request.constraint is None:
+            return True
+        try:
+            self._runner.constrain(slot, request.constraint.mask())
+        except ConstraintError as error:
+            self._delivery.end(request, Finish.ERROR, str(error))
+            return False
+        return True
 
     def _advance(self, request: ActiveRequest) -> None:
         """Runs one unit of the prompt being read; after the last the request decodes."""
