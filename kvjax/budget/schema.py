@@ -8,7 +8,25 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
+
+
+def _no_bool(value: object) -> object:
+    if type(value) is bool:  # equal to 1, which a literal is compared with
+        raise PydanticCustomError("literal_error", "true and false are no versions")
+    return value
+
 
 _Positive = Annotated[int, Field(ge=1)]
 _Name = Annotated[str, Field(min_length=1)]
@@ -66,7 +84,7 @@ class _ProfileV1(_Fields):
     """A profile's file of version 1, which is read and no longer written."""
 
     schema_id: Literal["urn:kvjax:budget-profile:1"] = Field(alias="$schema")
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_no_bool)]
     model: _Model
     provenance: dict[str, Any] = {}
     layers: Annotated[list[_LayerV1], Field(min_length=1)]
@@ -76,7 +94,7 @@ class _Profile(_Fields):
     """Tokens of KV that each layer of one model keeps and reads."""
 
     schema_id: Literal["urn:kvjax:budget-profile:2"] = Field(alias="$schema")
-    version: Literal[2]
+    version: Annotated[Literal[2], BeforeValidator(_no_bool)]
     model: _Model
     provenance: dict[str, Any] = Field({}, description="The profile's origin, for readers and plots; any values.")
     layers: Annotated[list[_Layer], Field(min_length=1)] = Field(

@@ -24,8 +24,8 @@ class Option:
     kind: type[OptionValue]
     default: OptionValue | None = None
     _: dataclasses.KW_ONLY
-    minimum: float | None = None
-    maximum: float | Literal["head_dim"] | None = None
+    minimum: int | float | None = None
+    maximum: int | float | Literal["head_dim"] | None = None
     odd: bool = False
 
     def check(self, value: OptionValue, head_dim: int | None = None) -> OptionValue:

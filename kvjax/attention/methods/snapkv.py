@@ -51,7 +51,9 @@ class PyramidKV(SnapKV):
     def profile(self, demand: Demand) -> BudgetProfile:
         # the room for generated tokens is every layer's, so the series falls over what is kept of prompts
         retained = dataclasses.replace(self._budget(demand), capacity=demand.token_budget)
-        pyramid = BudgetProfile.pyramid(demand.windows, demand.context - demand.headroom, retained, self.beta, least=self.window)
+        pyramid = BudgetProfile.pyramid(
+            demand.windows, demand.context - demand.headroom, retained, self.beta, least=self.window
+        )
         capacities = [
             budget.capacity + demand.headroom
             for budget, window in zip(pyramid.layers, demand.windows, strict=True)
