@@ -124,9 +124,9 @@ def test_a_budget_that_a_method_does_not_spend_is_refused():
         METHODS["quest"].plan(dataclasses.replace(selecting, selected_tokens=None, page_size=1), 64)
     with pytest.raises(ValueError, match="observation_window=8 has no effect: Quest has no eviction options; use anot"):
         METHODS["quest"].plan(LayerBudget.selecting(512, observation_window=8), 64)
+    estimating = dataclasses.replace(selecting, selection_options=(("head_dims", 8),))
     with pytest.raises(ValueError, match="head_dims=8 has no effect: RocketKV has no selection options; use another"):
-        options = {"head_dims": 8}
-        METHODS["rocketkv"].plan(LayerBudget.selecting(512, selected_tokens=64, selection_options=options), 64)
+        METHODS["rocketkv"].plan(estimating, 64)
 
 
 def evicting(capacity: int = 100, **options: Any) -> LayerBudget:
