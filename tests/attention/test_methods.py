@@ -1,6 +1,7 @@
 """Every method by name: its budgets hold together, and a file of twenty lines adds another."""
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax.attention.eviction import PromptState
+from kvjax.attention.eviction import Observation, PromptState
 from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, Option, find_method
 from kvjax.attention.selection import HybridPages, HybridTokens
-from kvjax.budget import LayerBudget
+from kvjax.budget import BudgetProfile, LayerBudget
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compression.md"
 WINDOWS = (None, 512, None, None)
@@ -229,6 +230,24 @@ def test_the_documented_method_is_one(tmp_path, monkeypatch):
     np.testing.assert_array_equal(retained[:, :32], np.sort(smallest))
     assert retained[:, 32:].tolist() == [[*range(292, 300), *[-1] * 8]] * 2
     del sys.modules["lownorm"]
+
+
+def test_the_profiles_that_ship_plan_what_their_files_of_version_1_say():
+    checked = 0
+    for path in sorted((DOCUMENT.parents[1] / "configs" / "budgets").glob("*.json")):
+        if ".search." in path.name:
+            continue
+        profile = BudgetProfile.load(path, BudgetProfile.made_for(path))
+        for fields, budget in zip(json.loads(path.read_text())["layers"], profile.layers, strict=True):
+            plan, window = METHODS["rocketkv"].plan(budget, 128), fields["observation_window"]
+            expected = None
+            if window is not None:
+                expected = Observation(window, kernel=fields["pooling_kernel"], sinks=fields.get("sinks", 0))
+            assert plan.eviction == expected
+            assert plan.max_retained == (0 if expected is None else fields["capacity"] - 128)
+            assert (plan.selection is None) == (fields["stage2_tokens"] is None)
+            checked += 1
+    assert checked >= 8
 
 
 def test_every_method_is_documented():

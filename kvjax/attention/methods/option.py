@@ -59,7 +59,7 @@ class Option:
 
     @property
     def _kind(self) -> str:
-        return {str: "string"}.get(self.kind, self.kind.__name__)
+        return "string" if self.kind is str else self.kind.__name__
 
     @property
     def _article(self) -> str:
