@@ -40,7 +40,8 @@ class EngineConfig:
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
         attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a
-            device, "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
+            device, "auto" those for the device that is there, and `jax.numpy` wherever they do not serve;
+            "package.module:TABLE" is an `attention.ops.Ops` of your own.
     """
 
     max_model_len: int | None = None
@@ -77,9 +78,10 @@ class EngineConfig:
                 f"prefill_chunk_size={self.prefill_chunk_size} must be a positive multiple of {BLOCK_TOKENS}"
             )
         self._check_method()
-        if self.attention_backend not in ATTENTION_BACKENDS:
+        if self.attention_backend not in ATTENTION_BACKENDS and ":" not in self.attention_backend:
             raise ValueError(
-                f"attention_backend={self.attention_backend!r}: choose one of {', '.join(ATTENTION_BACKENDS)}"
+                f"attention_backend={self.attention_backend!r}: choose one of {', '.join(ATTENTION_BACKENDS)}, or your "
+                "own table of operations as module:TABLE"
             )
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
@@ -140,7 +142,7 @@ class ResolvedConfig:
             raise ValueError(
                 f"max_model_len={length} is more than the {max_position} tokens that this model was trained for"
             )
-        if config.attention_backend not in ("reference", "auto", platform):
+        if ":" not in config.attention_backend and config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
                 f"attention_backend={config.attention_backend!r} runs on a {config.attention_backend.upper()} and not "
                 f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever "
