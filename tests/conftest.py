@@ -5,7 +5,9 @@ passed and not three functions later. The persistent compilation cache stays off
 while it wrote an entry, and cold it saves little beside what stays compiled within a process.
 """
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda tests on that device instead
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
@@ -14,6 +16,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and fork do not mix
 
 import hypothesis
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -63,3 +66,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group(item)))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+# Linux gives a process 65,530 memory maps; each compiled program takes some, and XLA ends the process when none is left.
+MAPS = 20_000
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between groups, whose engines are not used again: frees what is compiled, once it is a lot."""
+    if nextitem is not None and group(nextitem) != group(item) and memory_maps() > MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+def memory_maps() -> int:
+    """Memory maps of this process; 0 where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
