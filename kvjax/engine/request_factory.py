@@ -1,9 +1,61 @@
-"""Generation limit: the tokens that a request may generate, by its own limit, the context, and the views' headroom."""
+"""Request factory: active requests out of prompts and sampling parameters, checked against the engine's limits."""
 
+import random
 from collections.abc import Sequence
 
+import numpy as np
+
+from kvjax.engine.active_request import ActiveRequest, DeltaCallback
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.request import ContextLengthExceededError, SamplingParams
+from kvjax.engine.text.tokenizer import Tokenizer
+
+
+class RequestFactory:
+    """Makes the requests of one engine; safe to use from several threads.
+
+    Args:
+        seed: where the seeds of requests without one start.
+    """
+
+    def __init__(self, caches: CacheConfig, tokenizer: Tokenizer, seed: int) -> None:
+        self._caches, self._tokenizer, self._seeds = caches, tokenizer, random.Random(seed)
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raises what `make` would raise."""
+        generation_limit(self._caches, prompt, params)
+
+    def make(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        on_delta: DeltaCallback,
+        request_id: str = "",
+        cache_salt: str = "",
+    ) -> ActiveRequest:
+        """A request that nothing has been computed for.
+
+        Raises:
+            ContextLengthExceededError, ValueError: as `generation_limit`.
+        """
+        limit, limited_by = generation_limit(self._caches, prompt, params)
+        eos = () if params.ignore_eos else self._caches.model.eos_token_ids
+        caches = self._caches.within(params.token_budget)
+        return ActiveRequest(
+            request_id,
+            np.asarray(prompt, np.int32),
+            params,
+            self._tokenizer,
+            on_delta,
+            stop_token_ids=(*eos, *params.stop_token_ids),
+            limit=limit,
+            limited_by=limited_by,
+            seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
+            cache_salt=cache_salt,
+            plans=caches.plans,
+            decoding=caches.decoding,
+            view_fraction=caches.retained_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
+        )
 
 
 def generation_limit(caches: CacheConfig, prompt: Sequence[int], params: SamplingParams) -> tuple[int, str | None]:
