@@ -200,7 +200,7 @@ def decoder_config(hf: HFConfig, family: str, layers: Iterable[LayerConfig], **c
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The fields every family has; the inverse of `decoder_config`."""
-    activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
+    activation = next(name for name, value in _ACTIVATIONS.items() if value == config.activation)
     eos = config.eos_token_ids
     return {
         "vocab_size": config.vocab_size,

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 400  # lines; past that a file has a second idea, which deserves a file
 
 # A cache, a checkpoint and a request come from elsewhere: reading one must not run what it says.
 RUNS_WHAT_IT_READS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -101,15 +100,6 @@ def test_faults_are_seen(source):
 )
 def test_harmless_code_passes(source):
     assert not list(faults(source))
-
-
-def test_no_file_outgrows_one_idea():
-    long = {}
-    for path in tracked(".py"):
-        lines = len(path.read_text().splitlines())
-        if lines > LONGEST and path.relative_to(ROOT).parts[0] != "tests":
-            long[str(path.relative_to(ROOT))] = lines
-    assert not long, f"files over {LONGEST} lines, split them by idea: {long}"
 
 
 def test_every_config_parses():

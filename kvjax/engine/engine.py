@@ -4,13 +4,11 @@ import asyncio
 import dataclasses
 import os
 import pathlib
-import random
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 import jax
-import numpy as np
 
 from kvjax import models
 from kvjax.engine.active_request import ActiveRequest, CallerGoneError, DeltaCallback
@@ -21,9 +19,7 @@ from kvjax.engine.device.kernels import check_kernels, resolve_backend
 from kvjax.engine.device.memory import check_fits, free_bytes
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import MAX_STOP_TOKEN_IDS
-from kvjax.engine.generation_limit import generation_limit
 from kvjax.engine.kv.prefix_cache import PrefixCache
-from kvjax.engine.parts import EngineParts
 from kvjax.engine.request import (
     MAX_STOP_TOKENS,
     Completion,
@@ -32,10 +28,11 @@ from kvjax.engine.request import (
     EngineDeadError,
     SamplingParams,
 )
+from kvjax.engine.request_factory import RequestFactory
 from kvjax.engine.scheduling.admission import Admission, Reservation
 from kvjax.engine.scheduling.loop import EngineLoop
+from kvjax.engine.startup.parts import EngineParts
 from kvjax.engine.stats import EngineStats
-from kvjax.engine.text.constraints import ConstraintCompiler
 from kvjax.engine.text.tokenizer import Tokenizer
 from kvjax.store.stats import TierStats
 
@@ -77,8 +74,7 @@ class Engine:
         self.generation_defaults = models.sampling_defaults(path)
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
-        self._seeds = random.Random(config.seed)
-        self._constraints = ConstraintCompiler(tokenizer, model_config.vocab_size, model_config.eos_token_ids)
+        self._requests = RequestFactory(self._caches, tokenizer, config.seed)
         self._parts = EngineParts(pathlib.Path(path), self._caches, config.tensor_parallel_size, config.session_dir)
 
     @classmethod
@@ -220,7 +216,7 @@ class Engine:
         each = [default] * len(prompts) if isinstance(default, SamplingParams) else list(default)
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
         for prompt, own in zip(tokens, each, strict=True):
-            generation_limit(self._caches, prompt, own)
+            self._requests.check(prompt, own)
         return generate_batch(tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress)
 
     def check_constraint(self, constraint: Constraint) -> None:
@@ -229,7 +225,7 @@ class Engine:
         Raises:
             ConstraintError: it is not one, or uses what is not implemented; the message says what.
         """
-        self._constraints.check(constraint)
+        self._requests.check_constraint(constraint)
 
     def stats(self) -> EngineStats:
         """Snapshot of what the engine is doing. Answers in every phase."""
@@ -287,28 +283,9 @@ class Engine:
         request_id: str,
         cache_salt: str = "",
     ) -> ActiveRequest:
-        limit, limited_by = generation_limit(self._caches, prompt, params)
+        request = self._requests.make(prompt, params, on_delta, request_id, cache_salt)
         if self._loop is None or self.failure is not None:
             raise EngineDeadError(f"the engine is {self.phase}")
-        eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        caches = self._caches.within(params.token_budget)
-        stop_token_ids = (*eos, *params.stop_token_ids)
-        request = ActiveRequest(
-            request_id,
-            np.asarray(prompt, np.int32),
-            params,
-            self.tokenizer,
-            on_delta,
-            stop_token_ids=stop_token_ids,
-            limit=limit,
-            limited_by=limited_by,
-            seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
-            cache_salt=cache_salt,
-            plans=caches.plans,
-            decoding=caches.decoding,
-            constraint=self._constraints.of(params, stop_token_ids),
-            view_fraction=caches.retained_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
-        )
         self._loop.submit(request)
         return request
 

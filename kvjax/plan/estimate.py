@@ -10,7 +10,7 @@ from kvjax import cache
 from kvjax.engine.config import ResolvedConfig
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.memory import most_slots, plan
-from kvjax.engine.report import keeps
+from kvjax.engine.startup.report import keeps
 from kvjax.models.sharding import check_mesh
 from kvjax.plan.deployment import Deployment
 from kvjax.plan.loading import Prefix, prefix

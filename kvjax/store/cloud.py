@@ -115,11 +115,11 @@ class CloudTier(Remote):
         self._check_open()
         names = [self._name(key) for key in keys]
         end = time.monotonic() + self.timeout * max(-(-len(names) // CONCURRENCY), 1)
-        asked = [self._store.read(name, byte_range=slice(0, 0)) for name in names]
+        reads = [self._store.read(name, byte_range=slice(0, 0)) for name in names]
         try:
-            return [self._result(future, end).state == "value" for future in asked]
+            return [self._result(future, end).state == "value" for future in reads]
         finally:
-            for future in asked:
+            for future in reads:
                 future.cancel()
 
     def delete(self, key: str) -> None:

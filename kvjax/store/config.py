@@ -21,8 +21,9 @@ class StoreConfig:
         disk_cache_size: most that may lie under that folder, whatever it is.
         disk_sync: whether a block on the disk survives a power cut, not only a crash of the server.
         remote_cache: URL of a remote tier; None for none.
-        tiers: URLs of more tiers, nearest first: `disk:///path?size=100GiB&sync=yes`, or a form of `url.FORMS`. They
-            come behind `disk_cache` and before `remote_cache`.
+        tiers: URLs of more tiers, nearest first: `disk:///path?size=100GiB&sync=yes`, a form of
+            `url.FORMS`, or the path of a class of your own, `package.module:Class?option=value`. They come behind
+            `disk_cache` and before `remote_cache`.
         disk_deadline, remote_deadline: most that one call to such a tier may take.
         prefetch_policy: how long a waiting request lets blocks come nearer: until a slot is free, until they are all
             there, or for `prefetch_base` seconds and `prefetch_per_1k` more for each 1,000 tokens that are stored.

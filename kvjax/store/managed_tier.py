@@ -41,11 +41,11 @@ class ManagedTier:
         """How many of these keys, from the first on, the tier holds without a gap. Few round trips; never raises."""
         count, window = 0, 1
         while count < len(keys) and not cancelled():
-            asked = keys[count : count + window]
-            held = self.call(lambda asked=asked: self.tier.contains_many(asked), [False] * len(asked))
+            batch = keys[count : count + window]
+            held = self.call(lambda batch=batch: self.tier.contains_many(batch), [False] * len(batch))
             run = next((index for index, there in enumerate(held) if not there), len(held))
             count += run
-            if run < len(asked):
+            if run < len(batch):
                 break
             window *= WINDOW
         return count

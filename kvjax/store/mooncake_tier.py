@@ -58,7 +58,7 @@ class MooncakeTier(Remote):
             protocol: "tcp" or "rdma", then with the `device`.
         """
         if importlib.util.find_spec("mooncake") is None:
-            raise ImportError('a tier in Mooncake needs its client: pip install "kvjax[mooncake]"')
+            raise ImportError('a tier in Mooncake needs the client: pip install "kvjax[mooncake]"')
         super().__init__(f"mooncake://{host}:{port}", timeout)
         self._options = {"host": host, "port": port, "metadata": metadata, "segment": segment, "buffer": buffer}
         self._options |= {"local": local, "protocol": protocol, "device": device}
@@ -93,8 +93,8 @@ class MooncakeTier(Remote):
         names = "\n".join(PREFIX + self._name(key) for key in keys).encode()
         there = bytearray(len(keys))
         if keys:
-            asked = {"size": len(names), "blob": memoryview(names), "into": memoryview(there)}
-            self._check(self._ask(far.CONTAINS_MANY, keys[0], **asked), f"{len(keys)} keys from {keys[0]} on")
+            payload = {"size": len(names), "blob": memoryview(names), "into": memoryview(there)}
+            self._check(self._ask(far.CONTAINS_MANY, keys[0], **payload), f"{len(keys)} keys from {keys[0]} on")
         return [bool(byte) for byte in there]
 
     def delete(self, key: str) -> None:
@@ -173,19 +173,19 @@ class MooncakeTier(Remote):
         return self._peer
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        peer, child = socket.socketpair()
+        with child:
             # -P: our folder is not where the client's own imports should look
-            command = [sys.executable, "-P", str(SCRIPT), str(theirs.fileno()), json.dumps(self._options)]
+            command = [sys.executable, "-P", str(SCRIPT), str(child.fileno()), json.dumps(self._options)]
             self._process = subprocess.Popen(
                 command,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=QUIET | os.environ,
                 start_new_session=True,  # Ctrl-C is for us, who then close it
             )
-        self._peer, self._started, self._connected = ours, time.monotonic(), False
+        self._peer, self._started, self._connected = peer, time.monotonic(), False
 
     def _hang_up(self, patience: float = 0.0) -> None:
         """Ends the process: with patience it may take leave of its master first."""

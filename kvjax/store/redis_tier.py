@@ -101,10 +101,10 @@ class RedisTier(Remote):
             with self._errors():
                 cursor, names = self._client.scan(cursor, match=f"{self._prefix}*", count=PAGE)
                 more = cursor != 0
-                asked = self._client.pipeline(transaction=False)
+                pipeline = self._client.pipeline(transaction=False)
                 for name in names:
-                    asked.strlen(name)
-                sizes = asked.execute(raise_on_error=False)  # a stranger's name may be no string
+                    pipeline.strlen(name)
+                sizes = pipeline.execute(raise_on_error=False)  # a stranger's name may be no string
             for name, size in zip(names, sizes, strict=True):
                 key = key_of(name.decode("utf-8", "replace").removeprefix(self._prefix))
                 if key is not None and key not in seen and isinstance(size, int) and size:

@@ -17,14 +17,14 @@ def size(text: str) -> int:
 
 def memory(text: str) -> int:
     """`4GiB`, `4G` (the same), `4GB` (4,000,000,000) or `0` as a number of bytes. Raises ValueError."""
-    said = "not a size of memory: write 4GiB, 512MiB or 0"
-    return _scaled(text, _SCALES | _BYTES, said, "bytes")
+    message = "not a size of memory: write 4GiB, 512MiB or 0"
+    return _scaled(text, _SCALES | _BYTES, message, "bytes")
 
 
-def _scaled(text: str, scales: dict[str, int], said: str, unit: str) -> int:
+def _scaled(text: str, scales: dict[str, int], message: str, unit: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([a-zA-Z]*)", text.replace(",", "").replace("_", ""))
     if match is None or match[2] not in scales:
-        raise ValueError(said)
+        raise ValueError(message)
     value = float(match[1]) * scales[match[2]]
     if not value.is_integer():
         raise ValueError(f"not a whole number of {unit}")

@@ -1,5 +1,6 @@
-"""The door to tiers behind a network: one URL says which, where, and under which prefix."""
+"""Tiers by URL: which one, where, and under which prefix; or a class of one's own by the path to it."""
 
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -15,6 +16,9 @@ FORMS = {
     "https": "https://host/path (read-only)",
     "mooncake": "mooncake://host:port?segment=bytes&buffer=bytes&local=host&metadata=address&protocol=tcp&device=name",
 }
+# A tier of one's own: its options are keyword arguments of the class, each a text.
+CLASS_FORM = "package.module:Class?option=value"
+CLASS = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)(?:\?(?P<query>.*))?")
 # Names are made of these and of keys, so that no server has to escape any, nor takes one for a pattern.
 PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
@@ -25,13 +29,16 @@ def open_tier(url: str, *, timeout: float = 1.0) -> Tier:
     Put it into `Guarded`, which keeps it to its deadlines.
 
     Args:
-        url: one of FORMS. Credentials in it are never printed.
+        url: one of FORMS, or CLASS_FORM. Credentials in it are never printed.
         timeout: seconds for one call, as far as the tier's library can be held to that.
 
     Raises:
-        ValueError: the URL has none of the forms; says which there are.
+        ValueError: the URL has none of the forms; says which there are. Or there is no such class.
         ImportError: the package for it is missing; says what to install.
     """
+    path = CLASS.fullmatch(url)
+    if path is not None and path["module"] not in FORMS:
+        return _own(path["module"], path["name"], path["query"] or "")
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -117,6 +124,20 @@ def _mooncake(parts: SplitResult, timeout: float) -> Tier:
     return MooncakeTier(parts.hostname or "", port, segment=segment, buffer=buffer, **texts, timeout=timeout)
 
 
+def _own(module: str, name: str, query: str) -> Tier:
+    path, options = f"{module}:{name}", _pairs(query, CLASS_FORM)
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"tier {path!r} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Tier)):
+        raise ValueError(f"tier {path!r} is no class of tiers: derive it from kvjax.store.tier.Tier")
+    try:
+        return kind(**options)
+    except TypeError as error:  # without the values, which may hold a password
+        raise ValueError(f"tier {path!r} cannot be made with the options {sorted(options)}: {error}") from error
+
+
 OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
     "gs": _cloud,
     "s3": _cloud,
@@ -131,15 +152,20 @@ OPENERS: Mapping[str, Callable[[SplitResult, float], Tier]] = {
 def _options(parts: SplitResult, known: set[str]) -> dict[str, str]:
     """The query of a URL, every name in it known and once."""
     form = FORMS[parts.scheme]
+    options = _pairs(parts.query, form)
+    if unknown := sorted(options.keys() - known):
+        raise _wrong(f"unknown options {unknown}, known are {sorted(known)}", form)
+    return options
+
+
+def _pairs(query: str, form: str) -> dict[str, str]:
     try:
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
     except ValueError as error:
         raise _wrong("its query is not of the form name=value&name=value", form) from error
     options = dict(pairs)
     if len(options) < len(pairs):
         raise _wrong("an option is given twice", form)
-    if unknown := sorted(options.keys() - known):
-        raise _wrong(f"unknown options {unknown}, known are {sorted(known)}", form)
     return options
 
 
@@ -151,5 +177,5 @@ def _prefix(prefix: str, form: str) -> str:
 
 def _wrong(what: str, form: str | None = None) -> ValueError:
     """Says what is wrong and what would be right, without the URL, which may hold a password."""
-    forms = [form] if form else list(FORMS.values())
+    forms = [form] if form else [*FORMS.values(), CLASS_FORM]
     return ValueError(f"the URL of a tier: {what}. It should be like\n  " + "\n  ".join(forms))

@@ -15,6 +15,7 @@ ALLOWED = {
     "kv": CORE | {"device"},
     "sessions": CORE | {"device", "kv", "active_request"},
     "scheduling": CORE | {"device", "kv", "sessions", "active_request", "stats"},
+    "startup": CORE | {"device", "kv", "sessions", "scheduling", "host_memory"},
 }
 
 

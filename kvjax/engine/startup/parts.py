@@ -19,10 +19,10 @@ from kvjax.engine.device.runner import Runner
 from kvjax.engine.kv.namespace import namespace, open_kv_store
 from kvjax.engine.kv.prefix_cache import PrefixCache
 from kvjax.engine.kv.transfers import KVTransfers
-from kvjax.engine.report import startup_report
 from kvjax.engine.scheduling.loop import EngineLoop
 from kvjax.engine.sessions.snapshot import SessionStore
 from kvjax.engine.sessions.suspended import SuspendedSlots
+from kvjax.engine.startup.report import startup_report
 from kvjax.models.sharding import tensor_mesh
 from kvjax.store.digest import weights_digest
 from kvjax.store.keys import BLOCK_TOKENS
