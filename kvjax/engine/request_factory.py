@@ -78,15 +78,10 @@ def generation_limit(caches: CacheConfig, prompt: Sequence[int], params: Samplin
         raise ValueError("the prompt is empty: give at least one token")
     if not (min(prompt) >= 0 and max(prompt) < vocab_size):
         raise ValueError(f"token ids must be in [0, {vocab_size}); the prompt has {min(prompt)} to {max(prompt)}")
-    outside = [
-        token
-        for token in (*params.logit_bias, *params.stop_token_ids, *params.allowed_token_ids)
-        if not 0 <= token < vocab_size
-    ]
-    if outside:
-        raise ValueError(
-            f"token {outside[0]} in logit_bias, stop_token_ids or allowed_token_ids is outside [0, {vocab_size})"
-        )
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+        outside = [token for token in getattr(params, name) if not 0 <= token < vocab_size]
+        if outside:
+            raise ValueError(f"{name}: token {outside[0]} is outside [0, {vocab_size})")
     headroom = layout.max_model_len - len(prompt)
     requested = max(headroom, 1) if params.max_tokens is None else params.max_tokens
     if requested > headroom:

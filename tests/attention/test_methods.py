@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvjax.attention.eviction import Observation, PromptState
-from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, Option, find_method
+from kvjax.attention.methods import METHODS, Demand, LayerCacheConfig, Method, MethodOption, find_method
 from kvjax.attention.selection import HybridPages, HybridTokens
 from kvjax.budget import BudgetProfile, LayerBudget
 
@@ -189,7 +189,7 @@ def test_only_whole_numbers_are_options_that_count(name, value):
 
 
 def test_a_number_that_may_be_broken_may_be_whole_and_a_string_has_no_bounds():
-    power, name = Option("power", float, 0.5, minimum=0, maximum=2), Option("name", str, "a")
+    power, name = MethodOption("power", float, 0.5, minimum=0, maximum=2), MethodOption("name", str, "a")
     assert repr(power.check(1)) == "1.0"
     assert name.check("b") == "b"
     for wrong in (True, "1"):

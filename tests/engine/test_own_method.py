@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvjax.attention.eviction import Eviction, PromptState
-from kvjax.attention.methods import Demand, Method, Option
+from kvjax.attention.methods import Demand, Method, MethodOption
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
 from kvjax.engine import Engine, EngineConfig
 from kvjax.models import causal_attention
@@ -36,8 +36,8 @@ class ValueNorm(Method):
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     @property
-    def eviction_options(self) -> tuple[Option, ...]:
-        return (Option("value_power", float, 1.0, minimum=0, maximum=8),)
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        return (MethodOption("value_power", float, 1.0, minimum=0, maximum=8),)
 
     def eviction(self, budget: LayerBudget) -> Eviction:
         return WeightedValues(power=float(dict(budget.eviction_options or ())["value_power"]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvjax.attention.eviction import Eviction
-from kvjax.attention.methods.option import Option, resolve_options
+from kvjax.attention.methods.option import MethodOption, resolve_options
 from kvjax.attention.selection import Selection
 from kvjax.budget import BudgetProfile, LayerBudget
 from kvjax.cache import SlotLimits
@@ -119,12 +119,12 @@ class Method(abc.ABC):
         """
 
     @property
-    def eviction_options(self) -> tuple[Option, ...]:
+    def eviction_options(self) -> tuple[MethodOption, ...]:
         """The options of `eviction` that a budget may set."""
         return ()
 
     @property
-    def selection_options(self) -> tuple[Option, ...]:
+    def selection_options(self) -> tuple[MethodOption, ...]:
         """The options of `selection` that a budget may set."""
         return ()
 

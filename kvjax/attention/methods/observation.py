@@ -1,20 +1,20 @@
 """Options of eviction by a prompt's last queries, which RocketKV and SnapKV share."""
 
 from kvjax.attention.eviction import Observation
-from kvjax.attention.methods.option import Option
+from kvjax.attention.methods.option import MethodOption
 from kvjax.budget import LayerBudget
 
 
-def observation_options(window: int, kernel: int) -> tuple[Option, ...]:
+def observation_options(window: int, kernel: int) -> tuple[MethodOption, ...]:
     """The options of `Observation` by their names in budgets.
 
     Args:
         window, kernel: the method's defaults.
     """
     return (
-        Option("observation_window", int, window, minimum=1),
-        Option("pooling_kernel", int, kernel, minimum=1, odd=True),
-        Option("sinks", int, 0, minimum=0),
+        MethodOption("observation_window", int, window, minimum=1),
+        MethodOption("pooling_kernel", int, kernel, minimum=1, odd=True),
+        MethodOption("sinks", int, 0, minimum=0),
     )
 
 

@@ -9,7 +9,7 @@ from kvjax.budget.layer import Options, OptionValue, sorted_options
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
+class MethodOption:
     """A hyper-parameter of a method: its name in budgets, its type, default and bounds.
 
     Attributes:
@@ -67,7 +67,7 @@ class Option:
 
 
 def resolve_options(
-    owner: str, stage: str, declared: Sequence[Option], given: Options, head_dim: int | None = None
+    owner: str, stage: str, declared: Sequence[MethodOption], given: Options, head_dim: int | None = None
 ) -> Options:
     """Every declared option with the value given, or its default.
 

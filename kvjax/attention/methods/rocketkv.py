@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from kvjax.attention.eviction import Eviction
 from kvjax.attention.methods.method import Demand, Method
 from kvjax.attention.methods.observation import observation, observation_options
-from kvjax.attention.methods.option import Option
+from kvjax.attention.methods.option import MethodOption
 from kvjax.attention.selection import HybridPages, HybridTokens, Selection
 from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, sorted_options, stage2_split
 
 PAGES = (4, 8, 16)  # entries of a page that is read as a whole
 FEWEST_PAGES = 2  # one of them is the page being written
 # of stage 2 as published: the head dims that it estimates with, which have no default, for they follow the split
-HYBRID_OPTIONS = (Option("head_dims", int, minimum=1, maximum="head_dim"),)
+HYBRID_OPTIONS = (MethodOption("head_dims", int, minimum=1, maximum="head_dim"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,11 @@ class RocketKVFaithful(Method):
         )
 
     @property
-    def eviction_options(self) -> tuple[Option, ...]:
+    def eviction_options(self) -> tuple[MethodOption, ...]:
         return observation_options(self.window, self.kernel)
 
     @property
-    def selection_options(self) -> tuple[Option, ...]:
+    def selection_options(self) -> tuple[MethodOption, ...]:
         return HYBRID_OPTIONS
 
     def eviction(self, budget: LayerBudget) -> Eviction | None:
@@ -72,7 +72,7 @@ class RocketKV(RocketKVFaithful):
         return BudgetProfile.uniform(demand.windows, demand.context, split)
 
     @property
-    def selection_options(self) -> tuple[Option, ...]:
+    def selection_options(self) -> tuple[MethodOption, ...]:
         return ()  # all head dims score
 
     def selection(self, budget: LayerBudget) -> Selection | None:
@@ -93,7 +93,7 @@ class RocketKVStage1(RocketKVFaithful):
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     @property
-    def selection_options(self) -> tuple[Option, ...]:
+    def selection_options(self) -> tuple[MethodOption, ...]:
         return ()
 
     def selection(self, budget: LayerBudget) -> Selection | None:
@@ -112,7 +112,7 @@ class RocketKVStage2(Method):
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     @property
-    def selection_options(self) -> tuple[Option, ...]:
+    def selection_options(self) -> tuple[MethodOption, ...]:
         return HYBRID_OPTIONS
 
     def selection(self, budget: LayerBudget) -> Selection | None:

@@ -5,7 +5,7 @@ import dataclasses
 from kvjax.attention.eviction import Eviction
 from kvjax.attention.methods.method import Demand, Method
 from kvjax.attention.methods.observation import observation, observation_options
-from kvjax.attention.methods.option import Option
+from kvjax.attention.methods.option import MethodOption
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -30,7 +30,7 @@ class SnapKV(Method):
         )
 
     @property
-    def eviction_options(self) -> tuple[Option, ...]:
+    def eviction_options(self) -> tuple[MethodOption, ...]:
         return observation_options(self.window, self.kernel)
 
     def eviction(self, budget: LayerBudget) -> Eviction | None:

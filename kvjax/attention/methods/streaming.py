@@ -4,7 +4,7 @@ import dataclasses
 
 from kvjax.attention.eviction import Eviction, Streaming
 from kvjax.attention.methods.method import Demand, Method
-from kvjax.attention.methods.option import Option
+from kvjax.attention.methods.option import MethodOption
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -19,8 +19,8 @@ class StreamingLLM(Method):
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     @property
-    def eviction_options(self) -> tuple[Option, ...]:
-        return (Option("sinks", int, self.sinks, minimum=0),)
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        return (MethodOption("sinks", int, self.sinks, minimum=0),)
 
     def eviction(self, budget: LayerBudget) -> Eviction | None:
         return Streaming(sinks=int(dict(budget.eviction_options or ())["sinks"]))
