@@ -32,17 +32,7 @@ def test_an_unknown_command_ends_with_status_2_and_one_sentence(name, way_out, c
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["serve", "--help"],
-        pytest.param(
-            ["store", "--help"],
-            marks=pytest.mark.xfail(strict=True, reason="its module imports NumPy and rich before it reads arguments"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["store", "--help"]])
 def test_the_first_line_takes_at_most_300_ms_of_cpu_and_imports_no_jax(arguments):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
