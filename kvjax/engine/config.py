@@ -8,7 +8,8 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 
 SHORTEST_BUCKET = 32
-SMALL_CHUNK = 64  # tokens: below, attention on XLA's CPU backend rounds in another way
+# Tokens of small units of a prefill, each tried at every start: an identical prompt computes the smallest alone.
+SMALL_CHUNKS = (16, 64)
 ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")
 GIB = 1 << 30
 
@@ -182,7 +183,7 @@ class ResolvedConfig:
         if self.store is None or not self.store.host_cache_size:
             return (self.prefill_chunk_size,)
         large = self.prefill_chunk_size
-        return tuple(size for size in (SMALL_CHUNK, BLOCK_TOKENS, large) if size == large or 4 * size <= large)
+        return tuple(size for size in (*SMALL_CHUNKS, BLOCK_TOKENS, large) if size == large or 4 * size <= large)
 
     def bucket(self, length: int) -> int:
         """Workspace length of a prompt of so many tokens."""
