@@ -246,7 +246,7 @@ class Server(uvicorn.Server):
             for line in report_lines(self._engine.startup_report()):
                 logger.info("%s", line)
             logger.info("ready after %.1f s", time.monotonic() - began)
-        except (TierError, ValueError, ImportError) as error:  # of a tier or a folder that was named
+        except (TierError, ValueError, ImportError, MemoryError) as error:  # what was named or asked for cannot be had
             logger.debug("start failed", exc_info=True)
             self._failure = StartError(str(error) or repr(error))
         except BaseException as error:
