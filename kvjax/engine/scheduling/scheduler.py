@@ -101,7 +101,7 @@ class Scheduler[R: Schedulable]:
     @property
     def stepwise(self) -> bool:
         """Whether a step has to be read before the next one begins: a grammar goes on from the token drawn."""
-        return any(request.stepwise for request in self.running)
+        return any(request.stepwise for request in self.decoding.values())
 
     def submit(self, request: R) -> None:
         self.waiting.append(request)
