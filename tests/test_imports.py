@@ -21,7 +21,7 @@ FLOORS = {
     "budget": 4,
     "cache": 1,
     "configs": 1,
-    "engine": 15,
+    "engine": 16,
     "eval": 15,
     "identity": 1,
     "models": 11,
