@@ -220,11 +220,7 @@ class Engine:
         return generate_batch(tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress)
 
     def check_constraint(self, constraint: Constraint) -> None:
-        """Compiles a grammar for the requests that will have it. Slow; safe to call from any thread.
-
-        Raises:
-            ConstraintError: it is not one, or uses what is not implemented; the message says what.
-        """
+        """Compiles a grammar for the requests that will have it. Slow. Raises ConstraintError, which says why not."""
         self._requests.check_constraint(constraint)
 
     def stats(self) -> EngineStats:

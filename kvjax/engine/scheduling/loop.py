@@ -21,7 +21,7 @@ import numpy as np
 from kvjax.engine.active_request import ActiveRequest
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.kv.transfers import KVTransfers
-from kvjax.engine.request import ConstraintError, Finish
+from kvjax.engine.request import Finish
 from kvjax.engine.scheduling.counters import EngineCounters
 from kvjax.engine.scheduling.delivery import Delivery
 from kvjax.engine.scheduling.prompt_reader import PromptReader
@@ -90,7 +90,7 @@ class EngineLoop:
             self._condition.notify_all()
 
     def wait_idle(self, timeout: float) -> bool:
-        """Waits until nothing is left to do or to deliver; returns whether that came within `timeout` seconds."""
+        """Waits until nothing is left to do or to deliver; returns whether it came in `timeout` seconds."""
         with self._condition:
             return self._condition.wait_for(lambda: self._ended or self._idle, timeout)
 
@@ -199,8 +199,6 @@ class EngineLoop:
                 self._decode(slots, count)
             case PrefillChunk(_, request):
                 self._advance(request)
-            case Wait():
-                pass
 
     def _resume(self, slot: int, request: ActiveRequest, conversation: Conversation) -> None:
         """A request goes on with a suspended conversation: nothing is computed, so nothing needs to be loaded."""
@@ -212,26 +210,13 @@ class EngineLoop:
         self._counters.cached_tokens += request.cached_tokens
 
     def _decode(self, slots: dict[int, ActiveRequest], count: int) -> None:
-        slots = {slot: request for slot, request in slots.items() if self._constrain(slot, request)}
-        if not slots:
-            return
+        slots = self._delivery.constrained(slots, self._runner.constrain)
         alive = np.zeros(self._runner.layout.max_num_seqs, np.bool_)
         alive[list(slots)] = True
         if self._reader is not None:
             self._reader.interrupted()
         self._transfers.before_steps(alive, count)
         self._delivery.steps(self._runner.decode(alive, count), slots)
-
-    def _constrain(self, slot: int, request: ActiveRequest) -> bool:
-        """Tells the device what a request may draw next; one that may draw nothing ends, and has no slot any more."""
-        if request.constraint is None:
-            return True
-        try:
-            self._runner.constrain(slot, request.constraint.mask())
-        except ConstraintError as error:
-            self._delivery.end(request, Finish.ERROR, str(error))
-            return False
-        return True
 
     def _advance(self, request: ActiveRequest) -> None:
         """Runs one unit of the prompt being read; after the last the request decodes."""
