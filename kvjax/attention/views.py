@@ -167,13 +167,16 @@ def _last_entries(
     entries = min(capacity, tokens)
     retained = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
     positions = jnp.full((kv_heads, capacity), -1, jnp.int32).at[:, :entries].set(jnp.maximum(retained, -1))
-    if tokens <= capacity:  # entry j is position j; a gather of every entry takes several times as long as the copy
-        return workspace.k, workspace.v, positions
     start = jnp.maximum(length - capacity, 0)
 
-    def ring(source: Array) -> Array:
-        last = jax.lax.dynamic_slice_in_dim(source, start, capacity, axis=1)
-        return jax.lax.cond(start > 0, lambda: jnp.roll(last, start, axis=1), lambda: last)
+    def ring(source: Float[Array, "K T D"]) -> Float[Array, "K N D"]:
+        """The last entries in the order of the ring; a gather of each takes several times as long as these copies."""
+        last = source
+        if tokens > capacity:
+            last = jax.lax.dynamic_slice_in_dim(source, start, capacity, axis=1)
+            last = jax.lax.cond(start > 0, lambda: jnp.roll(last, start, axis=1), lambda: last)
+        # what lies behind the prompt is of another one
+        return jnp.where((retained >= 0)[:, None], last, source[:, :1])
 
     return ring(workspace.k), ring(workspace.v), positions
 

@@ -171,8 +171,9 @@ def test_neither_a_shared_store_nor_a_shared_engine_changes_a_row(folder, tmp_pa
 
     shared = row("--arms", "streaming", "rocketkv-stage1", "--budgets", "128", str(BUDGET))
     alone = row("--arms", "rocketkv-stage1", "--budgets", str(BUDGET), "--store", "none")
-    # a block, or the last of the units of 64 that the start has seen to agree
-    assert shared.pop("reused") in (pytest.approx(256 / 396, abs=0.01), pytest.approx(320 / 396, abs=0.01))
+    # a block, or the last of the units of 64 or 16 that the start has seen to agree
+    reused = shared.pop("reused")
+    assert any(reused == pytest.approx(tokens / 396, abs=0.01) for tokens in (256, 320, 352))
     assert alone.pop("reused") == 0.0
     assert shared.pop("seconds") * alone.pop("seconds") > 0
     assert shared == alone
