@@ -22,7 +22,7 @@ pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("models", "configs")
-DATA = {".yaml", ".json", ".html", ".safetensors", ".txt", ".csv"}
+DATA = {".yaml", ".json", ".html", ".safetensors", ".txt", ".csv", ".typed"}
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
