@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kvjax.models.causal_attention import causal_attention
-from kvjax.models.checkpoint import load, read_config, save
+from kvjax.models.checkpoint import load, read_config, sampling_defaults, save
 from kvjax.models.config import DecoderConfig, LayerConfig
 from kvjax.models.decoder import Decoder, Layer
 from kvjax.models.layers import Attend
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "random",
     "read_config",
+    "sampling_defaults",
     "save",
     "shardings",
 ]

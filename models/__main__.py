@@ -1,5 +1,6 @@
 """`python -m kvjax.models`: the models known by name and those that the hub's cache holds, as a table."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,16 @@ Serve any other model:  python -m kvjax.serve FILE.gguf
 
 
 def main() -> int:
-    """Prints the table; returns the exit status."""
+    """Prints the table; returns the exit status, 0 also where a reader as `head` closes the pipe early."""
+    try:
+        print_table()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+    return 0
+
+
+def print_table() -> None:
     rows = [HEADER, *catalog(), *cached()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for name, size, context, place in rows:
@@ -28,7 +38,6 @@ def main() -> int:
     for each in CATALOG:
         print(f"{each.name:<{width}}  {each.parameters} parameters: {each.ability}")
     print(MORE)
-    return 0
 
 
 def catalog() -> Iterator[tuple[str, str, str, str]]:

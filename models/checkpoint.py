@@ -230,3 +230,30 @@ def _check(
         shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
         raise ValueError(f"the checkpoint does not fit a {config.family!r} model:\n  " + "\n  ".join(shown))
     assert {p for paths in expected.values() for p in paths} == set(declared), "the family's table is incomplete"
+
+
+# sampling parameters that generation_config.json may recommend, and their bounds
+_SAMPLING = {
+    "temperature": (0, 100),
+    "top_p": (1e-6, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-6, 100),
+}
+
+
+def sampling_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Values of sampling parameters in a model's generation_config.json: what its publisher recommends.
+
+    Empty without such a file. A value out of bounds is left out.
+    """
+    file = Path(path) / "generation_config.json"
+    try:
+        read = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: read[name]
+        for name, (low, high) in _SAMPLING.items()
+        if type(read.get(name)) in (int, float) and low <= read[name] <= high
+    }

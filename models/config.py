@@ -38,7 +38,7 @@ class DecoderConfig:
         norm_plus_one: norms multiply with 1 + weight (Gemma).
         embed_scale: what embeddings are multiplied with, rounded to their dtype; None for nothing.
         tied: the embedding is the output matrix too.
-        max_position: context in tokens that the checkpoint claims.
+        max_position: context in tokens that the checkpoint claims, or that its YaRN stretches it to.
         eos_token_ids: any of these ends a text.
 
     Raises:
@@ -59,6 +59,7 @@ class DecoderConfig:
     activation: Activation = "silu"
     qkv_bias: bool = False
     output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     post_norms: bool = False
     norm_plus_one: bool = False

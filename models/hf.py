@@ -26,6 +26,11 @@ _SCALINGS: dict[str, type[Any]] = {
     "longrope": LongRope,
 }
 
+# fields of a rope type that transformers reads and that change nothing: YaRN's `finetuned`, a factor of no scaling
+_UNUSED: dict[str, tuple[str, ...]] = {"yarn": ("finetuned",), "default": ("factor",)}
+# `max_position_embeddings` of a config that leaves it out, as transformers has it
+_POSITIONS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768, "phi3": 4096}
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 # fields of config.json that change the arithmetic, and the values under which they do not
@@ -57,6 +62,26 @@ def need(hf: HFConfig, name: str) -> Any:
     if hf.get(name) is None:
         raise ValueError(f"config.json of a {hf.get('model_type')!r} model has no {name!r}")
     return hf[name]
+
+
+def claimed_positions(hf: HFConfig) -> int:
+    """`max_position_embeddings`, or its default in the family. Raises ValueError if there is neither."""
+    if hf.get("max_position_embeddings") is None and hf.get("model_type") in _POSITIONS:
+        return _POSITIONS[hf["model_type"]]
+    return need(hf, "max_position_embeddings")
+
+
+def context(hf: HFConfig, ropes: Iterable[RopeConfig]) -> int:
+    """Tokens that the model can read: what the config claims, or factor x original of YaRN if that is more.
+
+    Model cards add YaRN to a config and leave `max_position_embeddings` at the original context.
+    """
+    stretched = [
+        int(rope.scaling.factor * rope.scaling.original_max_position_embeddings)
+        for rope in ropes
+        if isinstance(rope.scaling, Yarn)
+    ]
+    return max(claimed_positions(hf), *stretched, 0)
 
 
 def refuse(hf: HFConfig, neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -94,7 +119,7 @@ def rope(hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str
 
     Raises ValueError for a type or a field that is not implemented.
     """
-    max_position = need(hf, "max_position_embeddings")
+    max_position = claimed_positions(hf)
     parameters = rope_parameters(hf) if parameters is None else parameters
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -113,6 +138,8 @@ def rope(hf: HFConfig, max_model_len: int | None = None, parameters: Mapping[str
         )
     if kind != "default" and kind not in _SCALINGS:
         raise ValueError(f"rope_type {kind!r} is not implemented; these are: default, {', '.join(_SCALINGS)}")
+    for name in _UNUSED.get(kind, ()):
+        given.pop(name, None)
     scaling = _SCALINGS.get(kind)
     fields = {field.name for field in dataclasses.fields(scaling)} - {"use_long"} if scaling else set()
     if unknown := sorted(set(given) - fields):
@@ -141,9 +168,9 @@ def rope_to_hf(config: RopeConfig, head_dim: int) -> dict[str, Any]:
     return {"rope_type": name, "rope_theta": config.theta, **partial, **fields}
 
 
-def window(hf: HFConfig, size: int | None, max_model_len: int | None) -> int | None:
+def window(hf: HFConfig, rope: RopeConfig, size: int | None, max_model_len: int | None) -> int | None:
     """A sliding window of `size` tokens, or None if no text outgrows it and the layer is as good as global."""
-    longest = max(need(hf, "max_position_embeddings"), max_model_len or 0)
+    longest = max(context(hf, [rope]), max_model_len or 0)
     return None if size is None or size >= longest else size
 
 
@@ -173,6 +200,7 @@ def layer_types(config: DecoderConfig) -> dict[str, Any]:
 
 def decoder_config(hf: HFConfig, family: str, layers: Iterable[LayerConfig], **changes: Any) -> DecoderConfig:
     """A `DecoderConfig` from the fields every family has; `changes` are what the family does its own way."""
+    layers = tuple(layers)
     refuse(hf, _NEUTRAL)
     activation = hf.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
@@ -186,10 +214,10 @@ def decoder_config(hf: HFConfig, family: str, layers: Iterable[LayerConfig], **c
         "num_heads": heads,
         "num_kv_heads": hf.get("num_key_value_heads") or heads,
         "head_dim": head_dim(hf),
-        "layers": tuple(layers),
+        "layers": layers,
         "query_scale": head_dim(hf) ** -0.5,
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "max_position": need(hf, "max_position_embeddings"),
+        "max_position": context(hf, (layer.rope for layer in layers)),
         "activation": _ACTIVATIONS[activation],
         "tied": bool(hf.get("tie_word_embeddings", False)),
         "bos_token_id": hf.get("bos_token_id"),

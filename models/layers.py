@@ -88,7 +88,15 @@ class MLP(nnx.Module):
         self.gate = declare(Normal(width), dtype, mlp=mlp, width=width)
         self.up = declare(Normal(width), dtype, mlp=mlp, width=width)
         self.down = declare(Normal(mlp), dtype, width=width, mlp=mlp)
+        self.biased = config.mlp_bias
+        if config.mlp_bias:
+            self.gate_bias = declare(Constant(0.0), dtype, mlp=mlp)
+            self.up_bias = declare(Constant(0.0), dtype, mlp=mlp)
+            self.down_bias = declare(Constant(0.0), dtype, width=width)
 
     def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-        gate = _ACTIVATIONS[self.activation](linear(x, self.gate[...]))
-        return linear(gate * linear(x, self.up[...]), self.down[...])
+        gate, up = linear(x, self.gate[...]), linear(x, self.up[...])
+        if self.biased:
+            gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
+        out = linear(_ACTIVATIONS[self.activation](gate) * up, self.down[...])
+        return out + self.down_bias[...] if self.biased else out

@@ -21,6 +21,9 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "model.layers.*.mlp.gate_proj.weight": "layers.*.mlp.gate",
     "model.layers.*.mlp.up_proj.weight": "layers.*.mlp.up",
     "model.layers.*.mlp.down_proj.weight": "layers.*.mlp.down",
+    "model.layers.*.mlp.gate_proj.bias": "layers.*.mlp.gate_bias",
+    "model.layers.*.mlp.up_proj.bias": "layers.*.mlp.up_bias",
+    "model.layers.*.mlp.down_proj.bias": "layers.*.mlp.down_bias",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "unembedding",
 }
@@ -30,11 +33,13 @@ def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
     depth, bias = common.need(hf, "num_hidden_layers"), bool(hf.get("attention_bias"))
     common.refuse(hf, {"layer_types": (None, [common.FULL] * depth)})
     layers = [LayerConfig(common.rope(hf, max_model_len))] * depth
-    return common.decoder_config(hf, "llama", layers, qkv_bias=bias, output_bias=bias)
+    mlp_bias = bool(hf.get("mlp_bias"))
+    hf = dict(hf) | {"mlp_bias": False}  # which the other families refuse
+    return common.decoder_config(hf, "llama", layers, qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
-    return common.to_hf(config) | {"attention_bias": config.qkv_bias}
+    return common.to_hf(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
 
 
 LLAMA = Family("llama", "LlamaForCausalLM", from_hf, to_hf, KEYS)

@@ -11,8 +11,9 @@ from kvjax.models.llama import KEYS
 def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
     common.refuse(hf, {"attention_bias": (None, False), "layer_types": (None,)})
     # a config without the field means 4096; newer models say null
-    window = common.window(hf, hf.get("sliding_window", 4096), max_model_len)
-    layers = [LayerConfig(common.rope(hf, max_model_len), window)] * common.need(hf, "num_hidden_layers")
+    rope = common.rope(hf, max_model_len)
+    window = common.window(hf, rope, hf.get("sliding_window", 4096), max_model_len)
+    layers = [LayerConfig(rope, window)] * common.need(hf, "num_hidden_layers")
     return common.decoder_config(hf, "mistral", layers)
 
 

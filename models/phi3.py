@@ -29,7 +29,7 @@ def from_hf(hf: HFConfig, max_model_len: int | None) -> DecoderConfig:
     if parameters.setdefault("rope_type", kind) in ("su", "yarn"):
         parameters["rope_type"] = "longrope"  # which had other names in the first of these models
     rope = common.rope(hf, max_model_len, parameters)
-    window = common.window(hf, hf.get("sliding_window"), max_model_len)
+    window = common.window(hf, rope, hf.get("sliding_window"), max_model_len)
     return common.decoder_config(hf, "phi3", [LayerConfig(rope, window)] * common.need(hf, "num_hidden_layers"))
 
 

@@ -13,12 +13,11 @@ def layers(hf: HFConfig, max_model_len: int | None) -> list[LayerConfig]:
     all.
     """
     depth = common.need(hf, "num_hidden_layers")
-    full, size = depth, None
+    full, size, rope = depth, None, common.rope(hf, max_model_len)
     if hf.get("use_sliding_window"):
         full = min(hf.get("max_window_layers", 28), depth)
-        size = common.window(hf, hf.get("sliding_window", 4096), max_model_len)
+        size = common.window(hf, rope, hf.get("sliding_window", 4096), max_model_len)
     kinds = [common.FULL] * full + [common.SLIDING] * (depth - full)
-    rope = common.rope(hf, max_model_len)
     return [LayerConfig(rope, window) for window in common.windows(hf, kinds, size)]
 
 

@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
-# Linux gives a process 65,530 memory maps; each compiled program takes some, and XLA ends the process when none is left.
+# Linux gives a process 65,530 memory maps. Compiled programs take some each, and XLA ends the process without.
 MAPS = 20_000
 
 

@@ -19,6 +19,7 @@ MODELS = KERNELS | {"models"}
 ENGINE = MODELS | {"store", "engine", "identity"}
 # A part is a module or a folder of kvjax; it may import itself, what is listed here, and `configs` (data).
 ALLOWED = {
+    "__main__": set(),  # the command `kvjax` imports the command given by name, and nothing before
     "budget": set(),
     "cache": CORE,
     "identity": set(),

@@ -13,15 +13,40 @@ import pytest
 
 from kvjax import models
 from kvjax.budget import BudgetProfile, LayerBudget, ModelFingerprint
-from kvjax.budget.schema import KEYWORDS, faults, schema
+from kvjax.budget.schema import faults, schema
 from tests.budget_cases import layer_budgets
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "budgets"
 MODEL = ModelFingerprint("llama", layers=3, kv_heads=8, head_dim=128)
 PROFILE = BudgetProfile(
-    (LayerBudget(4096), LayerBudget(512), LayerBudget.selecting(1448, stage2_tokens=128, page_size=3, head_dims=67))
+    (
+        LayerBudget(4096),
+        LayerBudget(512),
+        LayerBudget.selecting(
+            1448,
+            observation_window=32,
+            pooling_kernel=63,
+            selected_tokens=128,
+            page_size=3,
+            selection_options={"head_dims": 67},
+        ),
+    )
 )
 TEXT = """{
+  "$schema": "urn:kvjax:budget-profile:2",
+  "version": 2,
+  "model": {"family": "llama", "layers": 3, "kv_heads": 8, "head_dim": 128},
+  "provenance": {"scores": [0.5], "seed": 7},
+  "layers": [
+    {"capacity": 4096, "selected_tokens": null, "page_size": 1, "eviction_options": null},
+    {"capacity": 512, "selected_tokens": null, "page_size": 1, "eviction_options": null},
+    {"capacity": 1448, "selected_tokens": 128, "page_size": 3, \
+"eviction_options": {"observation_window": 32, "pooling_kernel": 63}, "selection_options": {"head_dims": 67}}
+  ]
+}
+"""
+TEXT_V1 = """{
   "$schema": "urn:kvjax:budget-profile:1",
   "version": 1,
   "model": {"family": "llama", "layers": 3, "kv_heads": 8, "head_dim": 128},
@@ -36,7 +61,36 @@ TEXT = """{
   ]
 }
 """
-DOCUMENT = json.loads(TEXT)
+DOCUMENT, DOCUMENT_V1 = json.loads(TEXT), json.loads(TEXT_V1)
+
+
+def test_a_file_of_version_1_is_the_same_profile(path):
+    path.write_text(TEXT_V1)
+    profile = BudgetProfile.load(path, MODEL)
+    assert profile == PROFILE
+    profile.save(path, MODEL, DOCUMENT_V1["provenance"])
+    assert path.read_text() == TEXT
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("*.json") if ".search." not in file.name))
+def test_the_profiles_that_ship_are_read_saved_and_read_again(path, name):
+    """Each is of version 1: its numbers are those of its budgets."""
+    document = json.loads((CONFIGS / name).read_text())
+    assert document["version"] == 1
+    model = BudgetProfile.made_for(CONFIGS / name)
+    profile = BudgetProfile.load(CONFIGS / name, model)
+    for fields, budget in zip(document["layers"], profile.layers, strict=True):
+        options = dict(budget.eviction_options or ())
+        assert budget.capacity == fields["capacity"]
+        assert budget.selected_tokens == fields["stage2_tokens"]
+        assert budget.page_size == fields["page_size"]
+        assert options.get("observation_window") == fields["observation_window"]
+        assert options.get("pooling_kernel", 1) == fields["pooling_kernel"]
+        assert options.get("sinks", 0) == fields.get("sinks", 0)
+        assert list(budget.head_tokens or []) == fields.get("head_tokens", [])
+    profile.save(path, model)
+    assert BudgetProfile.load(path, model) == profile
+    assert json.loads(path.read_text())["version"] == 2
 
 
 @pytest.fixture
@@ -133,9 +187,9 @@ def test_an_impossible_model_is_refused(fields):
 GONE = object()
 
 
-def changed(*steps: tuple[str, object]) -> dict:
-    """The document with values put, or taken away, at paths like layers.0.capacity."""
-    document = copy.deepcopy(DOCUMENT)
+def changed(*steps: tuple[str, object], of: dict = DOCUMENT) -> dict:
+    """A document with values put, or taken away, at paths like layers/0/capacity."""
+    document = copy.deepcopy(of)
     for place, value in steps:
         at, *names = document, *place.split("/")
         for name in names[:-1]:
@@ -153,9 +207,9 @@ BAD_DOCUMENTS = [
     ([], r"the document is \[\], must be object"),
     (None, "the document is null, must be object"),
     (changed(("version", GONE)), "version is missing"),
-    (changed(("version", True)), "version is true, must be 1"),
-    (changed(("version", "1")), 'version is "1", must be 1'),
-    (changed(("$schema", "urn:kvjax:other")), r'\$schema is "urn:kvjax:other", must be "urn:kvjax:budget-profile:1"'),
+    (changed(("version", True)), "version is true, must be 2"),
+    (changed(("version", "1")), 'version is "1", must be 2'),
+    (changed(("$schema", "urn:kvjax:other")), r'\$schema is "urn:kvjax:other", must be "urn:kvjax:budget-profile:2"'),
     (changed(("$schema", GONE)), r"\$schema is missing"),
     (changed(("model", GONE)), "model is missing"),
     (changed(("model/family", "")), "model.family is empty"),
@@ -173,16 +227,63 @@ BAD_DOCUMENTS = [
     (changed(("layers/2/capacity", True)), r"layers\[2\].capacity is true, must be integer"),
     (changed(("layers/2/capacity", None)), r"layers\[2\].capacity is null, must be integer"),
     (changed(("layers/2/capacity", "9" * 99)), r'layers\[2\].capacity is "9{56}\.\.\., must be integer'),
-    (changed(("layers/2/stage2_tokens", "all")), r'layers\[2\].stage2_tokens is "all", must be integer or null'),
-    (changed(("layers/2/stage2_tokens", 0)), r"layers\[2\].stage2_tokens is 0, must be at least 1"),
+    (changed(("layers/2/selected_tokens", "all")), r'layers\[2\].selected_tokens is "all", must be integer or null'),
+    (changed(("layers/2/selected_tokens", 0)), r"layers\[2\].selected_tokens is 0, must be at least 1"),
     (changed(("layers/0/page_size", GONE)), r"layers\[0\].page_size is missing"),
-    (changed(("layers/0/sink", 4)), r"layers\[0\].sink is unknown \(known: capacity, stage2_tokens,"),
+    (changed(("layers/0/sink", 4)), r"layers\[0\].sink is unknown \(known: capacity, selected_tokens,"),
     (changed(("layers/0/page_size", GONE), ("layers/1/kernel", 4)), r"layers\[0\].page_size .*; layers\[1\].kernel"),
-    (changed(("layers", [{}])), r"layers\[0\].observation_window is missing; and 1 more"),
+    (changed(("layers", [{}, {}])), r"layers\[1\].capacity is missing; and 3 more"),
+    (changed(("layers/0/eviction_options", 3)), r"layers\[0\].eviction_options is 3, must be object or null"),
+    (changed(("layers/2/eviction_options/sinks", None)), r"eviction_options.sinks is null, must be boolean or integer"),
+    (changed(("layers/2/eviction_options/sinks", [])), r"eviction_options.sinks is \[\], must be .* number or string"),
+    (changed(("layers/2/selection_options", None)), r"layers\[2\].selection_options is null, must be object"),
+    (changed(("layers/2/head_tokens", [])), r"layers\[2\].head_tokens is empty"),
+    (changed(("layers/2/head_tokens", [8, 0])), r"layers\[2\].head_tokens\[1\] is 0, must be at least 1"),
+    (changed(("layers/2/observation_window", 8)), r"layers\[2\].observation_window is unknown \(known: capacity, sel"),
 ]
 
 
-@pytest.mark.parametrize(("document", "message"), BAD_DOCUMENTS)
+def changed_v1(*steps: tuple[str, object]) -> dict:
+    return changed(*steps, of=DOCUMENT_V1)
+
+
+BAD_DOCUMENTS_V1 = [
+    ([], r"the document is \[\], must be object"),
+    (None, "the document is null, must be object"),
+    (changed_v1(("version", GONE)), "version is missing"),
+    (changed_v1(("version", True)), "version is true, must be 1"),
+    (changed_v1(("version", "1")), 'version is "1", must be 1'),
+    (
+        changed_v1(("$schema", "urn:kvjax:other")),
+        r'\$schema is "urn:kvjax:other", must be "urn:kvjax:budget-profile:1"',
+    ),
+    (changed_v1(("$schema", GONE)), r"\$schema is missing"),
+    (changed_v1(("model", GONE)), "model is missing"),
+    (changed_v1(("model/family", "")), "model.family is empty"),
+    (changed_v1(("model/family", 3)), "model.family is 3, must be string"),
+    (changed_v1(("model/head_dim", 0)), "model.head_dim is 0, must be at least 1"),
+    (changed_v1(("model/kv_heads", GONE)), "model.kv_heads is missing"),
+    (changed_v1(("model/depth", 3)), r"model.depth is unknown \(known: family, layers, kv_heads, head_dim, weights\)"),
+    (changed_v1(("provenance", [])), r"provenance is \[\], must be object"),
+    (changed_v1(("comment", "mine")), "comment is unknown"),
+    (changed_v1(("layers", [])), "layers is empty"),
+    (changed_v1(("layers", {})), "layers is {}, must be array"),
+    (changed_v1(("layers/1", 512)), r"layers\[1\] is 512, must be object"),
+    (changed_v1(("layers/2/capacity", 0)), r"layers\[2\].capacity is 0, must be at least 1"),
+    (changed_v1(("layers/2/capacity", 12.5)), r"layers\[2\].capacity is 12.5, must be integer"),
+    (changed_v1(("layers/2/capacity", True)), r"layers\[2\].capacity is true, must be integer"),
+    (changed_v1(("layers/2/capacity", None)), r"layers\[2\].capacity is null, must be integer"),
+    (changed_v1(("layers/2/capacity", "9" * 99)), r'layers\[2\].capacity is "9{56}\.\.\., must be integer'),
+    (changed_v1(("layers/2/stage2_tokens", "all")), r'layers\[2\].stage2_tokens is "all", must be integer or null'),
+    (changed_v1(("layers/2/stage2_tokens", 0)), r"layers\[2\].stage2_tokens is 0, must be at least 1"),
+    (changed_v1(("layers/0/page_size", GONE)), r"layers\[0\].page_size is missing"),
+    (changed_v1(("layers/0/sink", 4)), r"layers\[0\].sink is unknown \(known: capacity, stage2_tokens,"),
+    (changed_v1(("layers/0/page_size", GONE), ("layers/1/kernel", 4)), r"layers\[0\].page_size .*; layers\[1\].kernel"),
+    (changed_v1(("layers", [{}])), r"layers\[0\].observation_window is missing; and 1 more"),
+]
+
+
+@pytest.mark.parametrize(("document", "message"), [*BAD_DOCUMENTS, *BAD_DOCUMENTS_V1])
 def test_a_file_that_breaks_the_schema_names_the_field(path, document, message):
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=f"profile.json is no budget profile: .*{message}"):
@@ -192,11 +293,17 @@ def test_a_file_that_breaks_the_schema_names_the_field(path, document, message):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (changed(("version", 2)), "profile.json has version 2, and this kvjax reads 1"),
-        ({"version": 0}, "profile.json has version 0, and this kvjax reads 1"),
-        (changed(("layers/0/pooling_kernel", 63)), r"profile.json: layers\[0\]: pooling_kernel=63 has no effect"),
-        (changed(("layers/2/stage2_tokens", 1448)), r"profile.json: layers\[2\]: stage2_tokens=1448 must be"),
-        (changed(("layers/2/head_dims", 129)), r"profile.json: layers\[2\].head_dims=129 must be at most 128"),
+        (changed(("version", 3)), "profile.json has version 3, and this kvjax reads 1 and 2"),
+        ({"version": 0}, "profile.json has version 0, and this kvjax reads 1 and 2"),
+        (
+            changed_v1(("layers/0/pooling_kernel", 63)),
+            r"profile.json: layers\[0\]: pooling_kernel=63 has no effect .*RocketKV has 32.*at 1",
+        ),
+        (changed_v1(("layers/0/sinks", 4)), r"profile.json: layers\[0\]: sinks=4 has no effect while .*at 0"),
+        (changed_v1(("layers/0/head_dims", 4)), r"profile.json: layers\[0\]: selection_options=.*4.* has no effect"),
+        (changed_v1(("layers/2/stage2_tokens", 1448)), r"profile.json: layers\[2\]: selected_tokens=1448 must be"),
+        (changed(("layers/2/selected_tokens", 1448)), r"profile.json: layers\[2\]: selected_tokens=1448 must be"),
+        (changed(("layers/0/head_tokens", [4])), r"profile.json: layers\[0\]: head_tokens=\(4,\) has no effect while"),
         (changed(("layers", DOCUMENT["layers"][:2])), "profile.json: the profile has 2 layers, the model 3"),
     ],
 )
@@ -234,7 +341,7 @@ def test_a_file_that_is_not_there(path):
     ("model", "provenance", "message"),
     [
         (dataclasses.replace(MODEL, layers=4), None, "the profile has 3 layers, the model 4"),
-        (dataclasses.replace(MODEL, head_dim=64), None, r"layers\[2\].head_dims=67 must be at most 64"),
+        (dataclasses.replace(MODEL, layers=2), None, "the profile has 3 layers, the model 2"),
         (MODEL, {"score": float("nan")}, "JSON compliant"),
     ],
 )
@@ -260,15 +367,20 @@ def test_a_disk_that_fails_leaves_the_old_file(path, monkeypatch):
 
 
 def test_the_schema_names_the_fields_of_the_dataclasses():
-    layer = schema()["$defs"]["layer"]
+    layer = schema()["$defs"]["Layer"]
     fields = [field.name for field in dataclasses.fields(LayerBudget)]
     assert list(layer["properties"]) == fields
-    assert layer["required"] == fields[:-2]  # the last two came later
-    model = schema()["properties"]["model"]
+    assert layer["required"] == [name for name in fields if name not in ("head_tokens", "selection_options")]
+    model = schema()["$defs"]["Model"]
     fields = [field.name for field in dataclasses.fields(ModelFingerprint)]
     assert list(model["properties"]) == fields
-    assert model["required"] == fields[:-1]  # and so did this
+    assert model["required"] == fields[:-1]
     assert schema()["$id"] == schema()["properties"]["$schema"]["const"]
+
+
+def test_the_schema_that_ships_is_that_of_the_code():
+    """`python -m kvjax.budget.schema > kvjax/budget/schema.json` writes it."""
+    assert (ROOT / "kvjax" / "budget" / "schema.json").read_text() == json.dumps(schema(), indent=2) + "\n"
 
 
 def test_later_fields_are_written_where_they_say_something(path):
@@ -279,30 +391,21 @@ def test_later_fields_are_written_where_they_say_something(path):
     )
     BudgetProfile(layers).save(path, MODEL)
     assert [
-        json.loads(line.strip().rstrip(",")).get("sinks")
+        json.loads(line.strip().rstrip(",")).get("head_tokens")
         for line in path.read_text().split("\n")
         if '"capacity"' in line
-    ] == [None, 1, None]
+    ] == [None, None, [2] * MODEL.kv_heads]
     assert BudgetProfile.load(path, MODEL).layers == layers
-
-
-def test_the_schema_says_nothing_that_is_not_checked():
-    def keywords(rule: dict) -> set[str]:
-        found = set(rule)
-        for inner in [*rule.get("properties", {}).values(), *rule.get("$defs", {}).values(), rule.get("items")]:
-            found |= keywords(inner) if inner else set()
-        return found
-
-    assert keywords(schema()) <= KEYWORDS
 
 
 def test_another_reader_of_the_schema_agrees():
     jsonschema = pytest.importorskip("jsonschema", reason="comes with the extra `clients`; `make nightly` has it")
     validator = jsonschema.Draft202012Validator
-    validator.check_schema(schema())
-    other = validator(schema())
-    assert other.is_valid(DOCUMENT)
-    assert not faults(DOCUMENT)
-    for document, _ in BAD_DOCUMENTS:
-        assert faults(document)
-        assert not other.is_valid(document)
+    for version, good, bad in ((1, DOCUMENT_V1, BAD_DOCUMENTS_V1), (2, DOCUMENT, BAD_DOCUMENTS)):
+        validator.check_schema(schema(version))
+        other = validator(schema(version))
+        assert other.is_valid(good)
+        assert not faults(good, version)
+        for document, _ in bad:
+            assert faults(document, version)
+            assert not other.is_valid(document)

@@ -9,9 +9,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split
+from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, sorted_options
 from kvjax.budget.split import largest_remainder, pyramid_capacities
-from tests.budget_cases import WINDOWS, selecting_budgets
+from tests.budget_cases import WINDOWS, selecting_budgets, window_of
 
 CONTEXTS = (8192, 32768, 131072)
 # capacity, page size, head dimensions and exact tokens for a head of 128, 128 new tokens
@@ -26,14 +26,15 @@ CASES = [(t, s, row) for t, rows in TABLE.items() for s, row in zip(CONTEXTS, ro
 
 
 def numbers(budget: LayerBudget) -> tuple[int | None, ...]:
-    return budget.capacity, budget.page_size, budget.head_dims, budget.stage2_tokens
+    dims = dict(budget.selection_options).get("head_dims")
+    return budget.capacity, budget.page_size, dims, budget.selected_tokens
 
 
 @pytest.mark.parametrize(("token_budget", "context", "expected"), CASES)
 def test_the_published_split(token_budget, context, expected):
     budget = adaptive_split(context, 128, token_budget, 128)
     assert numbers(budget) == expected
-    assert (budget.observation_window, budget.pooling_kernel) == (32, 63)
+    assert budget.eviction_options == (("observation_window", 32), ("pooling_kernel", 63))
     profile = BudgetProfile.adaptive([None, 512, None], context, token_budget, max_new_tokens=128, head_dim=128)
     assert profile.layers == (budget, LayerBudget(512), budget)
 
@@ -65,8 +66,8 @@ def test_the_split_follows_the_formulas_everywhere(drawn):
     budget = adaptive_split(context, new, token_budget, head_dim)
     assert numbers(budget) == split_by_decimals(context, new, token_budget, head_dim)
     assert token_budget <= budget.capacity <= context
-    assert (budget.observation_window is None) == (budget.capacity == context)
-    assert 1 <= budget.head_dims <= head_dim
+    assert (budget.eviction_options is None) == (budget.capacity == context)
+    assert 1 <= dict(budget.selection_options)["head_dims"] <= head_dim
 
 
 @pytest.mark.parametrize(("context", "token_budget", "capacity"), [(2**18, 2**8, 2**10), (2**20, 2**10, 2**12)])
@@ -81,7 +82,7 @@ def test_a_context_within_the_budget_is_dense():
         windows = [None, 200, 9999]
         profile = BudgetProfile.adaptive(windows, context, 512, max_new_tokens=128, head_dim=64)
         assert profile == BudgetProfile.full(windows, context)
-    assert adaptive_split(513, 128, 512, 64).stage2_tokens == 256
+    assert adaptive_split(513, 128, 512, 64).selected_tokens == 256
 
 
 def test_room_for_the_new_tokens_is_kept():
@@ -89,7 +90,9 @@ def test_room_for_the_new_tokens_is_kept():
     assert numbers(adaptive_split(1024, 128, 256, 100)) == (657, 2, 77, 128)
     assert numbers(adaptive_split(1024, 400, 256, 100)) == (800, 2, 64, 128)
     everything = adaptive_split(1024, 600, 256, 100)  # 2 * 600 is more than there is: nothing is evicted
-    assert everything == LayerBudget(1024, stage2_tokens=128, page_size=2, head_dims=50)
+    assert everything == LayerBudget(
+        1024, selected_tokens=128, page_size=2, selection_options=sorted_options({"head_dims": 50})
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_a_split_that_cannot_be_names_value_bound_and_way_out(arguments, message
 @hypothesis.given(st.lists(st.integers(16, 5000), min_size=2, max_size=6), st.integers(300, 200_000))
 def test_a_larger_budget_never_keeps_less(token_budgets, context):
     splits = [adaptive_split(context, 64, t, 128) for t in sorted(token_budgets)]
-    reads = [budget.stage2_tokens or budget.capacity for budget in splits]
+    reads = [budget.selected_tokens or budget.capacity for budget in splits]
     assert [budget.capacity for budget in splits] == sorted(budget.capacity for budget in splits)
     assert reads == sorted(reads)
 
@@ -139,13 +142,13 @@ def test_a_mean_out_of_bounds_is_refused(mean):
 
 @hypothesis.given(WINDOWS, st.integers(1, 5000), selecting_budgets(), st.floats(1, 1e6))
 def test_a_pyramid_has_the_total_of_uniform_and_falls(windows, context, budget, beta):
-    pyramid = BudgetProfile.pyramid(windows, context, budget, beta)
+    pyramid = BudgetProfile.pyramid(windows, context, budget, beta, least=window_of(budget))
     uniform = BudgetProfile.uniform(windows, context, budget)
     assert pyramid.tokens == uniform.tokens
     pyramid.check(windows, context)
     capacities = [its.capacity for its, window in zip(pyramid.layers, windows, strict=True) if not window]
     assert capacities == sorted(capacities, reverse=True)
-    least = min(budget.observation_window or 0, context)
+    least = min(window_of(budget), context)
     assert all(least <= capacity <= context for capacity in capacities)
     steps = [a - b for a, b in itertools.pairwise(capacities)]
     assert not steps or max(steps) - min(steps) <= 2  # one series, rounded
@@ -175,17 +178,17 @@ def test_uniform_leaves_sliding_layers_alone(windows, context, budget):
 
 def test_a_budget_that_forgets_without_choosing_is_refused():
     for make in (BudgetProfile.uniform, BudgetProfile.pyramid):
-        with pytest.raises(ValueError, match="observation_window is None, so nothing would choose"):
+        with pytest.raises(ValueError, match="eviction_options is None, so nothing would choose"):
             make([None, None], 1000, LayerBudget(999))
     assert BudgetProfile.uniform([None, 7], 1000, LayerBudget(1000)) == BudgetProfile.full([None, 7], 1000)
 
 
 def test_groups_of_layers_by_hand():
-    like = LayerBudget.selecting(64, stage2_tokens=40, page_size=4)
+    like = LayerBudget.selecting(64, selected_tokens=40, page_size=4)
     windows = [None, 16, None, None, 16, None, None]
     profile = BudgetProfile.from_group_budgets(windows, 100, [50, 400, 33], like, group_layers=2)
-    first = LayerBudget.selecting(50, stage2_tokens=40, page_size=4)
-    second = LayerBudget(100, stage2_tokens=40, page_size=4)  # cut to the context: nothing to choose
+    first = LayerBudget.selecting(50, selected_tokens=40, page_size=4)
+    second = LayerBudget(100, selected_tokens=40, page_size=4)  # cut to the context: nothing to choose
     third = LayerBudget.selecting(33)  # no more than a step reads: no stage 2
     slides = LayerBudget(16)
     assert profile.layers == (first, slides, first, second, slides, second, third)
@@ -204,7 +207,6 @@ def test_groups_are_of_eight_layers():
         ([100, 100, 100], 8, "3 capacities for 9 layers that do not slide, in groups of 8: give 2, one a group"),
         ([100], 4, "1 capacities for 9 layers that do not slide, in groups of 4: give 3"),
         ([100], 0, "group_layers=0 must be at least 1"),
-        ([100, 31, 100], 4, "observation_window=32 must be at most capacity=31"),
         ([100, 0, 100], 4, "capacity=0"),
     ],
 )
@@ -217,7 +219,7 @@ def test_group_budgets_that_do_not_fit_are_refused(capacities, group_layers, mes
 @hypothesis.given(WINDOWS, st.integers(1, 5000), selecting_budgets(), st.integers(1, 9), st.data())
 def test_group_budgets_never_exceed_the_context_and_grow_with_their_number(windows, context, like, size, data):
     count = sum(window is None for window in windows)
-    number = st.integers(like.observation_window or 1, 6000)
+    number = st.integers(1, 6000)
     capacities = data.draw(st.lists(number, min_size=-(-count // size), max_size=-(-count // size)))
     profile = BudgetProfile.from_group_budgets(windows, context, capacities, like, size)
     profile.check(windows, context)

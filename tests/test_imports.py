@@ -11,24 +11,25 @@ LONGEST_CLASS = 250  # lines; past that a class has a second idea, which deserve
 # Longer ones, which may only shrink; at LONGEST_CLASS they leave this table.
 LONG_CLASSES = {
     "store.load_queue.LoadQueue": 327,
-    "engine.device.runner.Runner": 303,
+    "engine.device.runner.Runner": 273,
     "store.disk.DiskTier": 261,
 }
 # The longest chain of imports inside each package. A longer one means that a reader of its top has more to know.
 FLOORS = {
+    "__main__": 1,
     "attention": 8,
     "budget": 4,
     "cache": 1,
     "configs": 1,
-    "engine": 15,
+    "engine": 16,
     "eval": 15,
     "identity": 1,
     "models": 11,
     "pallas": 4,
     "plan": 8,
     "search": 12,
-    "serve": 9,
-    "store": 11,
+    "serve": 13,
+    "store": 12,
     "train": 7,
 }
 

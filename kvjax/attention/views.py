@@ -167,8 +167,15 @@ def _last_entries(
     entries = min(capacity, tokens)
     retained = length - 1 - (length - 1 - jnp.arange(entries)) % capacity
     positions = jnp.full((kv_heads, capacity), -1, jnp.int32).at[:, :entries].set(jnp.maximum(retained, -1))
-    k, v = (jnp.take(source, jnp.maximum(retained, 0), axis=1) for source in (workspace.k, workspace.v))
-    return k, v, positions
+    if tokens <= capacity:  # entry j is position j; a gather of every entry takes several times as long as the copy
+        return workspace.k, workspace.v, positions
+    start = jnp.maximum(length - capacity, 0)
+
+    def ring(source: Array) -> Array:
+        last = jax.lax.dynamic_slice_in_dim(source, start, capacity, axis=1)
+        return jax.lax.cond(start > 0, lambda: jnp.roll(last, start, axis=1), lambda: last)
+
+    return ring(workspace.k), ring(workspace.v), positions
 
 
 def _write(

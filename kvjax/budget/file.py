@@ -1,4 +1,4 @@
-"""Budget profiles as files: JSON that follows `schema.json`, written in one canonical form."""
+"""Budget profiles as files: JSON that follows `schema.json`, written in one canonical form; version 1 is read too."""
 
 import dataclasses
 import hashlib
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kvjax.budget.fingerprint import ModelFingerprint
-from kvjax.budget.layer import LayerBudget
-from kvjax.budget.schema import faults, schema
+from kvjax.budget.layer import LayerBudget, OptionValue, sorted_options
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+_FIELDS = ("$schema", "version", "model", "provenance", "layers")  # in the order of the text
 _SHOWN_FAULTS = 5
 
 
@@ -46,11 +47,10 @@ def read(path: str | os.PathLike[str], model: ModelFingerprint) -> tuple[LayerBu
             f"{path} is for {made_for}; this model is {model}: they differ in "
             f"{', '.join(differing)}; use a profile made for this model"
         )
-    layers = []
+    layers, layer = [], _layer_of_version_1 if document["version"] == 1 else _layer
     for index, fields in enumerate(document["layers"]):
         try:
-            heads = fields.get("head_tokens")
-            layers.append(LayerBudget(**fields | {"head_tokens": None if heads is None else tuple(heads)}))
+            layers.append(layer(fields))
         except ValueError as error:
             raise ValueError(f"{path}: layers[{index}]: {error}") from error
     try:
@@ -73,7 +73,7 @@ def write(
     """
     _check_model(layers, model)
     document: dict[str, Any] = {
-        "$schema": schema()["$id"],
+        "$schema": f"urn:kvjax:budget-profile:{VERSION}",
         "version": VERSION,
         "model": {name: value for name, value in dataclasses.asdict(model).items() if value is not None},
         "layers": [_fields(budget) for budget in layers],
@@ -95,12 +95,12 @@ def write(
 
 def digest(layers: Sequence[LayerBudget]) -> str:
     """SHA-256 of the lines that `write` has for these budgets; as hexadecimal digits."""
-    text = canonical({"version": VERSION, "layers": [dataclasses.asdict(budget) for budget in layers]})
+    text = canonical({"version": VERSION, "layers": [_fields(budget) for budget in layers]})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse(text: str | bytes, name: str) -> dict[str, Any]:
-    """The document in a text, once it is known to follow the schema.
+    """The document in a text, once it is known to follow the schema of its version.
 
     Args:
         text: JSON.
@@ -109,14 +109,21 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     Raises:
         ValueError: not JSON, of another version, or not as the schema says; names each field at fault.
     """
+    from kvjax.budget.schema import faults  # pydantic, which those who read no file do without
+
     try:
         document = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is no budget profile: it is not JSON ({error}); save it again") from error
-    version = document.get("version", VERSION) if isinstance(document, dict) else VERSION
-    if type(version) is int and version != VERSION:
-        raise ValueError(f"{name} has version {version}, and this kvjax reads {VERSION}: save it again with this one")
-    errors = faults(document)
+    version, identifier = VERSION, None
+    if isinstance(document, dict):
+        version, identifier = document.get("version"), document.get("$schema")
+    if type(version) is int and version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"{name} has version {version}, and this kvjax reads {readable}: save it again with this one")
+    if type(version) is not int:
+        version = 1 if identifier == "urn:kvjax:budget-profile:1" else VERSION
+    errors = faults(document, version)
     if errors:
         more = f"; and {len(errors) - _SHOWN_FAULTS} more" if len(errors) > _SHOWN_FAULTS else ""
         raise ValueError(f"{name} is no budget profile: {'; '.join(errors[:_SHOWN_FAULTS])}{more}")
@@ -130,7 +137,7 @@ def canonical(document: Mapping[str, Any]) -> str:
         ValueError: a number that JSON does not have (NaN, infinity).
     """
     lines = []
-    for field in schema()["properties"]:
+    for field in _FIELDS:
         if field in document:
             value = document[field]
             if field == "layers":
@@ -150,18 +157,59 @@ def _check_model(layers: Sequence[LayerBudget], model: ModelFingerprint) -> None
                 f"layers[{index}].head_tokens has {len(budget.head_tokens or ())} numbers, the model {model.kv_heads} "
                 "kv heads: give one each"
             )
-        if (budget.head_dims or 1) > model.head_dim:
-            raise ValueError(
-                f"layers[{index}].head_dims={budget.head_dims} must be at most {model.head_dim}, which a head of the "
-                "model has: None estimates with all of them"
-            )
+
+
+def _layer(fields: Mapping[str, Any]) -> LayerBudget:
+    """The budget of a layer in JSON."""
+    heads, eviction = fields.get("head_tokens"), fields["eviction_options"]
+    return LayerBudget(
+        fields["capacity"],
+        selected_tokens=fields["selected_tokens"],
+        page_size=fields["page_size"],
+        head_tokens=None if heads is None else tuple(heads),
+        eviction_options=None if eviction is None else sorted_options(eviction),
+        selection_options=sorted_options(fields.get("selection_options", {})),
+    )
+
+
+def _layer_of_version_1(fields: Mapping[str, Any]) -> LayerBudget:
+    """The budget of a layer in JSON of version 1, where the options of RocketKV were fields.
+
+    Raises:
+        ValueError: as `LayerBudget`, or an option without the window or the tokens that it is about.
+    """
+    window, dims = fields["observation_window"], fields["head_dims"]
+    options: dict[str, OptionValue] = {"pooling_kernel": fields["pooling_kernel"]}
+    if "sinks" in fields:
+        options["sinks"] = fields["sinks"]
+    if window is None:
+        for name, default in (("pooling_kernel", 1), ("sinks", 0)):
+            if options.get(name, default) != default:
+                raise ValueError(
+                    f"{name}={options[name]} has no effect while observation_window is null: give a window (RocketKV "
+                    f"has 32), or leave {name} at {default}"
+                )
+    return _layer(
+        {
+            "capacity": fields["capacity"],
+            "selected_tokens": fields["stage2_tokens"],
+            "page_size": fields["page_size"],
+            "head_tokens": fields.get("head_tokens"),
+            "eviction_options": None if window is None else options | {"observation_window": window},
+            "selection_options": {} if dims is None else {"head_dims": dims},
+        }
+    )
 
 
 def _fields(budget: LayerBudget) -> dict[str, Any]:
-    """A budget as JSON; fields that came later are there only where they say something."""
-    fields = dataclasses.asdict(budget)
-    later = {name: fields.pop(name) for name in ("sinks", "head_tokens")}
-    return fields | {name: value for name, value in later.items() if value}
+    """A budget as JSON, in the schema's order; head tokens and selection options only where there are any."""
+    fields: dict[str, Any] = {name: getattr(budget, name) for name in ("capacity", "selected_tokens", "page_size")}
+    if budget.head_tokens is not None:
+        fields["head_tokens"] = budget.head_tokens
+    fields["eviction_options"] = None if budget.eviction_options is None else dict(budget.eviction_options)
+    if budget.selection_options:
+        fields["selection_options"] = dict(budget.selection_options)
+    return fields
 
 
 def _compact(value: object, *, sort_keys: bool = False) -> str:

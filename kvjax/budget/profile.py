@@ -56,22 +56,22 @@ class BudgetProfile:
 
     @classmethod
     def pyramid(
-        cls, windows: Sequence[int | None], context: int, budget: LayerBudget, beta: int | float = 20
+        cls, windows: Sequence[int | None], context: int, budget: LayerBudget, beta: int | float = 20, *, least: int = 1
     ) -> "BudgetProfile":
         """PyramidKV: capacities fall from layer to layer in an arithmetic series, with the total of `uniform`.
 
         Args:
             windows, context: as `full`.
             budget: of each layer that does not slide; its capacity is their mean.
-            beta: how steep; the last layer gets the beta-th part of the mean, the observation window not counted.
+            beta: how steep; the last layer gets the beta-th part of the mean beyond `least`.
+            least: entries that every layer has: the observation window.
 
         Raises:
             ValueError: as `uniform`, or beta is below 1.
         """
         count = _choosing(windows)
         mean = min(budget.capacity, context)
-        least = min(budget.observation_window or 1, mean)
-        capacities = pyramid_capacities(count, mean, least, context, beta) if count else []
+        capacities = pyramid_capacities(count, mean, min(least, mean), context, beta) if count else []
         return cls._around_sliding(windows, context, [budget.within(context, each) for each in capacities])
 
     @classmethod
@@ -128,7 +128,7 @@ class BudgetProfile:
             group_layers: layers of a group; 1 gives every layer a number of its own.
 
         Raises:
-            ValueError: as `uniform`, another number of groups, or a capacity below the observation window.
+            ValueError: as `uniform`, another number of groups, or a capacity below 1.
         """
         if group_layers < 1:
             raise ValueError(f"group_layers={group_layers} must be at least 1: EvolKV has 8")
@@ -181,11 +181,11 @@ class BudgetProfile:
                     f"layer {layer} has capacity={budget.capacity}, more than the context of {context} tokens: "
                     f"cut the profile with within({context})"
                 )
-            if not window and budget.capacity < context and budget.observation_window is None:
+            if not window and budget.capacity < context and budget.eviction_options is None:
                 raise ValueError(
                     f"layer {layer} has capacity={budget.capacity} for a context of {context} tokens, and "
-                    "observation_window is None, so nothing would choose what stays: give it one (RocketKV has 32), "
-                    f"raise the capacity to {context}, or shorten the context to {budget.capacity}"
+                    "eviction_options is None, so nothing would choose what stays: give it some (() are the method's "
+                    f"defaults), raise the capacity to {context}, or shorten the context to {budget.capacity}"
                 )
 
     @classmethod

@@ -61,9 +61,9 @@ def adaptive_split(
         capacity,
         observation_window=observation_window,
         pooling_kernel=pooling_kernel,
-        stage2_tokens=token_budget // 2,
+        selected_tokens=token_budget // 2,
         page_size=page,
-        head_dims=dims,
+        selection_options={"head_dims": dims},
     ).within(context)
 
 

@@ -9,6 +9,7 @@ from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.kv.generation_writer import GeneratedTokens
 from kvjax.engine.kv.prefix_cache import StoredPrefix
 from kvjax.engine.request import Delta, Finish, SamplingParams, Timing, TokenLogprob
+from kvjax.engine.text.constraints import TokenConstraint
 from kvjax.engine.text.detokenizer import CONTEXT, Detokenizer, StopStrings
 from kvjax.engine.text.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ class ActiveRequest:
         limit: most tokens it may generate; `limited_by` says what to do about it where the request asks for more.
         seed: of its draws.
         prefix: stored KV of the prompt, computed for an earlier one of the same `cache_salt`, until its prefill begins.
+        constraint: what it may generate, where that is not everything.
         cached: tokens of the prompt whose KV was not computed again, by the tier that had it.
         plans: tokens that each layer retains and reads, where the request has a token budget of its own.
         for_store: the tokens that it has generated, for the store.
@@ -54,6 +56,7 @@ class ActiveRequest:
         view_fraction: float = 1.0,
         cache_salt: str = "",
         decoding: str = "",
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -65,6 +68,7 @@ class ActiveRequest:
         self.plans = plans
         self.view_fraction = view_fraction
         self.cache_salt = cache_salt
+        self.constraint = constraint
         self.for_store = GeneratedTokens(decoding, limit)
         self.prefix: StoredPrefix | None = None
         self.cached: dict[str, int] = {}
@@ -100,6 +104,11 @@ class ActiveRequest:
     def generated(self) -> int:
         return len(self.tokens)
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether each of its tokens has to be known before the next is drawn."""
+        return self.constraint is not None
+
     def scheduled(self) -> None:
         """The request has got its slot."""
         self._scheduled = time.monotonic()
@@ -114,11 +123,13 @@ class ActiveRequest:
                 finish = Finish.STOP
                 reason = token if token in self.params.stop_token_ids else None
             else:
+                if self.constraint is not None:
+                    self.constraint.accept(token)
                 text = self._detokenizer.push([token])
                 if self.generated >= self.params.min_tokens:
                     text, reason = self._stops.push(text)
                 shown += text
-                if reason is not None:
+                if reason is not None or (self.constraint is not None and self.constraint.complete):
                     finish = Finish.STOP
                 elif self.generated >= self.limit:
                     finish = Finish.LENGTH

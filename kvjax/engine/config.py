@@ -8,7 +8,8 @@ from kvjax.store.config import StoreConfig
 from kvjax.store.keys import BLOCK_TOKENS
 
 SHORTEST_BUCKET = 32
-SMALL_CHUNK = 64  # tokens: below, attention on XLA's CPU backend rounds in another way
+# Tokens of small units of a prefill, each tried at every start: an identical prompt computes the smallest alone.
+SMALL_CHUNKS = (16, 64)
 ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")
 GIB = 1 << 30
 
@@ -40,7 +41,8 @@ class EngineConfig:
         group_layers: most layers prefilled together; None is 8, but 2 where the cache is compressed: then the
             workspaces of two groups are most of a prefill's memory.
         attention_backend: what computes attention: "reference" is `jax.numpy`, "tpu" and "gpu" the kernels for such a
-            device, "auto" those for the device that is there, and `jax.numpy` wherever they do not serve.
+            device, "auto" those for the device that is there, and `jax.numpy` wherever they do not serve;
+            "package.module:TABLE" is an `attention.ops.Ops` of your own.
     """
 
     max_model_len: int | None = None
@@ -77,9 +79,10 @@ class EngineConfig:
                 f"prefill_chunk_size={self.prefill_chunk_size} must be a positive multiple of {BLOCK_TOKENS}"
             )
         self._check_method()
-        if self.attention_backend not in ATTENTION_BACKENDS:
+        if self.attention_backend not in ATTENTION_BACKENDS and ":" not in self.attention_backend:
             raise ValueError(
-                f"attention_backend={self.attention_backend!r}: choose one of {', '.join(ATTENTION_BACKENDS)}"
+                f"attention_backend={self.attention_backend!r}: choose one of {', '.join(ATTENTION_BACKENDS)}, or your "
+                "own table of operations as module:TABLE"
             )
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in (None, "float32", "bfloat16", "float16"):
@@ -140,7 +143,7 @@ class ResolvedConfig:
             raise ValueError(
                 f"max_model_len={length} is more than the {max_position} tokens that this model was trained for"
             )
-        if config.attention_backend not in ("reference", "auto", platform):
+        if ":" not in config.attention_backend and config.attention_backend not in ("reference", "auto", platform):
             raise ValueError(
                 f"attention_backend={config.attention_backend!r} runs on a {config.attention_backend.upper()} and not "
                 f"on a {platform.upper()}: choose --attention-backend reference, or auto for the kernels of whatever "
@@ -180,7 +183,7 @@ class ResolvedConfig:
         if self.store is None or not self.store.host_cache_size:
             return (self.prefill_chunk_size,)
         large = self.prefill_chunk_size
-        return tuple(size for size in (SMALL_CHUNK, BLOCK_TOKENS, large) if size == large or 4 * size <= large)
+        return tuple(size for size in (*SMALL_CHUNKS, BLOCK_TOKENS, large) if size == large or 4 * size <= large)
 
     def bucket(self, length: int) -> int:
         """Workspace length of a prompt of so many tokens."""

@@ -20,7 +20,14 @@ from kvjax.engine.device.memory import check_fits, free_bytes
 from kvjax.engine.device.runner import Runner
 from kvjax.engine.device.sampling import MAX_STOP_TOKEN_IDS
 from kvjax.engine.kv.prefix_cache import PrefixCache
-from kvjax.engine.request import MAX_STOP_TOKENS, Completion, Delta, EngineDeadError, SamplingParams
+from kvjax.engine.request import (
+    MAX_STOP_TOKENS,
+    Completion,
+    Constraint,
+    Delta,
+    EngineDeadError,
+    SamplingParams,
+)
 from kvjax.engine.request_factory import RequestFactory
 from kvjax.engine.scheduling.admission import Admission, Reservation
 from kvjax.engine.scheduling.loop import EngineLoop
@@ -64,6 +71,7 @@ class Engine:
         self._caches = CacheConfig.declare(model_config, self.layout)
         check_kernels(self._caches, config.tensor_parallel_size)
         self.model_name = pathlib.Path(path).name
+        self.generation_defaults = models.sampling_defaults(path)
         self._phase: Phase = "loading"
         self._admission = Admission(config.max_num_seqs + config.max_num_queued_reqs)
         self._requests = RequestFactory(self._caches, tokenizer, config.seed)
@@ -210,6 +218,10 @@ class Engine:
         for prompt, own in zip(tokens, each, strict=True):
             self._requests.check(prompt, own)
         return generate_batch(tokens, each, self._submit, self._cancel, lambda: self.failure is not None, progress)
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compiles a grammar for the requests that will have it. Slow. Raises ConstraintError, which says why not."""
+        self._requests.check_constraint(constraint)
 
     def stats(self) -> EngineStats:
         """Snapshot of what the engine is doing. Answers in every phase."""

@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ MAX_LOGIT_BIAS = 300
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 64
 MAX_STOP_TOKENS = 8
+MAX_BAD_WORDS = 128
 
 
 class Finish(enum.StrEnum):
@@ -29,6 +31,28 @@ class Finish(enum.StrEnum):
     )
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+class ConstraintError(ValueError):
+    """A grammar that cannot be compiled or followed; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """A grammar that generated text follows.
+
+    Attributes:
+        kind: `json` (a JSON Schema), `regex` (of the whole text), `choice` (a JSON list of texts) or `grammar` (Lark,
+            or GBNF).
+        source: its text.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError(f"an empty {self.kind} constrains nothing: leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +77,9 @@ class SamplingParams:
         token_budget: keep and read as an engine of this budget would, at most that of the engine; None is its own.
         turn: tokens at the prompt's end that are new since the last answer of its conversation; None for all of them.
             Methods of several turns ("rocketkv-mt") choose with the queries of these alone.
+        constraint: a grammar that the text follows, to its end unless `max_tokens` comes first.
+        allowed_token_ids: the only tokens that may be drawn; all of them if empty.
+        bad_words: texts whose tokens are not drawn one after another.
     """
 
     max_tokens: int | None = 16
@@ -75,6 +102,14 @@ class SamplingParams:
     retained: bool = False
     token_budget: int | None = None
     turn: int | None = None
+    constraint: Constraint | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+
+    @property
+    def constrained(self) -> bool:
+        """Whether what may be drawn depends on what was drawn, or is not the whole vocabulary."""
+        return self.constraint is not None or bool(self.allowed_token_ids or self.bad_words)
 
     def __post_init__(self) -> None:
         if self.token_budget is not None:
@@ -111,6 +146,12 @@ class SamplingParams:
                 raise ValueError(f"each stop string needs 1 to {MAX_STOP_LENGTH} characters; one has {len(text)}")
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             raise ValueError(f"stop_token_ids holds {len(self.stop_token_ids)}; at most {MAX_STOP_TOKENS}")
+        if any(token < 0 for token in self.allowed_token_ids):
+            raise ValueError(f"allowed_token_ids={min(self.allowed_token_ids)} is negative: no token has that id")
+        if len(self.bad_words) > MAX_BAD_WORDS:
+            raise ValueError(f"bad_words={len(self.bad_words)} texts: at most {MAX_BAD_WORDS} are allowed")
+        if any(not word.strip() for word in self.bad_words):
+            raise ValueError("bad_words='' is an empty text: leave it out")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise ValueError(f"logit_bias holds {len(self.logit_bias)} tokens; at most {MAX_LOGIT_BIAS}")
         for token, bias in self.logit_bias.items():

@@ -7,7 +7,8 @@ import numpy as np
 
 from kvjax.engine.active_request import ActiveRequest, DeltaCallback
 from kvjax.engine.device.cache_config import CacheConfig
-from kvjax.engine.request import ContextLengthExceededError, SamplingParams
+from kvjax.engine.request import Constraint, ContextLengthExceededError, SamplingParams
+from kvjax.engine.text.constraints import ConstraintCompiler
 from kvjax.engine.text.tokenizer import Tokenizer
 
 
@@ -20,10 +21,15 @@ class RequestFactory:
 
     def __init__(self, caches: CacheConfig, tokenizer: Tokenizer, seed: int) -> None:
         self._caches, self._tokenizer, self._seeds = caches, tokenizer, random.Random(seed)
+        self._constraints = ConstraintCompiler(tokenizer, caches.model.vocab_size, caches.model.eos_token_ids)
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises what `make` would raise."""
         generation_limit(self._caches, prompt, params)
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compiles a grammar. Raises ConstraintError, as `ConstraintCompiler.check`."""
+        self._constraints.check(constraint)
 
     def make(
         self,
@@ -36,24 +42,26 @@ class RequestFactory:
         """A request that nothing has been computed for.
 
         Raises:
-            ContextLengthExceededError, ValueError: as `generation_limit`.
+            ContextLengthExceededError, ValueError: as `generation_limit`; a constraint that leaves no token too.
         """
         limit, limited_by = generation_limit(self._caches, prompt, params)
         eos = () if params.ignore_eos else self._caches.model.eos_token_ids
         caches = self._caches.within(params.token_budget)
+        stop_token_ids = (*eos, *params.stop_token_ids)
         return ActiveRequest(
             request_id,
             np.asarray(prompt, np.int32),
             params,
             self._tokenizer,
             on_delta,
-            stop_token_ids=(*eos, *params.stop_token_ids),
+            stop_token_ids=stop_token_ids,
             limit=limit,
             limited_by=limited_by,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             cache_salt=cache_salt,
             plans=caches.plans,
             decoding=caches.decoding,
+            constraint=self._constraints.of(params, stop_token_ids),
             view_fraction=caches.retained_bytes(len(prompt)) / caches.full_bytes(len(prompt)),
         )
 
@@ -70,9 +78,10 @@ def generation_limit(caches: CacheConfig, prompt: Sequence[int], params: Samplin
         raise ValueError("the prompt is empty: give at least one token")
     if not (min(prompt) >= 0 and max(prompt) < vocab_size):
         raise ValueError(f"token ids must be in [0, {vocab_size}); the prompt has {min(prompt)} to {max(prompt)}")
-    outside = [token for token in (*params.logit_bias, *params.stop_token_ids) if not 0 <= token < vocab_size]
-    if outside:
-        raise ValueError(f"token {outside[0]} in logit_bias or stop_token_ids is outside [0, {vocab_size})")
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+        outside = [token for token in getattr(params, name) if not 0 <= token < vocab_size]
+        if outside:
+            raise ValueError(f"{name}: token {outside[0]} is outside [0, {vocab_size})")
     headroom = layout.max_model_len - len(prompt)
     requested = max(headroom, 1) if params.max_tokens is None else params.max_tokens
     if requested > headroom:

@@ -6,6 +6,7 @@ kernels, which it cannot look into, are split here.
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +33,15 @@ def backend_ops(attention_backend: str | None, mesh: Mesh | None = None) -> Ops:
 
     Args:
         attention_backend: "reference", or the name of kernels, whose operations raise NotImplementedError for what they
-            do not implement. None for the kernels of the devices JAX runs on; where one raises, or there are none,
-            that operation is the reference's.
-        mesh: the devices over whose axis "tensor" heads are split.
+            do not implement; with a colon the path of a table outside the library, `package.module:TABLE`. None for the
+            kernels of the devices JAX runs on; where one raises, or there are none, that operation is the reference's.
+        mesh: the devices over whose axis "tensor" heads are split; XLA splits the operations of a table outside.
+
+    Raises:
+        ValueError: there is no table at that path.
     """
+    if attention_backend is not None and ":" in attention_backend:
+        return _find_table(attention_backend)
     name = native() if attention_backend is None else attention_backend
     if name == REFERENCE:
         return REFERENCE_OPS
@@ -47,6 +53,20 @@ def backend_ops(attention_backend: str | None, mesh: Mesh | None = None) -> Ops:
         either = {REFERENCE: getattr(REFERENCE_OPS, field.name), name: getattr(kernels, field.name)}
         operations[field.name] = functools.partial(dispatch, field.name, either, None)
     return Ops(**operations)
+
+
+def _find_table(path: str) -> Ops:
+    module, _, attribute = path.partition(":")
+    try:
+        table = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"attention_backend={path!r} cannot be imported: {error}") from error
+    if not isinstance(table, Ops):
+        raise ValueError(
+            f"attention_backend={path!r} is a {type(table).__name__}: give a table, dataclasses.replace(REFERENCE_OPS, "
+            "...) of kvjax.attention.ops"
+        )
+    return table
 
 
 def kernel_ops(implementation: str, mesh: Mesh | None = None) -> Ops:

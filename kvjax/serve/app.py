@@ -1,11 +1,11 @@
 """The ASGI application around one engine.
 
-RequestGate (id, log, last resort) ─► Guard (key) ─► BodyLimit ─► routes ─► engine
+RequestGate (id, log, last resort) ─► HostGuard (name) ─► Guard (key) ─► BodyLimit ─► routes ─► engine
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +19,7 @@ from kvjax.serve.completions import completion_routes
 from kvjax.serve.errors import on_http_exception, on_validation_error
 from kvjax.serve.fields import MODEL_FORMAT, TOKEN_ID_FORMAT
 from kvjax.serve.gate import RequestGate
+from kvjax.serve.hosts import AllowedHosts, HostGuard
 from kvjax.serve.limits import Limits
 from kvjax.serve.metrics import Metrics
 from kvjax.serve.monitor import Monitor
@@ -27,6 +28,7 @@ from kvjax.serve.protocol import EngineProtocol
 from kvjax.serve.replies import chunk_schemas
 from kvjax.serve.security import OPEN_PATHS, Guard, Keyring
 from kvjax.serve.service import Service
+from kvjax.serve.tokenising import Tokenising
 from kvjax.serve.tokens import token_routes
 
 
@@ -35,6 +37,8 @@ def create_app(
     *,
     names: Sequence[str] = (),
     api_keys: Sequence[str] = (),
+    allowed_hosts: AllowedHosts | None = None,
+    defaults: Mapping[str, float] | None = None,
     max_queued: int = 256,
     limits: Limits | None = None,
     page: str | None = None,
@@ -42,17 +46,22 @@ def create_app(
     """The application; the engine may still be loading.
 
     `names` are what requests may call the model, its own name if empty. Without `api_keys` none is needed.
+    `defaults` are of request fields, as `temperature`.
+    `allowed_hosts` are those that requests may name as their host: without it any with keys, else loopback ones.
     """
     served = tuple(dict.fromkeys(names)) or (engine.model_name,)
     limits = limits or Limits()
+    metrics = Metrics(engine, served[0])
     service = Service(
         engine=engine,
         names=served,
         keyring=Keyring.of(api_keys),
         limits=limits,
         max_queued=max_queued,
-        metrics=Metrics(engine, served[0]),
-        monitor=Monitor(engine, served[0]),
+        metrics=metrics,
+        monitor=Monitor(engine, served[0], metrics),
+        tokenising=Tokenising(engine, max_queued),
+        defaults=dict(defaults or {}),
     )
 
     @contextlib.asynccontextmanager
@@ -69,6 +78,7 @@ def create_app(
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would be made of the Host header
     )
     app.include_router(completion_routes(service))
     app.include_router(chat_routes(service))
@@ -79,6 +89,7 @@ def create_app(
     # the last one added is the outermost
     app.add_middleware(BodyLimit, limit=limits.body_bytes)
     app.add_middleware(Guard, keyring=service.keyring)
+    app.add_middleware(HostGuard, allowed=allowed_hosts or AllowedHosts.resolve((), keys=bool(api_keys)))
     app.add_middleware(RequestGate, metrics=service.metrics)
     document = app.openapi
 
@@ -101,7 +112,7 @@ def complete(document: dict[str, Any], service: Service) -> dict[str, Any]:
         schemas.pop(name, None)
     for name, schema in chunk_schemas().items():
         schemas.setdefault(name, schema)
-    known = {TOKEN_ID_FORMAT: {"maximum": service.engine.vocab_size - 1}, MODEL_FORMAT: {"enum": list(service.names)}}
+    known = {TOKEN_ID_FORMAT: {"maximum": service.engine.vocab_size - 1}, MODEL_FORMAT: {"enum": service.shown_names}}
     _fill_in(schemas, known)
     locked = bool(service.keyring.digests)
     if locked:

@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import kvjax
-from kvjax.serve.config import ATTENTION_BACKENDS, AUTO, DTYPES, LOG_LEVELS, WHEN_FULL, ServeConfig
+from kvjax.serve.config import (
+    ATTENTION_BACKENDS,
+    AUTO,
+    DTYPES,
+    GENERATION_CONFIGS,
+    LOG_LEVELS,
+    WHEN_FULL,
+    ServeConfig,
+)
 from kvjax.store.config import PREFETCH, WRITE
 from kvjax.store.eviction import POLICIES
 from kvjax.store.sizes import memory, show_size, size
@@ -74,6 +82,12 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "No device has run the kernels yet, so they are off by default",
         ),
         Option("chat_template", str, "FILE", "a Jinja chat template, instead of the model's own"),
+        Option(
+            "generation_config",
+            str,
+            "|".join(GENERATION_CONFIGS),
+            "whether the model's generation_config.json gives the defaults of requests",
+        ),
         Option("seed", int, "N", "where the seeds of requests without one start"),
     ),
     "size": (
@@ -131,6 +145,13 @@ GROUPS: Mapping[str, Sequence[Option]] = {
     ),
     "server": (
         Option("host", str, "ADDRESS", "address to listen on; one that others reach wants a key"),
+        Option(
+            "allowed_hosts",
+            str,
+            "NAME",
+            "a name under which to answer besides localhost, as *.example.org; with keys any, unless some are given",
+            many=True,
+        ),
         Option("port", int, "PORT", "port to listen on; 0 takes a free one"),
         Option(
             "api_key",

@@ -1,6 +1,5 @@
 """`POST /v1/completions`: one to 2,048 prompts, `n` choices of each, in OpenAI's order."""
 
-import asyncio
 import contextlib
 from typing import Any
 
@@ -91,16 +90,18 @@ def completion_routes(service: Service) -> APIRouter:
         for prompt in prompts:
             if isinstance(prompt, list):
                 service.check_tokens(prompt, param="prompt")
-        service.check_bias(body)
+        service.check_tokens_of(body)
         service.check_budget(body.token_budget)
         sampling = [
-            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None) for index in range(body.choices)
+            body.sampling(index, prompt_logprobs=body.logprobs if body.echo else None, defaults=service.defaults)
+            for index in range(body.choices)
         ]
         with contextlib.ExitStack() as resources:
             reservation = resources.enter_context(service.admit(len(prompts) * body.choices))
             tokenizer = service.engine.tokenizer
             special = body.add_special_tokens is not False
-            work = asyncio.to_thread(_tokenise, tokenizer, prompts, special)
+            await unless_disconnected(request.receive, service.check_constraint(sampling[0].constraint))
+            work = _tokens(service, prompts, special)
             tokens = await unless_disconnected(request.receive, work)
             for ids in tokens:
                 if not ids:
@@ -117,12 +118,10 @@ def completion_routes(service: Service) -> APIRouter:
                 for prompt, ids in enumerate(tokens)
                 for index in range(body.choices)
             ]
-            echoes = [
-                prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-                for prompt in prompts
-                for _ in range(body.choices)
-                if body.echo
-            ]
+            echoes = []
+            if body.echo:
+                texts = await unless_disconnected(request.receive, _texts(service, prompts))
+                echoes = [text for text in texts for _ in range(body.choices)]
             name = f"cmpl-{request.state.request_id}"
             salt = service.salt(request, body.cache_salt)
             generation = Generation(service, choices, reservation=reservation, cache_salt=salt, name=name)
@@ -151,8 +150,14 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _tokenise(tokenizer: TokenizerProtocol, prompts: list[str | list[int]], special: bool) -> list[list[int]]:
+async def _tokens(service: Service, prompts: list[str | list[int]], special: bool) -> list[list[int]]:
+    encode = service.tokenising.encode
     return [
-        tokenizer.encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
+        await encode(prompt, special=special, param="prompt") if isinstance(prompt, str) else prompt
         for prompt in prompts
     ]
+
+
+async def _texts(service: Service, prompts: list[str | list[int]]) -> list[str]:
+    decode = service.tokenising.decode
+    return [prompt if isinstance(prompt, str) else await decode(prompt) for prompt in prompts]

@@ -1,16 +1,17 @@
 """Server configuration: one frozen value, checked once, before a model is touched or jax is imported."""
 
 import dataclasses
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
+from kvjax.serve.loopback import is_loopback
 from kvjax.store.config import StoreConfig
 
 AUTO: Literal["auto"] = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 WHEN_FULL = ("reselect", "stop")
 ATTENTION_BACKENDS = ("reference", "auto", "tpu", "gpu")  # those of `kvjax.engine.config`, which imports jax
+GENERATION_CONFIGS = (AUTO, "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -21,6 +22,8 @@ class ServeConfig:
     model: a directory, a GGUF file, a hub id, a name of `kvjax.models.catalog`, or "" for its first.
     served_model_name: what requests may call the model; the first is shown. Empty takes it from `model`.
     api_key: keys that open the server; none at all leaves it open, which only a loopback host may be.
+    allowed_hosts: names under which the server answers, as in `kvjax.serve.hosts.AllowedHosts`.
+    generation_config: whether the model's generation_config.json gives defaults of requests, "auto", or not, "none".
     max_model_len: tokens of one conversation; None takes the model's own context.
     gpu_memory_utilization: share of the device's memory to take; None leaves it to JAX.
     compile_cache: directory where compiled steps wait for the next start; "none" for no such cache.
@@ -40,6 +43,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    generation_config: str = AUTO
     max_model_len: int | None = None
     max_num_seqs: int = 4
     max_num_queued_reqs: int = 256
@@ -98,6 +103,7 @@ class ServeConfig:
             ("dtype", self.dtype, DTYPES),
             ("kv_cache_dtype", self.kv_cache_dtype, DTYPES),
             ("log_level", self.log_level, LOG_LEVELS),
+            ("generation_config", self.generation_config, GENERATION_CONFIGS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -151,16 +157,6 @@ class ServeConfig:
             )
         if self.method not in (None, "full") and not budgeted:
             raise ValueError(f"method={self.method!r} needs a budget: add --token-budget, as 256, or --budgets FILE")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name other than localhost might be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _within(name: str, value: int | float, low: int | float, high: int | float) -> None:

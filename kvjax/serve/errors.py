@@ -131,7 +131,8 @@ def explain(problems: Sequence[Any], body: object) -> tuple[str | None, str]:
     best: tuple[tuple[int, bool], str | None, str] | None = None
     for problem in problems:
         if problem["type"] == "together":
-            return problem["ctx"]["field"], problem["msg"]
+            within, _ = field_path(problem["loc"], body, missing=False)
+            return ".".join(filter(None, (within, problem["ctx"]["field"]))), problem["msg"]
         path, depth = field_path(problem["loc"], body, missing=problem["type"] == "missing")
         rank = (depth, not problem["type"].endswith("_type"))
         if best is None or rank > best[0]:

@@ -45,7 +45,6 @@ def unsupported(way_out: str, allowed: tuple[object, ...] = (None,)) -> BeforeVa
 
 
 Nothing = Annotated[None, unsupported("leave it out")]
-NoConstraint = Annotated[None, unsupported("this server does not constrain what is generated; leave it out")]
 TextOnly = Annotated[Literal["text"], unsupported("only 'text' is", ("text",))]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"format": TOKEN_ID_FORMAT})]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]

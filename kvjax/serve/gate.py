@@ -45,8 +45,10 @@ class RequestGate:
                 message = {**message, "headers": headers.raw}
             await send(message)
 
+        # every GET answers HEAD too; the server leaves the body of its answer away
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self.app(scope, receive, labelled)
+            await self.app(inner, receive, labelled)
         except ClientDisconnectedError:
             status = CLIENT_LEFT
         except Exception:
@@ -55,6 +57,7 @@ class RequestGate:
                 state["note"] = "server_error internal_error"
                 await internal_error(request_id).response()(scope, receive, labelled)
         finally:
+            scope["route"] = inner.get("route")
             self._record(scope, status or CLIENT_LEFT)
 
     def _record(self, scope: Scope, status: int) -> None:

@@ -32,8 +32,10 @@ import uvicorn
 
 from kvjax.serve.app import create_app
 from kvjax.serve.checkpoint import ModelNotFoundError, find_model, served_names
-from kvjax.serve.config import ServeConfig
+from kvjax.serve.config import AUTO, ServeConfig
 from kvjax.serve.deadline import ExitDeadline, leave
+from kvjax.serve.hosts import AllowedHosts
+from kvjax.serve.http_protocol import bounded_protocol
 from kvjax.serve.limits import Limits
 from kvjax.serve.probes import read_page
 from kvjax.serve.protocol import EngineProtocol
@@ -74,6 +76,9 @@ def run(
             server = Server(engine, names, config, limits)
             host, port = listener.getsockname()[:2]
             shown, keys = f"[{host}]" if ":" in host else host, "with API key" if config.api_key else "no key"
+            if config.generation_config == AUTO and engine.generation_defaults:
+                shown_defaults = ", ".join(f"{name} {value:g}" for name, value in engine.generation_defaults.items())
+                logger.info("requests default to %s (--generation-config none for OpenAI's)", shown_defaults)
             logger.info("listening on http://%s:%d (%s)", shown, port, keys)
             with server.signals_handled():
                 server.run([listener])
@@ -122,7 +127,7 @@ def app_config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -143,6 +148,8 @@ class Server(uvicorn.Server):
             engine,
             names=config.served_model_name or names,
             api_keys=config.api_key,
+            allowed_hosts=AllowedHosts.resolve(config.allowed_hosts, keys=bool(config.api_key), bound=config.host),
+            defaults=engine.generation_defaults if config.generation_config == AUTO else {},
             max_queued=config.max_num_queued_reqs,
             limits=limits,
             page=read_page(),
@@ -239,7 +246,7 @@ class Server(uvicorn.Server):
             for line in report_lines(self._engine.startup_report()):
                 logger.info("%s", line)
             logger.info("ready after %.1f s", time.monotonic() - began)
-        except (TierError, ValueError, ImportError) as error:  # of a tier or a folder that was named
+        except (TierError, ValueError, ImportError, MemoryError) as error:  # what was named or asked for cannot be had
             logger.debug("start failed", exc_info=True)
             self._failure = StartError(str(error) or repr(error))
         except BaseException as error:

@@ -4,6 +4,8 @@ import dataclasses
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 2048
+MAX_GRAMMAR = 262_144  # characters of a grammar or schema
+MAX_TOOLS = 128
 MAX_RETAINED_BINS = 256  # parts of a prompt, each with the share of it that is retained
 
 

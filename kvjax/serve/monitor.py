@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import kvjax
+from kvjax.serve.metrics import Metrics
 from kvjax.serve.protocol import CacheConfigProtocol, EngineProtocol
 from kvjax.store.keys import BLOCK_TOKENS
 from kvjax.store.stats import TierStats
@@ -30,8 +31,8 @@ class RateSample:
 class Monitor:
     """Samples the engine in `run` and answers `state` at any time."""
 
-    def __init__(self, engine: EngineProtocol, model_name: str) -> None:
-        self._engine, self._model = engine, model_name
+    def __init__(self, engine: EngineProtocol, model_name: str, metrics: Metrics) -> None:
+        self._engine, self._model, self._metrics = engine, model_name, metrics
         self._compression = _compression(engine.caches)
         self._started = time.monotonic()
         self._samples: collections.deque[RateSample] = collections.deque(maxlen=HISTORY + 1)
@@ -70,7 +71,7 @@ class Monitor:
             "cached_tokens": stats.cached_tokens,
             "tokens_per_second": _rate(samples[-RATE_WINDOW:][0], samples[-1]),
             "ttft_ms": {"p50": self._first_token_ms(0.50), "p95": self._first_token_ms(0.95)},
-            "requests": {"finished": stats.finished, "cancelled": stats.cancelled, "failed": stats.failed},
+            "requests": self._metrics.requests_by_outcome(),
             "compiles_after_warmup": stats.compiles_after_warmup,
             "store": [_tier(name, tier) for name, tier in engine.store_stats().items()],
             "history": [

@@ -35,7 +35,7 @@ def probe_routes(service: Service, page: str | None) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "kvjax",
-            "root": service.names[0],
+            "root": service.shown_names[0],
             "max_model_len": service.engine.max_model_len,
         }
 
@@ -43,7 +43,7 @@ def probe_routes(service: Service, page: str | None) -> APIRouter:
     async def list_models() -> JSONResponse:
         """The names requests may use; all are the same model."""
         service.require_ready()
-        return JSONResponse({"object": "list", "data": [card(name) for name in service.names]})
+        return JSONResponse({"object": "list", "data": [card(name) for name in service.shown_names]})
 
     @router.get("/v1/models/{model:path}", response_model=ModelCard, responses=documented(404, 503), tags=["models"])
     async def retrieve_model(model: str) -> JSONResponse:

@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from kvjax.engine.request import Delta, SamplingParams
+from kvjax.engine.request import Constraint, Delta, SamplingParams
 from kvjax.engine.stats import EngineStats
 
 
 @runtime_checkable
 class TokenizerProtocol(Protocol):
-    """Text to token ids and back. `encode` and `apply_chat_template` are slow: call them in worker threads."""
+    """Text to token ids and back. `encode`, `decode` and `render` are slow: call them in worker threads."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -26,17 +26,25 @@ class TokenizerProtocol(Protocol):
         """The template's source."""
         ...
 
+    @property
+    def max_token_characters(self) -> int | None:
+        """Most characters of a text that one token stands for; None where there is no such bound."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
-    def apply_chat_template(
+    def render(
         self,
         messages: list[dict[str, Any]],
+        *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation; raises ValueError in the template's words if it refuses."""
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation's prompt; raises ValueError in the template's words if it refuses."""
         ...
 
     def token_text(self, token: int) -> str:
@@ -100,6 +108,11 @@ class EngineProtocol(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """Values of sampling parameters that the model's publisher recommends."""
+        ...
+
+    @property
     def caches(self) -> CacheConfigProtocol: ...
 
     @property
@@ -130,6 +143,10 @@ class EngineProtocol(Protocol):
         request_id: str = "",
     ) -> AsyncGenerator[Delta, None]:
         """Raises `ContextLengthExceededError` or `ValueError` before the first delta. `aclose` cancels."""
+        ...
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compiles a grammar. Slow: call it in worker threads. Raises ConstraintError with the reason."""
         ...
 
     def stats(self) -> EngineStats: ...

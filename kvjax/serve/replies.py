@@ -37,6 +37,7 @@ class CompletionLogprobColumns(Exact):
 
 
 type FinishReason = Literal["stop", "length"]
+type ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class RetainedReply(Exact):
@@ -96,17 +97,30 @@ class ChatLogprobs(Exact):
     refusal: None
 
 
+class FunctionReply(Exact):
+    name: str
+    arguments: str
+
+
+class ToolCallReply(Exact):
+    id: str
+    type: Literal["function"]
+    function: FunctionReply
+
+
 class AssistantMessage(Exact):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallReply] | None = None
 
 
 class ChatChoice(Exact):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     stop_reason: str | int | None
     kvjax: Extension | None = None
 
@@ -120,16 +134,30 @@ class ChatCompletion(Exact):
     usage: Usage
 
 
+class FunctionDelta(Exact):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(Exact):
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(Exact):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Exact):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: str | int | None
     kvjax: Extension | None = None
 

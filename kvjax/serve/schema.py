@@ -5,21 +5,18 @@ What would change the answer and is not there is refused by name; it is never si
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from kvjax.engine.request import (
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKENS,
+    Constraint,
     SamplingParams,
 )
 from kvjax.serve.errors import ApiError
@@ -29,49 +26,24 @@ from kvjax.serve.fields import (
     LogprobCount,
     ModelName,
     Natural,
-    NoConstraint,
     Nothing,
     Positive,
     Seed,
     StopString,
-    TextOnly,
     TokenBudget,
     TokenId,
     TopK,
     together,
     unsupported,
 )
+from kvjax.serve.grammar_fields import ANY_OBJECT, Choices, Grammar, ResponseFormat, StructuredOutputs
 from kvjax.serve.limits import MAX_CHOICES, MAX_PROMPTS
-
-
-def only_if(field: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a field that wants another one: both map one name to a schema."""
-    return {
-        "if": {"properties": field, "required": list(field)},
-        "then": {"properties": other, "required": list(other)},
-    }
-
-
-def _add_rules(document: dict[str, Any], model: type[Any]) -> None:
-    if model.rules:
-        document["allOf"] = list(model.rules)
-
+from kvjax.serve.messages import Message
+from kvjax.serve.refused_fields import check_refused
+from kvjax.serve.schema_base import Body, only_if
 
 # the names of fields one version ago; hidden, and gone with the next
 FORMER_FIELDS = {"return_kept": "return_retained", "select_after": "compress_after"}
-
-
-class Body(BaseModel):
-    """Strict types; unknown fields are kept, to be warned about.
-
-    `rules` say in JSON Schema what the validators below check between fields.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=(), json_schema_extra=_add_rules)
-    rules: ClassVar[tuple[dict[str, Any], ...]] = ()
-
-    def unknown(self) -> list[str]:
-        return list(self.model_extra or {})
 
 
 class StreamOptions(Body):
@@ -124,19 +96,33 @@ class GenerationRequest(Body):
         description="Keep and read as a server of this `--token-budget` would: at most the server's, and as little as "
         "its method takes.",
     )
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-
+    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS)] | None = Field(
+        None, description="Texts that are not written."
+    )
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1), Integrals] | None = Field(
+        None, description="The only tokens that may be drawn."
+    )
+    response_format: ResponseFormat | None = Field(None, description="Text, JSON, or JSON of a schema.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="A grammar of the answer, as vLLM has it.")
+    regex: Grammar | None = Field(
+        None, description="The answer matches it. SGLang's name for structured_outputs.regex."
+    )
+    json_schema: Grammar | dict[str, Any] | None = Field(None, description="SGLang's, for structured_outputs.json.")
+    ebnf: Grammar | None = Field(None, description="SGLang's, for structured_outputs.grammar.")
+    guided_json: Grammar | dict[str, Any] | None = Field(None, description="The older name of structured_outputs.json.")
+    guided_regex: Grammar | None = Field(None, description="The older name of structured_outputs.regex.")
+    guided_choice: Choices | None = Field(None, description="The older name of structured_outputs.choice.")
+    guided_grammar: Grammar | None = Field(None, description="The older name of structured_outputs.grammar.")
     prompt_logprobs: Nothing = None
     truncate_prompt_tokens: Annotated[None, unsupported("prompts are never clipped; shorten it before sending")] = None
     use_beam_search: Annotated[Literal[False] | None, unsupported("sample instead", (None, False))] = None
-    guided_json: NoConstraint = None
-    guided_regex: NoConstraint = None
-    guided_choice: NoConstraint = None
-    guided_grammar: NoConstraint = None
-    structured_outputs: NoConstraint = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refused_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            check_refused(data)
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -155,6 +141,49 @@ class GenerationRequest(Body):
             raise together("stream_options", "only with stream=true")
         return self
 
+    def grammars(self) -> dict[str, Constraint]:
+        """The grammars that the request names, by the field that does."""
+        own = self.structured_outputs or StructuredOutputs.model_validate({})
+        schemas = {
+            "structured_outputs.json": own.json_,
+            "json_schema": self.json_schema,
+            "guided_json": self.guided_json,
+        }
+        regexes = {
+            "structured_outputs.regex": own.regex,
+            "regex": self.regex,
+            "guided_regex": self.guided_regex,
+        }
+        grammars = {
+            "structured_outputs.grammar": own.grammar,
+            "ebnf": self.ebnf,
+            "guided_grammar": self.guided_grammar,
+        }
+        choices = {"structured_outputs.choice": own.choice, "guided_choice": self.guided_choice}
+        given = [
+            *((name, "json", json.dumps(each) if isinstance(each, dict) else each) for name, each in schemas.items()),
+            *((name, "regex", each) for name, each in regexes.items()),
+            *((name, "grammar", each) for name, each in grammars.items()),
+            *((name, "choice", each and json.dumps(each)) for name, each in choices.items()),
+            ("structured_outputs.json_object", "json", json.dumps(ANY_OBJECT) if own.json_object else None),
+        ]
+        constraints = {name: Constraint(kind, source) for name, kind, source in given if source is not None}
+        if self.response_format is not None and (constraint := self.response_format.grammar()) is not None:
+            constraints["response_format"] = constraint
+        return constraints
+
+    @model_validator(mode="after")
+    def _check_grammars(self) -> "GenerationRequest":
+        names = list(self.grammars())
+        if len(names) > 1:
+            raise together(names[1].partition(".")[0], f"{names[0]} is a grammar of the answer already; send one")
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The grammar of the answer; None if it is free."""
+        return next(iter(self.grammars().values()), None)
+
     @property
     def choices(self) -> int:
         return self.n or 1
@@ -167,8 +196,23 @@ class GenerationRequest(Body):
         """Alternatives to report for each generated token, None for no log-probabilities."""
         raise NotImplementedError
 
-    def sampling(self, index: int, *, prompt_logprobs: int | None = None) -> SamplingParams:
-        """Parameters of a prompt's `index`-th choice. Raises ApiError (400) for what they refuse together."""
+    def sampling(
+        self,
+        index: int,
+        *,
+        prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        defaults: Mapping[str, float] | None = None,
+    ) -> SamplingParams:
+        """Parameters of a prompt's `index`-th choice.
+
+        Args:
+            constraint: the grammar of the answer, if it is not the one that the request names.
+            defaults: values of fields that the request leaves out.
+
+        Raises:
+            ApiError: 400 for what they refuse together.
+        """
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -177,13 +221,15 @@ class GenerationRequest(Body):
             "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,
             "min_tokens": self.min_tokens,
+            "top_k": self.top_k,
         }
+        given = {name: value for name, value in given.items() if value is not None}
+        numbers: dict[str, Any] = dict(defaults or {}) | given
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         try:
             return SamplingParams(
-                **{name: value for name, value in given.items() if value is not None},
+                **(numbers | {"top_k": max(int(numbers.get("top_k", 0)), 0)}),
                 max_tokens=self.max_generated(),
-                top_k=max(self.top_k or 0, 0),
                 logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
                 seed=choice_seed(self.seed, index),
                 stop=stop,
@@ -194,6 +240,9 @@ class GenerationRequest(Body):
                 compress_after=self.compress_after,
                 retained=bool(self.return_retained),
                 token_budget=self.token_budget,
+                constraint=self.constraint if constraint is None else constraint,
+                allowed_token_ids=tuple(self.allowed_token_ids or ()),
+                bad_words=tuple(self.bad_words or ()),
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).partition("=")[0]) from error
@@ -257,7 +306,6 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool | None = Field(None, description="As the tokenizer does: true if left out.")
     suffix: Annotated[Literal[""] | None, unsupported("this server does not fill in", (None, ""))] = None
     prompt_embeds: Nothing = None
-    response_format: NoConstraint = None
 
     @model_validator(mode="after")
     def _check_best_of(self) -> "CompletionRequest":
@@ -277,83 +325,6 @@ class CompletionRequest(GenerationRequest):
 
     def generated_logprobs(self) -> int | None:
         return self.logprobs
-
-
-class TextPart(Body):
-    type: Annotated[Literal["text"], unsupported("this server reads text; send parts of type 'text'", ("text",))]
-    text: str
-
-
-class Message(Body):
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"],
-        unsupported("choose system, developer, user or assistant", ("system", "developer", "user", "assistant")),
-    ]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
-    tool_calls: Annotated[
-        Annotated[list[Any], Field(max_length=0)] | None,
-        unsupported("this server does not call tools", (None, [])),
-    ] = None
-    function_call: Annotated[None, unsupported("this server does not call tools")] = None
-    audio: Annotated[None, unsupported("this server reads text")] = None
-
-    def for_template(self) -> dict[str, Any]:
-        """What a chat template sees: text parts joined by line ends."""
-        content = self.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
-
-
-class ResponseFormat(Body):
-    type: Annotated[Literal["text"], unsupported("this server does not constrain what is generated", ("text",))]
-
-
-class ChatCompletionRequest(GenerationRequest):
-    rules: ClassVar = (
-        *GenerationRequest.rules,
-        only_if({"top_logprobs": {"type": "integer"}}, {"logprobs": {"const": True}}),
-        only_if({"tools": {"type": "array", "minItems": 1}}, {"tool_choice": {"const": "none"}}),
-    )
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Positive | None = Field(None, description="As many as fit if left out.")
-    max_tokens: Positive | None = Field(None, description="The older name of max_completion_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: LogprobCount | None = Field(None, description="Only with `logprobs`.")
-    add_generation_prompt: bool | None = Field(None, description="True if left out.")
-    response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = Field(None, description='Only with `tool_choice: "none"`.')
-    tool_choice: Annotated[
-        Literal["none", "auto"] | None,
-        unsupported("this server does not call tools; send tool_choice='none'", (None, "none", "auto")),
-    ] = None
-    functions: Annotated[None, unsupported("this server does not call tools")] = None
-    function_call: Annotated[
-        Literal["none", "auto"] | None,
-        unsupported("this server does not call tools", (None, "none", "auto")),
-    ] = None
-    modalities: list[TextOnly] | None = None
-    audio: Annotated[None, unsupported("this server writes text")] = None
-    chat_template: Annotated[None, unsupported("the operator chooses it: --chat-template")] = None
-
-    @model_validator(mode="after")
-    def _check_together(self) -> "ChatCompletionRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise together("top_logprobs", "only with logprobs=true")
-        if self.tools and self.tool_choice != "none":
-            raise together("tools", "this server does not call tools; leave out or send tool_choice='none'")
-        return self
-
-    def unknown(self) -> list[str]:
-        nested = {f"messages[].{name}" for message in self.messages for name in message.unknown()}
-        return [*super().unknown(), *sorted(nested)]
-
-    def max_generated(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    def generated_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TokenizeRequest(Body):

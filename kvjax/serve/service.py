@@ -2,10 +2,17 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
-from kvjax.engine.request import ContextLengthExceededError, EngineDeadError, QueueFullError
+from kvjax.engine.request import (
+    Constraint,
+    ConstraintError,
+    ContextLengthExceededError,
+    EngineDeadError,
+    QueueFullError,
+)
 from kvjax.serve.errors import ApiError, from_engine, unavailable
 from kvjax.serve.limits import Limits
 from kvjax.serve.metrics import Metrics
@@ -13,6 +20,7 @@ from kvjax.serve.monitor import Monitor
 from kvjax.serve.protocol import EngineProtocol, ReservationProtocol
 from kvjax.serve.schema import GenerationRequest
 from kvjax.serve.security import Keyring
+from kvjax.serve.tokenising import Tokenising
 
 logger = logging.getLogger("kvjax.serve")
 
@@ -24,6 +32,8 @@ class Service:
     Attributes:
         names: model names that requests may use; the first is the one shown.
         max_queued: how many requests may wait for a slot.
+        tokenising: the engine's tokenizer, in threads of its own.
+        defaults: of request fields, as the model's publisher recommends them.
         warned: unknown field names that were already warned about.
     """
 
@@ -34,7 +44,14 @@ class Service:
     max_queued: int
     metrics: Metrics
     monitor: Monitor
+    tokenising: Tokenising
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warned: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def shown_names(self) -> list[str]:
+        """The names without those that are paths of this machine, which requests may use all the same."""
+        return [name for name in self.names if not name.startswith(("/", "~", "."))] or ["model"]
 
     def require_ready(self) -> None:
         """Raises ApiError (503) unless the engine takes requests."""
@@ -48,9 +65,9 @@ class Service:
     def model(self, name: str | None) -> str:
         """The name to answer with; raises ApiError (404) for one that is not served."""
         if name is None:
-            return self.names[0]
+            return self.shown_names[0]
         if name not in self.names:
-            served = ", ".join(repr(each) for each in self.names)
+            served = ", ".join(repr(each) for each in self.shown_names)
             raise ApiError(
                 404,
                 f"the model {name[:200]!r} does not exist here; this server has {served}",
@@ -105,10 +122,20 @@ class Service:
         if ids and max(ids) >= size:
             raise ApiError(400, f"{param}: token id {max(ids)} is outside [0, {size - 1}]", param=param)
 
-    def check_bias(self, body: GenerationRequest) -> None:
-        """Raises ApiError (400) for a `logit_bias` or stop token outside the vocabulary."""
+    def check_tokens_of(self, body: GenerationRequest) -> None:
+        """Raises ApiError (400) for a token outside the vocabulary in any field that holds some."""
         self.check_tokens([int(token) for token in body.logit_bias or ()], param="logit_bias")
         self.check_tokens(body.stop_token_ids or [], param="stop_token_ids")
+        self.check_tokens(body.allowed_token_ids or [], param="allowed_token_ids")
+
+    async def check_constraint(self, constraint: Constraint | None) -> None:
+        """Compiles a grammar, in a thread. Raises ApiError (400) for what is none."""
+        if constraint is not None:
+            compiling = self.tokenising.run(len(constraint.source), lambda _: self.engine.check_constraint(constraint))
+            try:
+                await compiling
+            except ConstraintError as error:
+                raise ApiError(400, str(error), param="response_format", code="invalid_grammar") from error
 
     def salt(self, request: Request, requested: str | None) -> str:
         return self.keyring.salt(request.state.key, requested or "")

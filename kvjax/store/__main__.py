@@ -8,48 +8,37 @@ import contextlib
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from kvjax.store.sizes import memory
+from kvjax.store.status import GOOD, HARMED, WRONG, UsageError, fail
+from kvjax.store.tier import TierError
 
-from kvjax.store.block import Blob, CorruptBlockError
-from kvjax.store.bundle import BundleWriter, read_bundle
-from kvjax.store.folder import Folder
-from kvjax.store.keys import BlockKey
-from kvjax.store.proof import read_block, read_header
-from kvjax.store.sizes import memory, show_size
-from kvjax.store.tier import Stored, Tier, TierError
-
-GOOD, HARMED, WRONG = 0, 1, 2
 OLDEST = 100 * 365 * 86400.0  # seconds: an age beyond this is a mistake
-
-
-class UsageError(Exception):
-    """The call makes no sense; says what would."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Whatever lies in a store ends in a sentence."""
     args = _parser().parse_args(argv)
     try:
-        with contextlib.closing(_open(args.where)) as tier:
-            status = args.run(tier, args)
+        from kvjax.store import verbs  # NumPy and what draws tables
+
+        with contextlib.closing(verbs.open_store(args.where)) as tier:
+            status = verbs.VERBS[args.verb](tier, args)
             sys.stdout.flush()
             return status
     except UsageError as error:
-        return _fail(WRONG, str(error))
+        return fail(WRONG, str(error))
     except TierError as error:
-        return _fail(WRONG if error.reason == "refused" else HARMED, str(error))
+        return fail(WRONG if error.reason == "refused" else HARMED, str(error))
     except BrokenPipeError:  # as of `ls | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return GOOD
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        return fail(130, "interrupted")
     except Exception as error:
-        return _fail(HARMED, f"{type(error).__name__}: {error}")
+        return fail(HARMED, f"{type(error).__name__}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,260 +47,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Tier, argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+    def command(name: str, purpose: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=purpose, description=purpose)
         made.add_argument("where", metavar="STORE", help="a folder given to --disk-cache, or a URL to --remote-cache")
-        made.set_defaults(run=run)
+        made.set_defaults(verb=name)
         return made
 
-    command("ls", _list).add_argument("--limit", type=_count, default=20, help="most blocks to show (default: 20)")
-    command("stat", _stat)
-    command("verify", _verify).add_argument("--remove", action="store_true", help="remove what is harmed")
-    gc = command("gc", _gc)
+    ls = command("ls", "list blocks, those used last first")
+    ls.add_argument("--limit", type=_count, default=20, help="most blocks to show (default: 20)")
+    command("stat", "say how many blocks there are, of how many models, and how old")
+    verify = command("verify", "read every block and prove it")
+    verify.add_argument("--remove", action="store_true", help="remove what is harmed")
+    gc = command("gc", "remove the blocks that were not used for longest")
     gc.add_argument("--size", type=_size, help="keep at most so much, e.g. 20GiB")
     gc.add_argument("--older-than", type=_age, metavar="AGE", help="remove what was not used for so long, e.g. 7d, 12h")
-    command("purge", _purge).add_argument("--yes", action="store_true", help="do not ask")
-    command("export", _export).add_argument("file", type=Path, help="a tar file to write")
-    command("import", _import).add_argument("file", type=Path, help="a tar file that export has written")
+    command("purge", "remove every block").add_argument("--yes", action="store_true", help="do not ask")
+    export = command("export", "write every good block to a tar file")
+    export.add_argument("file", type=Path, help="a tar file to write")
+    taken = command("import", "take the blocks of a tar file, each of which is proven first")
+    taken.add_argument("file", type=Path, help="a tar file that export has written")
     return parser
-
-
-def _open(where: str) -> Tier:
-    """Raises UsageError if nothing can be opened there."""
-    try:
-        if "://" in where:
-            from kvjax.store.url import open_tier
-
-            return open_tier(where, timeout=30.0)
-        return Folder(Path(where))
-    except Exception as error:  # of whichever library opens it
-        raise UsageError(str(error) or type(error).__name__) from error
-
-
-def _listing(tier: Tier) -> tuple[list[Stored], int]:
-    """Every object, those used last first, and how many parts of the store cannot be listed, which are named."""
-    everything = sorted(tier.scan(), key=lambda stored: (-stored.used, stored.key))
-    problems = tier.problems if isinstance(tier, Folder) else []
-    for problem in problems:
-        _say(problem)
-    return everything, len(problems)
-
-
-def _list(tier: Tier, args: argparse.Namespace) -> int:
-    """list blocks, those used last first"""
-    everything, harmed = _listing(tier)
-    for index, stored in enumerate(everything):  # a line a block, for other programs to read
-        problem = _header_problem(tier, stored)
-        harmed += problem is not None
-        if index < args.limit or problem is not None:
-            line = f"{stored.key}  {show_size(stored.nbytes):>10}  {_ago(stored.used)}"
-            _say(line if problem is None else f"{line}  {problem}")
-    if len(everything) > args.limit:
-        _say(f"and {len(everything) - args.limit:,} more (--limit)")
-    return HARMED if harmed else GOOD
-
-
-def _stat(tier: Tier, args: argparse.Namespace) -> int:
-    """say how many blocks there are, of how many models, and how old"""
-    everything, harmed = _listing(tier)
-    blocks = []
-    for stored in everything:
-        problem = _header_problem(tier, stored)
-        if problem is None:
-            blocks.append(stored)
-        else:
-            _say(f"{stored.key}: {problem}")
-    harmed += len(everything) - len(blocks)
-    table = Table(show_header=False, box=None)
-    table.add_row("blocks", f"{len(blocks):,}")
-    if harmed:
-        table.add_row("harmed", f"{harmed:,} (verify says more)")
-    table.add_row("tokens", f"{256 * len(blocks):,}")
-    table.add_row("size", show_size(sum(stored.nbytes for stored in blocks)))
-    if blocks:
-        table.add_row("used last", _ago(blocks[0].used))
-        table.add_row("unused longest", _ago(blocks[-1].used))
-        sizes = {stored.nbytes for stored in blocks}
-        table.add_row("formats", f"{len(sizes)} ({', '.join(show_size(size) for size in sorted(sizes))} a block)")
-    Console(highlight=False, soft_wrap=True).print(table)
-    return HARMED if harmed else GOOD
-
-
-def _verify(tier: Tier, args: argparse.Namespace) -> int:
-    """read every block and prove it"""
-    everything, unlisted = _listing(tier)
-    good = harmed = unread = left = 0
-    for stored in everything:
-        try:
-            good += read_block(tier, stored) is not None
-        except CorruptBlockError as error:
-            harmed += 1
-            if args.remove and (problem := _remove(tier, stored)):
-                left += 1
-                _say(f"{stored.key}: {error}; not removed: {problem}")
-            else:
-                _say(f"{stored.key}: {error}{'; removed' if args.remove else ''}")
-        except Exception as error:  # which says nothing of the block: it stays
-            unread += 1
-            _say(f"{stored.key}: cannot be read: {error}")
-    unsaid = f", {unread:,} cannot be read" if unread else ""
-    _say(f"{good:,} blocks are good, {harmed:,} are harmed{unsaid}")
-    return HARMED if unlisted or unread or left or (harmed and not args.remove) else GOOD
-
-
-def _gc(tier: Tier, args: argparse.Namespace) -> int:
-    """remove the blocks that were not used for longest"""
-    if args.size is None and args.older_than is None:
-        raise UsageError("gc needs --size or --older-than")
-    everything, failed = _listing(tier)
-    if args.older_than is not None and any(not stored.used for stored in everything):
-        raise UsageError("this store does not say when a block was used: --older-than would remove all of them")
-    if args.size is not None and everything and not any(stored.nbytes for stored in everything):
-        raise UsageError("this store does not say how large its blocks are: --size cannot be kept to")
-    retained = removed = 0
-    for stored in everything:
-        old = args.older_than is not None and time.time() - stored.used > args.older_than
-        if not old and (args.size is None or retained + stored.nbytes <= args.size):
-            retained += stored.nbytes
-        elif problem := _remove(tier, stored):
-            failed += 1
-            retained += stored.nbytes
-            _say(f"{stored.key}: not removed: {problem}")
-        else:
-            removed += 1
-    _say(f"removed {removed:,} blocks; {len(everything) - removed:,} of {show_size(retained)} are left")
-    return HARMED if failed else GOOD
-
-
-def _purge(tier: Tier, args: argparse.Namespace) -> int:
-    """remove every block"""
-    everything, failed = _listing(tier)
-    if not args.yes:
-        try:
-            answer = input(f"remove {len(everything):,} blocks? [y/N] ")
-        except EOFError:
-            raise UsageError("nobody answers: purge --yes does not ask") from None
-        if answer.strip().lower() != "y":
-            _say("nothing was removed")
-            return HARMED
-    removed = 0
-    for stored in everything:
-        problem = _remove(tier, stored)
-        removed += problem is None
-        if problem is not None:
-            failed += 1
-            _say(f"{stored.key}: not removed: {problem}")
-    _say(f"removed {removed:,} blocks")
-    return HARMED if failed else GOOD
-
-
-def _export(tier: Tier, args: argparse.Namespace) -> int:
-    """write every good block to a tar file"""
-    everything, skipped = _listing(tier)
-    count = 0
-    try:
-        with BundleWriter(args.file) as bundle:
-            for stored in everything:
-                try:
-                    proven = read_block(tier, stored)
-                except Exception as error:
-                    _say(f"{stored.key}: left out: {error}")
-                    skipped += 1
-                    continue
-                if proven is not None:
-                    bundle.add(stored.key, proven[0], stored.used)
-                    count += 1
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{args.file} cannot be written: {error.strerror or error}") from error
-    _say(f"wrote {count:,} blocks to {args.file}")
-    return HARMED if skipped else GOOD
-
-
-def _import(tier: Tier, args: argparse.Namespace) -> int:
-    """take the blocks of a tar file, each of which is proven first"""
-    taken: set[str] = set()
-    refused = 0
-    try:
-        for member in read_bundle(args.file):
-            problem = member.problem
-            if member.key is not None and member.blob is not None:
-                problem = "it comes twice" if member.name in taken else _take(tier, member.key, member.blob)
-            if problem:
-                refused += 1
-                _say(f"{member.name[:80]}: refused: {problem}" if member.name else f"{args.file}: {problem}")
-            else:
-                taken.add(member.name)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{args.file} cannot be read: {error.strerror or error}") from error
-    _say(f"took {len(taken):,} blocks from {args.file}")
-    return HARMED if refused else GOOD
-
-
-def _take(tier: Tier, key: BlockKey, blob: Blob) -> str:
-    """Stores a proven block, in place of a harmed one; returns why it could not, "" if it could."""
-    try:
-        if isinstance(tier, Folder):
-            with contextlib.suppress(CorruptBlockError):
-                if read_block(tier, Stored(key.hex, blob.nbytes)) is not None:
-                    return ""
-            tier.delete(key.hex)
-        parent = ""
-        with contextlib.suppress(TierError):
-            parent = key.parent.hex() if tier.contains(key.parent.hex()) else ""
-        tier.write(key.hex, memoryview(blob), parent)
-    except Exception as error:
-        return f"it cannot be stored: {error}"
-    return ""
-
-
-def _header_problem(tier: Tier, stored: Stored) -> str | None:
-    """What is wrong with an object, as far as its header says. Only of a folder: elsewhere each would be a request."""
-    if not isinstance(tier, Folder):
-        return None
-    try:
-        read_header(tier, stored)
-    except (TierError, CorruptBlockError) as error:
-        return str(error)
-    return None
-
-
-def _remove(tier: Tier, stored: Stored) -> str | None:
-    """Removes an object; returns why it could not, None if it could."""
-    try:
-        tier.delete(stored.key)
-    except Exception as error:
-        return str(error) or type(error).__name__
-    return None
-
-
-def _say(text: str) -> None:
-    print(_shown(text, sys.stdout.encoding))
-
-
-def _fail(status: int, text: str) -> int:
-    print(f"kvjax.store: {_shown(text, sys.stderr.encoding)}", file=sys.stderr)
-    return status
-
-
-def _shown(text: str, encoding: str | None) -> str:
-    """Text without what a terminal would act on or cannot show, which is escaped: names come from anywhere."""
-    lines = text.split("\n") if "\n  " in text else [text]  # the forms of a URL stand on lines of their own
-    safe = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
-    return "\n".join(safe).encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
-
-
-def _ago(used: float) -> str:
-    if not used:
-        return "-"
-    seconds = max(time.time() - used, 0.0)
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 def _count(text: str) -> int:

@@ -58,7 +58,7 @@ class DiskTier(Tier):
         TierError: the folder cannot be made or read, or another process keeps its lock ("timeout").
     """
 
-    name = "disk"
+    name, evicts = "disk", True
 
     def __init__(
         self,

@@ -17,7 +17,9 @@ PAGE = 1000  # names a step of a scan looks at: a millisecond in which the serve
 
 
 class RedisTier(Remote):
-    """Strings called `prefix/ab/abcdef...` in one database of one server."""
+    """Strings called `prefix/ab/abcdef...` in one database of one server, which may evict them by last use."""
+
+    evicts = True
 
     def __init__(
         self,

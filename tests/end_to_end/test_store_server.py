@@ -89,7 +89,7 @@ def test_with_the_flag_a_next_turn_finds_the_answer(tmp_path):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             create = functools.partial(client.completions.create, model="kvjax-small", temperature=0)
             first = create(prompt=prompt, max_tokens=140, logit_bias={str(said): 100})
-            wait_until(lambda: metric(url, "store_written_blocks_total", 'tier="host"') == 4)
+            wait_until(lambda: metric(url, "store_written_blocks_total", 'tier="host"') >= 5)  # with a tail
             again = create(prompt=[*prompt, *[said] * 140, *[500] * 60], max_tokens=1)
         found = [each.usage.prompt_tokens_details.cached_tokens for each in (first, again)]
         assert found == [0, 1024]

@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 from tokenizers import decoders
+from tokenizers.decoders import DecodeStream
 
 from kvjax.engine.text.detokenizer import Detokenizer, StopStrings
 from kvjax.engine.text.tokenizer import REPLACEMENT, Tokenizer
@@ -76,6 +77,26 @@ def test_nothing_is_held_back_for_long(of_name, name, data):
     for step in steps[:-1]:
         silent = 0 if step else silent + 1
         assert silent < 4
+
+
+def decode_stream(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
+    """The steps of the library's own incremental decoder, which has no flush."""
+    stream, raw = DecodeStream(skip_special_tokens=True), tokenizer._tokenizer.backend_tokenizer
+    return [stream.step(raw, token) or "" for token in tokens]
+
+
+@NAMES
+def test_the_decode_stream_of_tokenizers_fails_where_ours_does_not(of_name, name):
+    """Where one of these no longer fails, `Detokenizer` may be that: it is the same on whole characters."""
+    tokenizer = of_name[name]
+    whole = tokenizer.encode("hello 😀 你好 world", add_special_tokens=False)
+    assert "".join(decode_stream(tokenizer, whole)) == "".join(detokenize(tokenizer, whole))
+    at_the_end = tokenizer.encode(f"a{REPLACEMENT}", add_special_tokens=False)
+    assert "".join(decode_stream(tokenizer, at_the_end)) == "a", "the last character is lost"
+    assert "".join(detokenize(tokenizer, at_the_end)) == f"a{REPLACEMENT}"
+    [part, *_] = [token for token in range(tokenizer.vocab_size) if REPLACEMENT in tokenizer.decode([token])]
+    assert not any(decode_stream(tokenizer, [part] * 60)), "nothing is shown however long it lasts"
+    assert any(detokenize(tokenizer, [part] * 60)[:6])
 
 
 def test_many_tokens_without_text_cost_nothing(of_name):

@@ -182,8 +182,9 @@ def test_what_cannot_be_served_is_refused_before_it_is_queued(engine, client):
             rf"token ids must be in \[0, {tiny.VOCAB}\); the prompt has 1 to {tiny.VOCAB}",
         ),
         ([-1], SamplingParams(), "the prompt has -1 to -1"),
-        ([1], SamplingParams(logit_bias={tiny.VOCAB: 1.0}), f"token {tiny.VOCAB} in logit_bias or stop_token_ids"),
-        ([1], SamplingParams(stop_token_ids=(-1,)), "token -1 in logit_bias or stop_token_ids is outside"),
+        ([1], SamplingParams(logit_bias={tiny.VOCAB: 1.0}), f"logit_bias: token {tiny.VOCAB} is outside"),
+        ([1], SamplingParams(allowed_token_ids=(9999,)), "allowed_token_ids: token 9999 is outside"),
+        ([1], SamplingParams(stop_token_ids=(-1,)), "stop_token_ids: token -1 is outside"),
     ]
     submitted = engine.stats().submitted
     for prompt, params, message in cases:

@@ -10,7 +10,7 @@ import kvjax.engine
 ENGINE = Path(kvjax.engine.__file__).parent
 CORE = {"config", "request"}  # frozen data that every package may know
 ALLOWED = {
-    "text": set(),
+    "text": CORE,
     "device": CORE,
     "kv": CORE | {"device"},
     "sessions": CORE | {"device", "kv", "active_request"},

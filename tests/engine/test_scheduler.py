@@ -23,6 +23,7 @@ class Request:
     ready_at: float = 0.0
     conversation: str | None = None
     refreshes: int = 0  # how often it still finds, in its turn, that what it needs is being computed
+    stepwise: bool = False  # it follows a grammar
 
     def refresh(self) -> bool:
         self.refreshes -= 1
@@ -306,3 +307,16 @@ def test_no_request_is_lost_and_none_starves_whatever_happens(slots, suspended, 
         assert len(scheduler.running) - len(scheduler.decoding) == (scheduler.prefilling is not None)
     device.run()
     assert {*there} <= {*device.finished}, "every request that is not cancelled comes to its end"
+
+
+def test_a_request_that_follows_a_grammar_is_decoded_step_by_step_with_all_others():
+    scheduler = Scheduler(2, STEPS)
+    for name, stepwise in (("a", False), ("b", True)):
+        scheduler.submit(Request(name, stepwise=stepwise))
+        assert isinstance(scheduler.next(0.0), Admit)
+        scheduler.prefilled()
+    assert scheduler.stepwise
+    assert scheduler.next(0.0) == DecodeSteps(scheduler.decoding, 1)
+    scheduler.remove(scheduler.slots[1])
+    assert not scheduler.stepwise
+    assert scheduler.next(0.0) == DecodeSteps(scheduler.decoding, STEPS)

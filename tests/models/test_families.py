@@ -91,6 +91,43 @@ def test_yarn_as_qwen_documents_it(read):
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     config = read(published.QWEN_2_5_7B | {"rope_scaling": scaling})
     assert config.layers[0].rope == RopeConfig(128, 1e6, Yarn(4.0, 32768))
+    assert config.max_position == 131_072  # though max_position_embeddings is left at 32,768
+    qwen3 = read(published.QWEN_3_8B | {"rope_scaling": scaling})
+    assert qwen3.max_position == 131_072
+    finetuned = read(published.QWEN_2_5_7B | {"rope_scaling": scaling | {"finetuned": True}})
+    assert finetuned == config
+
+
+def test_a_window_within_the_context_that_yarn_stretches_is_kept(read):
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    fields = {"use_sliding_window": True, "sliding_window": 65_536, "max_window_layers": 0}
+    config = read(published.QWEN_2_5_7B | fields | {"rope_scaling": scaling})
+    assert {layer.window for layer in config.layers} == {65_536}
+
+
+def test_llama3_scaling_leaves_the_context_that_a_config_claims(read):
+    scaling = published.LLAMA_3_1["rope_scaling"] | {"factor": 32.0}
+    assert read(published.LLAMA_3_1 | {"rope_scaling": scaling}).max_position == 131_072
+
+
+def test_default_rope_has_no_use_for_a_factor(read):
+    scaling = {"rope_type": "default", "factor": 4.0}
+    assert read(published.QWEN_2_5_7B | {"rope_scaling": scaling}) == read(published.QWEN_2_5_7B)
+
+
+@pytest.mark.parametrize(
+    ("fields", "context"),
+    [
+        (published.LLAMA_3_1 | {"rope_scaling": None}, 2048),
+        (published.MISTRAL_7B, 131_072),
+        (published.QWEN_2_5_7B, 32_768),
+        (published.QWEN_3_8B, 32_768),
+        (published.PHI_3_5_MINI | {"rope_scaling": None}, 4096),
+    ],
+)
+def test_a_config_without_a_context_has_that_of_transformers(fields, context, read):
+    fields = {name: value for name, value in fields.items() if name != "max_position_embeddings"}
+    assert read(fields).max_position == context
 
 
 def test_longrope_chooses_its_factors_by_the_longest_text_served(read):
@@ -129,7 +166,6 @@ def test_generation_config_adds_tokens_that_end_a_text(tmp_path):
         ({"hidden_size": None}, "no 'hidden_size'"),
         ({"hidden_size": 4100}, "set head_dim"),
         ({"hidden_act": "relu2"}, "'relu2' is not implemented; these are: silu"),
-        ({"mlp_bias": True}, "'mlp_bias' to True; only False"),
         ({"quantization_config": {"bits": 4}}, "'quantization_config' to {'bits': 4}"),
         ({"final_logit_softcapping": 30.0}, "'final_logit_softcapping' to 30.0"),
         ({"layer_types": ["sliding_attention"] * 32}, "'layer_types'"),
@@ -154,6 +190,7 @@ def test_what_is_not_implemented_is_refused_by_name(fields, message, read):
         (published.QWEN_3_8B | {"layer_types": ["chunked_attention"] * 36}, "'chunked_attention' is not"),
         (published.QWEN_3_8B | {"layer_types": ["full_attention"] * 3}, "3 layer_types for 36 layers"),
         (published.MISTRAL_7B | {"attention_bias": True}, "'attention_bias' to True"),
+        (published.QWEN_3_8B | {"mlp_bias": True}, "'mlp_bias' to True; only False"),
         (published.GEMMA_3_1B | {"use_bidirectional_attention": True}, "'use_bidirectional_attention'"),
         (published.GEMMA_3_4B | {"quantization_config": {"bits": 4}}, "'quantization_config'"),
         (

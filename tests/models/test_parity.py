@@ -80,9 +80,21 @@ class Case:
 CASES = [
     Case("llama", "Llama", {"rope_parameters": LLAMA3}),
     Case("llama-tied-biased", "Llama", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 24}),
+    Case("llama-mlp-biased", "Llama", {"mlp_bias": True}),
+    Case(
+        "llama-default-factor", "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 4.0}}
+    ),
     Case("mistral-sliding", "Mistral", {"sliding_window": 24}),
     Case("mistral-global", "Mistral", {"sliding_window": None, "tie_word_embeddings": True}),
     Case("qwen2", "Qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    Case(
+        "qwen2-yarn-left-context",
+        "Qwen2",
+        {
+            "max_position_embeddings": 48,
+            "rope_parameters": YARN | {"original_max_position_embeddings": 48, "finetuned": True},
+        },
+    ),
     Case("qwen2-sliding", "Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     Case("qwen3", "Qwen3", {"head_dim": 24, "rope_parameters": YARN | {"truncate": False, "beta_fast": 16.0}}),
     Case("qwen3-tied", "Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),

@@ -313,7 +313,7 @@ def test_the_numbers_of_rocketkv(model):
     assert result.chosen.name == "evolution"
     assert {outcome.name for outcome in result.outcomes} == {FULL, "evolution", "uniform"}
     for budget in result.profile.layers:
-        assert budget.stage2_tokens is not None
+        assert budget.selected_tokens is not None
         assert budget.page_size == 4
 
 

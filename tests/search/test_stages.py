@@ -45,7 +45,7 @@ def test_the_engine_generates_what_the_evaluation_calls_right(model, candidate, 
             retained + ROOM,
             observation_window=STAGES.window,
             pooling_kernel=STAGES.kernels[kernel],
-            stage2_tokens=read,
+            selected_tokens=read,
             page_size=STAGES.page_size,
             sinks=STAGES.sinks,
         )

@@ -13,12 +13,14 @@ import threading
 import time
 import types
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from kvjax.attention.eviction import Streaming
 from kvjax.attention.methods import LayerCacheConfig
 from kvjax.engine.request import (
+    ConstraintError,
     ContextLengthExceededError,
     Delta,
     Finish,
@@ -44,10 +46,12 @@ class FakeTokenizer:
         self.roles = ("system", "user", "assistant")
         self.encode_seconds = 0.0
         self.encoded = 0
+        self.max_token_characters: int | None = None
+        self.template = f"one of {self.roles}"
 
     @property
     def chat_template(self) -> str | None:
-        return f"one of {self.roles}" if self.has_chat_template else None
+        return self.template if self.has_chat_template else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         self.encoded += 1
@@ -58,13 +62,18 @@ class FakeTokenizer:
         shown = [id for id in ids if id < 256 or not skip_special_tokens]
         return b"".join(self.token_bytes(id) for id in shown).decode("utf-8", "replace")
 
-    def apply_chat_template(self, messages, add_generation_prompt: bool = True, tools=None) -> list[int]:
+    def render(
+        self, messages, *, add_generation_prompt=True, continue_final_message=False, tools=None, variables=None
+    ) -> str:
+        self.rendered = {"messages": messages, "tools": tools, "variables": variables}
         text = ""
         for message in messages:
             if message["role"] not in self.roles:
                 raise ValueError(f"the chat template refuses these messages: no role {message['role']!r}")
             text += f"<{message['role']}>{message['content']}\n"
-        return self.encode(text + "<assistant>" * add_generation_prompt)
+        if continue_final_message:
+            text = text.removesuffix("\n")
+        return text + "<assistant>" * add_generation_prompt
 
     def token_text(self, token: int) -> str:
         return self.token_bytes(token).decode("utf-8", "replace")
@@ -110,6 +119,7 @@ class FakeEngine:
     """
 
     model_name = "fake"
+    generation_defaults: ClassVar[dict[str, float]] = {}
     vocab_size = VOCABULARY
 
     def __init__(
@@ -271,6 +281,10 @@ class FakeEngine:
             await asyncio.sleep(0.01 if held else min(left, 0.02))
         await asyncio.sleep(0)
         return self._deadline_passed.is_set()
+
+    def check_constraint(self, constraint) -> None:
+        if "invalid" in constraint.source:
+            raise ConstraintError(f"{constraint.kind}: it is invalid")
 
     def stats(self) -> EngineStats:
         running = sum(slot.state != "free" for slot in self._slots)

@@ -15,8 +15,10 @@ def build(config):
     start_seconds, fails = options.pop("start_seconds", 0), options.pop("fails", None)
     engine = FakeEngine(phase="loading", **options)
     engine.start_seconds = start_seconds
-    if fails == "at start":
+    if fails == "for memory":
         engine.failure = MemoryError("the weights need 9 GiB; 4 GiB are free")
+    if fails == "at start":
+        engine.failure = RuntimeError("the device is gone")
     if fails == "when asked":
 
         def die():

@@ -12,7 +12,8 @@ import kvjax
 from kvjax.engine.config import ATTENTION_BACKENDS as ENGINE_BACKENDS
 from kvjax.serve.__main__ import keep_compiled
 from kvjax.serve.arguments import OPTIONS, build_parser, merge, parse
-from kvjax.serve.config import ATTENTION_BACKENDS, ServeConfig, is_loopback
+from kvjax.serve.config import ATTENTION_BACKENDS, ServeConfig
+from kvjax.serve.loopback import is_loopback
 from kvjax.store.sizes import memory, size
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "serve"

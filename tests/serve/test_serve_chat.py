@@ -10,6 +10,7 @@ from kvjax.serve.replies import ChatCompletion, ChatCompletionChunk, Detokenized
 
 USER = [{"role": "user", "content": "hi"}]
 GREEDY = {"temperature": 0, "max_tokens": 32}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
 
 
 def test_an_answer(server):
@@ -70,6 +71,7 @@ def test_developer_is_system_for_a_template_that_lacks_it(server):
 
 def test_developer_stays_for_a_template_that_has_it(server, monkeypatch):
     monkeypatch.setattr(server.engine.tokenizer, "roles", ("developer", "user"))
+    monkeypatch.setattr(server.engine.tokenizer, "template", "knows the developer")
     messages = [{"role": "developer", "content": "be brief"}, *USER]
     server.post("/v1/chat/completions", {"messages": messages})
     assert server.engine.tokenizer.decode(server.engine.asked[0][0]).startswith("<developer>")
@@ -110,7 +112,7 @@ def test_logprobs_have_bytes(server, stream):
             {"token": "I", "logprob": -1.5, "bytes": [73]},
         ],
     }
-    said = b"".join(bytes(entry["bytes"]) for entry in content[:-1])
+    said = b"".join(bytes(entry["bytes"]) for entry in content)  # without the token that ends it
     assert said.decode() == REPLY
 
 
@@ -134,22 +136,28 @@ def test_answers_have_the_documented_shape(server, stream):
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
-        ("response_format", {"type": "json_object"}, "response_format.type"),
-        ("tools", [{"type": "function", "function": {"name": "f"}}], "tools"),
+        ("response_format", {"type": "xml"}, "response_format.type"),
+        ("response_format", {"type": "json_schema"}, "response_format.json_schema"),
+        ("tools", [{"type": "retrieval"}], "tools[0].type"),
+        ("tools", [{"type": "function", "function": {"name": "has spaces"}}], "tools[0].function.name"),
         ("tool_choice", "required", "tool_choice"),
         ("functions", [], "functions"),
         ("modalities", ["text", "audio"], "modalities[1]"),
         ("audio", {"voice": "x"}, "audio"),
         ("chat_template", "{{ 1 }}", "chat_template"),
-        ("guided_json", {}, "guided_json"),
+        ("guided_json", 3, "guided_json"),
+        ("regex", "invalid", "response_format"),
+        ("chat_template_kwargs", {"messages": []}, "chat_template_kwargs"),
+        ("continue_final_message", 1, "continue_final_message"),
         ("top_logprobs", 2, "top_logprobs"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("truncate_prompt_tokens", 5, "truncate_prompt_tokens"),
         ("messages", [], "messages"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
-        ("messages", [{"role": "tool", "content": "x"}], "messages[0].role"),
+        ("messages", [{"role": "wizard", "content": "x"}], "messages[0].role"),
         ("messages", [*USER, {"role": "user"}], "messages[1].content"),
-        ("messages", [{"role": "assistant", "content": "", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ("messages", [{"role": "assistant", "content": "", "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
+        ("messages", [*USER, {"role": "user", "content": "", "tool_calls": [CALL]}], "messages[1].tool_calls"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(server, field, value, param):
@@ -167,6 +175,7 @@ def test_what_is_not_there_is_refused_by_name(server, field, value, param):
         {"response_format": {"type": "text"}},
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"tools": []},
+        {"parallel_tool_calls": True, "reasoning_effort": "low", "prompt_cache_key": "x", "safety_identifier": "y"},
         {"modalities": ["text"]},
         {"tool_choice": None, "functions": None, "audio": None, "logprobs": False},
         {"messages": [{"role": "assistant", "content": "a", "tool_calls": None, "refusal": None}]},

@@ -76,7 +76,11 @@ def error_of(response, status: int) -> dict:
         ("min_tokens", 17, "min_tokens"),
         ("cache_salt", "x" * 257, "cache_salt"),
         ("suffix", "x", "suffix"),
-        ("response_format", {"type": "json_object"}, "response_format"),
+        ("response_format", {"type": "xml"}, "response_format.type"),
+        ("structured_outputs", {"regex": ""}, "structured_outputs.regex"),
+        ("allowed_token_ids", [], "allowed_token_ids"),
+        ("allowed_token_ids", [999], "allowed_token_ids"),
+        ("bad_words", [" "], "bad_words"),
         ("use_beam_search", True, "use_beam_search"),
     ],
 )
@@ -192,7 +196,7 @@ class TestContext:
         assert error["param"] == "messages"
 
     def test_without_max_tokens_one_must_fit(self, server):
-        content = "x" * (512 - len("<user>\n<assistant>") - 1)
+        content = "x" * (512 - len("<user>\n<assistant>"))
         body = {"messages": [{"role": "user", "content": content}]}
         assert error_of(server.post("/v1/chat/completions", body), 400)["prompt_tokens"] == 512
         body["messages"][0]["content"] = content[1:]

@@ -184,7 +184,15 @@ def test_an_engine_that_dies_ends_the_process(process):
 def test_an_engine_that_cannot_start_ends_the_process(process):
     server = process({"fails": "at start"})
     assert server.exit_status(30) == 1
-    assert "the weights need 9 GiB; 4 GiB are free" in server.log
+    assert "the engine failed: RuntimeError: the device is gone" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_what_does_not_fit_is_the_operators_mistake(process):
+    server = process({"fails": "for memory"})
+    assert server.exit_status(30) == 2
+    assert "kvjax: the weights need 9 GiB; 4 GiB are free" in server.log
+    assert "MemoryError" not in server.log
     assert "Traceback" not in server.log
 
 

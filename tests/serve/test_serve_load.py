@@ -25,7 +25,8 @@ COMPLETION = {"prompt": "x", "temperature": 0, "max_tokens": 30}
 def posted(server, path: str, body: dict):
     """A raw connection that has sent its request and leaves without a word."""
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    head = "\r\n".join((*lines, f"Content-Length: {len(data)}", "", ""))
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + data)
         yield connection
@@ -85,7 +86,7 @@ class TestClientThatLeaves:
 def test_half_a_body_holds_nothing(serve):
     server = serve()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         connection.sendall(b'Content-Length: 100\r\n\r\n{"prompt"')
         time.sleep(0.1)
         assert server.engine.reserved == 0

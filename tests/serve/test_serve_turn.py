@@ -4,9 +4,9 @@ import pytest
 from fake_engine import FakeEngine, FakeTokenizer
 
 from kvjax.engine.text.tokenizer import Tokenizer
-from kvjax.serve.chat_template import apply_template
+from kvjax.serve.chat_template import ChatPrompt
 from kvjax.serve.checkpoint import find_model
-from kvjax.serve.schema import Message
+from kvjax.serve.messages import Message
 from kvjax.serve.turn import newest_turn
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "d": "developer"}
@@ -41,12 +41,13 @@ def conversation(roles: str) -> list[Message]:
 )
 def test_a_turn_is_what_came_after_the_last_answer(tokenizer, roles, first, generation_prompt):
     messages = conversation(roles)
-    prompt = apply_template(tokenizer, messages, generation_prompt)
-    turn = newest_turn(tokenizer, messages, prompt)
+    chat = ChatPrompt(messages, generation_prompt)
+    prompt = chat.tokens(tokenizer)
+    turn = newest_turn(tokenizer, chat, prompt)
     if first is None:
         assert turn is None
         return
-    earlier = tokenizer.decode(apply_template(tokenizer, messages[:first], False), skip_special_tokens=False)
+    earlier = tokenizer.decode(ChatPrompt(messages[:first], False).tokens(tokenizer), skip_special_tokens=False)
     whole = tokenizer.decode(prompt, skip_special_tokens=False)
     new = tokenizer.decode(prompt[-turn:], skip_special_tokens=False)
     assert earlier + new == whole
@@ -56,19 +57,21 @@ def test_a_template_that_writes_earlier_messages_another_way():
     """As those do that leave out what an assistant has thought: the turn begins where the prompt departs."""
     tokenizer = FakeTokenizer()
     messages = conversation("uauau")
-    prompt = tokenizer.encode("<user>0 says u\n<assistant>...\n<user>2 says u\n<assistant>")
-    assert tokenizer.decode(prompt[-newest_turn(tokenizer, messages, prompt) :]).startswith("...\n<user>2")
+    text = "<user>0 says u\n<assistant>...\n<user>2 says u\n<assistant>"
+    prompt = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(prompt[-newest_turn(tokenizer, ChatPrompt(messages), prompt) :]).startswith("...\n<user>2")
 
 
 def test_a_template_that_wants_a_question_at_the_end():
     class Wanting(FakeTokenizer):
-        def apply_chat_template(self, messages, add_generation_prompt=True, tools=None):
+        def render(self, messages, **options):
             if messages[-1]["role"] != "user":
                 raise ValueError("ask something")
-            return super().apply_chat_template(messages, add_generation_prompt, tools)
+            return super().render(messages, **options)
 
     messages = conversation("uau")
-    assert newest_turn(Wanting(), messages, apply_template(Wanting(), messages, True)) is None
+    chat = ChatPrompt(messages)
+    assert newest_turn(Wanting(), chat, chat.tokens(Wanting())) is None
 
 
 @pytest.mark.parametrize(("multi_turn", "turn"), [(True, len("<user>now\n<assistant>")), (False, None)])

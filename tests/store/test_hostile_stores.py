@@ -266,7 +266,7 @@ def test_a_store_that_knows_no_ages_or_sizes_is_not_emptied(monkeypatch):
     tier = Bucket()
     for key in GOOD:
         tier.write(key, memoryview(BLOBS[key]))
-    monkeypatch.setattr("kvjax.store.__main__._open", lambda where: tier)
+    monkeypatch.setattr("kvjax.store.verbs.open_store", lambda where: tier)
     monkeypatch.setattr(tier, "close", lambda: None)
     for option, says in (("--older-than=7d", "does not say when"), ("--size=1", "does not say how large")):
         status, shown = run("gc", "gs://bucket", option)

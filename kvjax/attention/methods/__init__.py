@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from kvjax.attention.methods.full import Full
 from kvjax.attention.methods.method import Demand, LayerCacheConfig, Method
+from kvjax.attention.methods.option import MethodOption
 from kvjax.attention.methods.quest import Quest
 from kvjax.attention.methods.rocketkv import RocketKV, RocketKVFaithful, RocketKVStage1, RocketKVStage2
 from kvjax.attention.methods.snapkv import PyramidKV, SnapKV
@@ -29,7 +30,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
-__all__ = ["METHODS", "Demand", "LayerCacheConfig", "Method", "find_method"]
+__all__ = ["METHODS", "Demand", "LayerCacheConfig", "Method", "MethodOption", "find_method"]
 
 
 def find_method(name: str) -> Method:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvjax.attention.eviction import Eviction
+from kvjax.attention.methods.option import MethodOption, resolve_options
 from kvjax.attention.selection import Selection
 from kvjax.budget import BudgetProfile, LayerBudget
 from kvjax.cache import SlotLimits
@@ -100,7 +101,7 @@ class LayerCacheConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """A way to spend a budget. A new one is a subclass: a `profile`, and the stages that it has.
+    """A way to spend a budget. A new one is a subclass: a `profile`, the stages that it has, and their options.
 
     Attributes:
         multi_turn: stage 1 chooses with the queries of a conversation's last turn alone, where that is shorter than the
@@ -117,35 +118,74 @@ class Method(abc.ABC):
             ValueError: it is too small, or leaves no room; the message says what to change.
         """
 
+    @property
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        """The options of `eviction` that a budget may set."""
+        return ()
+
+    @property
+    def selection_options(self) -> tuple[MethodOption, ...]:
+        """The options of `selection` that a budget may set."""
+        return ()
+
     def eviction(self, budget: LayerBudget) -> Eviction | None:
-        """What chooses the tokens of a view that holds less than the context. None: this method keeps everything."""
+        """What chooses the tokens of a view that holds less than the context. None: this method keeps everything.
+
+        Args:
+            budget: resolved, with every option that is declared.
+        """
         return None
 
     def selection(self, budget: LayerBudget) -> Selection | None:
-        """What chooses the entries that a step reads of a view larger than `stage2_tokens`. None: it reads all."""
+        """What chooses the entries that a step reads of a view larger than `selected_tokens`. None: it reads all.
+
+        Args:
+            budget: resolved, with every option that is declared.
+        """
         return None
+
+    def resolve(self, budget: LayerBudget, head_dim: int | None = None) -> LayerBudget:
+        """The budget with every option that the method declares, checked; the default where it sets none.
+
+        Args:
+            head_dim: of the model; None leaves options that it bounds unchecked.
+
+        Raises:
+            TypeError: an option of another type than declared.
+            ValueError: an option that is not declared, or out of bounds; names those that are.
+        """
+        name, eviction, selection = type(self).__name__, budget.eviction_options, budget.selection_options
+        if eviction is not None:
+            eviction = resolve_options(name, "eviction", self.eviction_options, eviction, head_dim)
+        if budget.selected_tokens is not None:
+            selection = resolve_options(name, "selection", self.selection_options, selection, head_dim)
+        return dataclasses.replace(budget, eviction_options=eviction, selection_options=selection)
 
     def plan(self, budget: LayerBudget, headroom: int) -> LayerCacheConfig:
         """What one layer does with its budget.
 
         Raises:
-            ValueError: the method lacks a stage that the budget calls for, or what it must keep leaves no `headroom`.
+            TypeError: as `resolve`.
+            ValueError: as `resolve`, the method lacks a stage that the budget calls for, or what it must keep leaves no
+                `headroom`.
         """
-        eviction = None if budget.observation_window is None else self.eviction(budget)
-        selection = None if budget.stage2_tokens is None else self.selection(budget)
+        budget = self.resolve(budget)
+        eviction = None if budget.eviction_options is None else self.eviction(budget)
+        selection = None if budget.selected_tokens is None else self.selection(budget)
         name = type(self).__name__
-        if eviction is None and budget.observation_window is not None:
+        if eviction is None and budget.eviction_options is not None:
             raise ValueError(
                 f"capacity={budget.capacity} calls for a choice of tokens, and {name} makes none: use another method"
             )
-        if selection is None and budget.stage2_tokens is not None:
-            raise ValueError(f"stage2_tokens={budget.stage2_tokens} has no effect with {name}: leave it out")
+        if selection is None and budget.selected_tokens is not None:
+            raise ValueError(f"selected_tokens={budget.selected_tokens} has no effect with {name}: leave it out")
         unit = 1 if selection is None else max(selection.unit, selection.summary)
         if unit > 1 and budget.capacity >= WORTH_TILES * unit:
             unit *= TILE
         capacity = -(-budget.capacity // unit) * unit
         if eviction is None:
             return LayerCacheConfig(capacity, selection=selection)
+        self._check_retained(budget, eviction)
         max_retained = budget.capacity - headroom
         if max_retained < eviction.min_retained:
             raise ValueError(
@@ -156,3 +196,19 @@ class Method(abc.ABC):
         if budget.head_tokens is not None and eviction.per_head:
             raise ValueError(f"{name} keeps tokens for each query head, the budget for each kv head: use rocketkv")
         return LayerCacheConfig(capacity, eviction, max_retained, selection, budget.head_tokens)
+
+    @staticmethod
+    def _check_retained(budget: LayerBudget, eviction: Eviction) -> None:
+        """That the view, and each kv head's share of it, holds what the eviction always keeps."""
+        least = eviction.min_retained
+        if least > budget.capacity:
+            options = ", ".join(f"{name}={value}" for name, value in budget.eviction_options or ())
+            raise ValueError(
+                f"the {least} entries that always stay by {options or eviction} must be at most capacity="
+                f"{budget.capacity}: keep fewer, or raise the capacity to {least}"
+            )
+        if any(retained < least for retained in budget.head_tokens or ()):
+            raise ValueError(
+                f"head_tokens={budget.head_tokens}: a kv head keeps from {least}, which {eviction} always keeps, to "
+                f"capacity={budget.capacity} tokens"
+            )

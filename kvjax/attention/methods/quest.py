@@ -24,10 +24,10 @@ class Quest(Method):
         full = BudgetProfile.full(demand.windows, demand.context)
         if tokens >= demand.context:
             return full
-        sparse = LayerBudget(demand.context, stage2_tokens=tokens, page_size=self.page_size)
+        sparse = LayerBudget(demand.context, selected_tokens=tokens, page_size=self.page_size)
         layers = BudgetProfile.uniform(demand.windows, demand.context, sparse).layers
         return BudgetProfile(full.layers[: self.dense_layers] + layers[self.dense_layers :])
 
     def selection(self, budget: LayerBudget) -> selection.Selection | None:
-        tokens = budget.stage2_tokens or 0
+        tokens = budget.selected_tokens or 0
         return selection.QuestSelection(tokens, budget.page_size, dense_threshold=tokens)

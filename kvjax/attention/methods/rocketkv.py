@@ -4,13 +4,17 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from kvjax.attention.eviction import Eviction, Observation
+from kvjax.attention.eviction import Eviction
 from kvjax.attention.methods.method import Demand, Method
+from kvjax.attention.methods.observation import observation, observation_options
+from kvjax.attention.methods.option import MethodOption
 from kvjax.attention.selection import HybridPages, HybridTokens, Selection
-from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, stage2_split
+from kvjax.budget import BudgetProfile, LayerBudget, adaptive_split, sorted_options, stage2_split
 
 PAGES = (4, 8, 16)  # entries of a page that is read as a whole
 FEWEST_PAGES = 2  # one of them is the page being written
+# of stage 2 as published: the head dims that it estimates with, which have no default, for they follow the split
+HYBRID_OPTIONS = (MethodOption("head_dims", int, minimum=1, maximum="head_dim"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,16 @@ class RocketKVFaithful(Method):
             pooling_kernel=self.kernel,
         )
 
+    @property
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        return observation_options(self.window, self.kernel)
+
+    @property
+    def selection_options(self) -> tuple[MethodOption, ...]:
+        return HYBRID_OPTIONS
+
     def eviction(self, budget: LayerBudget) -> Eviction | None:
-        return Observation(budget.observation_window or self.window, budget.pooling_kernel, budget.sinks)
+        return observation(budget)
 
     def selection(self, budget: LayerBudget) -> Selection | None:
         return hybrid_tokens(budget)
@@ -54,13 +66,17 @@ class RocketKV(RocketKVFaithful):
 
     def profile(self, demand: Demand) -> BudgetProfile:
         split = self._split(demand)
-        if split.stage2_tokens is not None:
+        if split.selected_tokens is not None:
             pages = PAGES if demand.page_size is None else (demand.page_size,)
             split = paged(split, demand.token_budget, demand.headroom + self.window, pages)
         return BudgetProfile.uniform(demand.windows, demand.context, split)
 
+    @property
+    def selection_options(self) -> tuple[MethodOption, ...]:
+        return ()  # all head dims score
+
     def selection(self, budget: LayerBudget) -> Selection | None:
-        tokens, pages = budget.stage2_tokens or 0, math.ceil(budget.capacity / budget.page_size)
+        tokens, pages = budget.selected_tokens or 0, math.ceil(budget.capacity / budget.page_size)
         return HybridPages(
             tokens, budget.page_size, half_precision_summary=True, dense_threshold=tokens + math.ceil(pages / 2)
         )
@@ -76,6 +92,10 @@ class RocketKVStage1(RocketKVFaithful):
         )
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
+    @property
+    def selection_options(self) -> tuple[MethodOption, ...]:
+        return ()
+
     def selection(self, budget: LayerBudget) -> Selection | None:
         return None
 
@@ -87,8 +107,13 @@ class RocketKVStage2(Method):
     def profile(self, demand: Demand) -> BudgetProfile:
         page, dims = stage2_split(demand.context, demand.token_budget, demand.head_dim)
         tokens = min(demand.token_budget // 2, demand.context)
-        budget = LayerBudget(demand.context, stage2_tokens=tokens, page_size=page, head_dims=dims)
+        options = sorted_options({"head_dims": dims})
+        budget = LayerBudget(demand.context, selected_tokens=tokens, page_size=page, selection_options=options)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
+
+    @property
+    def selection_options(self) -> tuple[MethodOption, ...]:
+        return HYBRID_OPTIONS
 
     def selection(self, budget: LayerBudget) -> Selection | None:
         return hybrid_tokens(budget)
@@ -96,10 +121,8 @@ class RocketKVStage2(Method):
 
 def hybrid_tokens(budget: LayerBudget) -> HybridTokens:
     """The published stage 2 of a budget; a token budget is twice the tokens that are attended exactly."""
-    tokens = budget.stage2_tokens or 0
-    if budget.head_dims is None:
-        raise ValueError("the published stage 2 estimates with few head dims: give head_dims in the budget")
-    return HybridTokens(tokens, budget.head_dims, budget.page_size, dense_threshold=2 * tokens)
+    tokens, options = budget.selected_tokens or 0, dict(budget.selection_options)
+    return HybridTokens(tokens, int(options["head_dims"]), budget.page_size, dense_threshold=2 * tokens)
 
 
 def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequence[int] = PAGES) -> LayerBudget:
@@ -119,7 +142,7 @@ def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequen
         summaries = math.ceil(math.ceil(budget.capacity / page) / 2)
         tokens = (token_budget - summaries) // page * page
         if 2 * summaries <= token_budget and tokens >= FEWEST_PAGES * page:
-            return dataclasses.replace(budget, stage2_tokens=tokens, page_size=page, head_dims=None)
+            return dataclasses.replace(budget, selected_tokens=tokens, page_size=page, selection_options=())
     page = max((page for page in page_sizes if 2 * FEWEST_PAGES * page <= token_budget), default=0)
     if not page:
         raise ValueError(
@@ -133,5 +156,9 @@ def paged(budget: LayerBudget, token_budget: int, least: int, page_sizes: Sequen
             "window and the room for generated tokens: raise it, lower --headroom, or use rocketkv-faithful"
         )
     return dataclasses.replace(
-        budget, capacity=capacity, stage2_tokens=token_budget // 2 // page * page, page_size=page, head_dims=None
+        budget,
+        capacity=capacity,
+        selected_tokens=token_budget // 2 // page * page,
+        page_size=page,
+        selection_options=(),
     )

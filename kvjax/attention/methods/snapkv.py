@@ -2,8 +2,10 @@
 
 import dataclasses
 
-from kvjax.attention.eviction import Eviction, Observation
+from kvjax.attention.eviction import Eviction
 from kvjax.attention.methods.method import Demand, Method
+from kvjax.attention.methods.observation import observation, observation_options
+from kvjax.attention.methods.option import MethodOption
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -27,9 +29,12 @@ class SnapKV(Method):
             demand.token_budget + demand.headroom, observation_window=self.window, pooling_kernel=self.kernel
         )
 
+    @property
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        return observation_options(self.window, self.kernel)
+
     def eviction(self, budget: LayerBudget) -> Eviction | None:
-        window = budget.observation_window or self.window
-        return Observation(window, budget.pooling_kernel, budget.sinks, per_head=True)
+        return observation(budget, per_head=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,9 @@ class PyramidKV(SnapKV):
     def profile(self, demand: Demand) -> BudgetProfile:
         # the room for generated tokens is every layer's, so the series falls over what is kept of prompts
         retained = dataclasses.replace(self._budget(demand), capacity=demand.token_budget)
-        pyramid = BudgetProfile.pyramid(demand.windows, demand.context - demand.headroom, retained, self.beta)
+        pyramid = BudgetProfile.pyramid(
+            demand.windows, demand.context - demand.headroom, retained, self.beta, least=self.window
+        )
         capacities = [
             budget.capacity + demand.headroom
             for budget, window in zip(pyramid.layers, demand.windows, strict=True)

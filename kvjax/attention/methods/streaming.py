@@ -4,6 +4,7 @@ import dataclasses
 
 from kvjax.attention.eviction import Eviction, Streaming
 from kvjax.attention.methods.method import Demand, Method
+from kvjax.attention.methods.option import MethodOption
 from kvjax.budget import BudgetProfile, LayerBudget
 
 
@@ -14,8 +15,12 @@ class StreamingLLM(Method):
     sinks: int = 4
 
     def profile(self, demand: Demand) -> BudgetProfile:
-        budget = LayerBudget.selecting(demand.token_budget + demand.headroom, observation_window=1, pooling_kernel=1)
+        budget = LayerBudget.selecting(demand.token_budget + demand.headroom)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
+    @property
+    def eviction_options(self) -> tuple[MethodOption, ...]:
+        return (MethodOption("sinks", int, self.sinks, minimum=0),)
+
     def eviction(self, budget: LayerBudget) -> Eviction | None:
-        return Streaming(sinks=budget.sinks or self.sinks)
+        return Streaming(sinks=int(dict(budget.eviction_options or ())["sinks"]))

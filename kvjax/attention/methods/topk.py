@@ -20,9 +20,9 @@ class TopK(Method):
     def profile(self, demand: Demand) -> BudgetProfile:
         budget = LayerBudget(demand.context)
         if demand.token_budget < demand.context:
-            budget = LayerBudget(demand.context, stage2_tokens=demand.token_budget)
+            budget = LayerBudget(demand.context, selected_tokens=demand.token_budget)
         return BudgetProfile.uniform(demand.windows, demand.context, budget)
 
     def selection(self, budget: LayerBudget) -> Selection | None:
-        tokens = budget.stage2_tokens or 0
+        tokens = budget.selected_tokens or 0
         return ExactTopK(tokens, self.shared, dense_threshold=tokens)

@@ -5,7 +5,7 @@ import functools
 
 import jax.numpy as jnp
 
-from kvjax.attention.methods import Demand, LayerCacheConfig, find_method
+from kvjax.attention.methods import Demand, LayerCacheConfig, Method, find_method
 from kvjax.budget import LEAST_TOKEN_BUDGET, BudgetProfile, ModelFingerprint
 from kvjax.cache import View, Workspace
 from kvjax.engine.config import ResolvedConfig
@@ -50,7 +50,7 @@ class CacheConfig:
             profile = method.profile(
                 Demand(windows, context, layout.headroom, layout.token_budget or context, model.head_dim)
             )
-        plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
+        profile, plans = _planned(method, profile, layout, model.head_dim)
         if layout.reselect and any(plan.head_max_retained for plan in plans):
             raise ValueError(
                 "a profile with head_tokens leaves gaps in its views, which are not selected anew: end outputs where "
@@ -111,8 +111,7 @@ class CacheConfig:
         windows, context = [layer.window for layer in self.model.layers], layout.max_model_len
         page_size = max(plan.page_size for plan in self.plans) or None
         demand = Demand(windows, context, layout.headroom, token_budget, self.model.head_dim, page_size)
-        profile = method.profile(demand)
-        plans = tuple(method.plan(budget, layout.headroom) for budget in profile.layers)
+        profile, plans = _planned(method, method.profile(demand), layout, self.model.head_dim)
         if not all(plan.serves(smaller) for plan, smaller in zip(self.plans, plans, strict=True)):
             raise ValueError(f"token_budget={token_budget} needs other shapes than this engine's: leave it out")
         return CacheConfig(self.model, layout, profile, plans, self.multi_turn)
@@ -209,3 +208,23 @@ class CacheConfig:
             query_heads=self.model.num_heads,
             chooses=plan.chooses,
         )
+
+
+def _planned(
+    method: Method, profile: BudgetProfile, layout: ResolvedConfig, head_dim: int
+) -> tuple[BudgetProfile, tuple[LayerCacheConfig, ...]]:
+    """The profile with every option of the method, and what its layers do.
+
+    Raises:
+        ValueError: a budget that the method cannot spend; where it is of a file, names that and the layer.
+    """
+    resolved, plans = [], []
+    for layer, budget in enumerate(profile.layers):
+        try:
+            resolved.append(method.resolve(budget, head_dim))
+            plans.append(method.plan(resolved[-1], layout.headroom))
+        except (TypeError, ValueError) as error:
+            if layout.budgets is None:
+                raise
+            raise ValueError(f"{layout.budgets}: layers[{layer}]: {error}") from error
+    return BudgetProfile(tuple(resolved)), tuple(plans)

@@ -18,7 +18,8 @@ def resolve_backend(layout: ResolvedConfig) -> ResolvedConfig:
     Raises:
         ValueError: kernels are requested by name, and no device here runs them.
     """
-    reason = None if layout.attention_backend == "reference" else no_kernels()
+    elsewhere = layout.attention_backend == "reference" or ":" in layout.attention_backend
+    reason = None if elsewhere else no_kernels()
     if reason is None:
         return layout
     if layout.attention_backend != "auto":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 
 from kvjax import cache
 from kvjax.attention.methods import LayerCacheConfig
@@ -18,7 +18,8 @@ from kvjax.cache import View, Workspace
 from kvjax.engine.device import steps
 from kvjax.engine.device.cache_config import CacheConfig
 from kvjax.engine.device.occupancy import Occupancy
-from kvjax.engine.device.prefill import Prefill, schedule
+from kvjax.engine.device.prefill import Prefill
+from kvjax.engine.device.row_invariance import agreeing_sizes
 from kvjax.engine.device.sampling import SamplerState, TokenSample
 from kvjax.engine.device.split_model import SplitModel
 from kvjax.models import Decoder
@@ -193,6 +194,10 @@ class Runner:
         hidden = steps.rows(size, prefill.hidden, np.int32(start))
         return steps.score(self.model.trunk, self.model.trunk_leaves, hidden, targets)
 
+    def constrain(self, slot: int, allowed: UInt32[np.ndarray, "W"]) -> None:
+        """Sets the tokens that a slot may draw in the next step, a bit a token: `SamplerState.allowed`."""
+        self.state = steps.constrain_slot(self.state, np.int32(slot), allowed)
+
     def decode(self, alive: Bool[np.ndarray, "B"], count: int) -> steps.Steps:
         """Dispatches up to `count` decode steps; slots that are not `alive` stop for good.
 
@@ -232,6 +237,7 @@ class Runner:
         """
         seconds = {}
         sampler = SamplerState.greedy(self.vocab_size)
+        self.constrain(0, sampler.allowed)
         for bucket in self.layout.buckets:
             began = time.monotonic()
             prefill = self.begin(np.zeros(bucket, np.int32), slot=0)
@@ -245,7 +251,7 @@ class Runner:
             if block_tokens is not None:
                 self._warm_up_copies(prefill, min(block_tokens, bucket))
             seconds[f"prefill {bucket:,}"] = time.monotonic() - began
-        self.sizes = self._agreeing_sizes()
+        self.sizes = agreeing_sizes(self.model, self.caches, self.sizes, self.mesh)
         began = time.monotonic()
         none_alive = np.zeros(self.layout.max_num_seqs, np.bool_)
         jax.block_until_ready(self.decode(none_alive, self.layout.decode_steps).emitted)
@@ -261,41 +267,6 @@ class Runner:
             jax.block_until_ready(prefill.last_hidden)
             seconds["views"] = time.monotonic() - began
         return seconds
-
-    def _agreeing_sizes(self) -> tuple[int, ...]:
-        """The sizes in which a prefill gives every row the same bits as in the largest, on this device.
-
-        No compiler promises that, so each kind of layer is tried on random hidden states, with the steps that serve. A
-        stored prefix is then used up to any multiple of the smallest.
-        """
-        stored = [bucket for bucket in self.layout.buckets if bucket >= self.sizes[-1]]
-        if len(self.sizes) == 1 or not stored:
-            return self.sizes
-        bucket = next((bucket for bucket in stored if bucket >= 2 * self.sizes[-1]), stored[0])
-        hidden = np.random.default_rng(0).standard_normal((bucket, self.caches.model.width), np.float32)
-        kinds = {kind: layer for layer, kind in enumerate(self.model.kinds)}
-        agreeing = set(self.sizes)
-        for layer in kinds.values():
-            expected = self._through_layer(layer, hidden, schedule(0, bucket, self.sizes[-1:], bucket))
-            for size in self.sizes[:-1]:
-                # small units alone, and large ones that begin behind a small one
-                for units in (schedule(0, bucket, (size,), bucket), schedule(0, size, (size,), bucket)):
-                    rest = schedule(units[-1][0] + size, bucket, self.sizes, bucket)
-                    if self._through_layer(layer, hidden, units + rest) != expected:
-                        agreeing.discard(size)
-        return tuple(size for size in self.sizes if size in agreeing)
-
-    def _through_layer(self, layer: int, hidden: Float[np.ndarray, "T E"], units: Sequence[tuple[int, int]]) -> bytes:
-        """The bytes of all that units leave: hidden states, keys and values."""
-        kind, bucket = self.model.kinds[layer], len(hidden)
-        x = steps.embed(self.model.trunk, self.model.trunk_leaves, np.zeros(bucket, np.int32))
-        x = jax.device_put(hidden.astype(x.dtype), x.sharding)
-        [workspace] = cache.allocate([self.caches.workspace(bucket)], self.mesh)
-        for start, size in units:
-            x, workspace = steps.prefill_layer(
-                kind, size, self.model.layer_leaves[layer], x, workspace, np.int32(start), np.int32(bucket)
-            )
-        return b"".join(np.asarray(array).tobytes() for array in (x, workspace.k, workspace.v))
 
     def _warm_up_copies(self, prefill: Prefill, block_tokens: int) -> None:
         prefill.group = 0

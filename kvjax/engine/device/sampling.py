@@ -1,6 +1,7 @@
 """Sampling: drawing the next token on the device. Slots have their own parameters, and none causes a compilation.
 
-The order is vLLM's: logit bias, minimum length, penalties, temperature, min-p, top-k, top-p. Thresholds are found
+The order is vLLM's: logit bias, minimum length, penalties, constraints, temperature, min-p, top-k,
+top-p. Thresholds are found
 by bisection over the bits of the logits (32 count-and-compare passes) instead of a sort: exact, and it lowers
 well on every device. Parts that no slot asks for are skipped at run time.
 """
@@ -21,6 +22,11 @@ MAX_STOP_TOKEN_IDS = 2 * MAX_STOP_TOKENS  # a request's stop tokens and the mode
 COLDEST = 1e-5  # below this temperature draws are greedy, as in vLLM: quotients would overflow
 
 
+def mask_words(vocab_size: int) -> int:
+    """Words of 32 bits for a bit a token."""
+    return -(-vocab_size // 32)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplerState:
@@ -33,6 +39,8 @@ class SamplerState:
             `min_tokens`.
         in_prompt: which tokens the prompt holds; `counts` is how often each was generated.
         top: whether the slot reports alternatives to each token.
+        constrained: whether only some tokens may be drawn: those whose bit in `allowed` is set, token t being bit
+            t % 32 of word t // 32.
     """
 
     key: Any  # [B, 2] uint32
@@ -48,6 +56,8 @@ class SamplerState:
     stop_token_ids: Any  # [B, M] int32
     min_tokens: Any  # [B] int32
     top: Any  # [B] bool
+    constrained: Any  # [B] bool
+    allowed: Any  # [B, W] uint32
     in_prompt: Any  # [B, V] bool
     counts: Any  # [B, V] int32
 
@@ -71,14 +81,19 @@ class SamplerState:
             stop_token_ids=array(jnp.int32, MAX_STOP_TOKEN_IDS, fill=vocab_size),
             min_tokens=integer,
             top=array(jnp.bool_),
+            constrained=array(jnp.bool_),
+            allowed=array(jnp.uint32, mask_words(vocab_size)),
             in_prompt=array(jnp.bool_, vocab_size),
             counts=array(jnp.int32, vocab_size),
         )
 
     @classmethod
     def of(cls, params: SamplingParams, prompt: np.ndarray, stop_token_ids: tuple[int, ...], seed: int,
-           vocab_size: int) -> "SamplerState":  # fmt: skip
-        """One request's row (NumPy, no slot dimension): `prompt` [T] token ids, `seed` any 64-bit integer."""
+           vocab_size: int, allowed: UInt32[np.ndarray, "W"] | None = None) -> "SamplerState":  # fmt: skip
+        """One request's row (NumPy, no slot dimension): `prompt` [T] token ids, `seed` any 64-bit integer.
+
+        `allowed` are the tokens that may be drawn first, as bits; None for all.
+        """
         in_prompt = np.zeros(vocab_size, np.bool_)
         in_prompt[prompt] = True
         return cls(
@@ -95,6 +110,8 @@ class SamplerState:
             stop_token_ids=_padded(stop_token_ids, MAX_STOP_TOKEN_IDS, np.int32, vocab_size),
             min_tokens=np.int32(params.min_tokens),
             top=np.bool_(bool(params.logprobs)),
+            constrained=np.bool_(allowed is not None),
+            allowed=np.zeros(mask_words(vocab_size), np.uint32) if allowed is None else allowed,
             in_prompt=in_prompt,
             counts=np.zeros(vocab_size, np.int32),
         )
@@ -170,7 +187,16 @@ def _adjust(logits: Float[Array, "B V"], state: SamplerState, generated: Int[Arr
     repetition = jnp.where(seen, state.repetition[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
     logits -= state.frequency[:, None] * state.counts
-    return logits - state.presence[:, None] * (state.counts > 0)
+    logits -= state.presence[:, None] * (state.counts > 0)
+    return jax.lax.cond(jnp.any(state.constrained), lambda: _masked(logits, state), lambda: logits)
+
+
+def _masked(logits: Float[Array, "B V"], state: SamplerState) -> Float[Array, "B V"]:
+    """Removes what a constraint does not allow. What it allows can be drawn, even if everything else forbids it."""
+    bits = (state.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    allowed = bits.reshape(len(logits), -1)[:, : logits.shape[1]].astype(jnp.bool_)
+    kept = jnp.where(allowed, jnp.maximum(logits, jnp.finfo(logits.dtype).min / 2), -jnp.inf)
+    return jnp.where(state.constrained[:, None], kept, logits)
 
 
 def _draw(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kvjax.attention import views
 from kvjax.attention.methods import LayerCacheConfig
@@ -198,6 +198,13 @@ def first_token(
     one = jnp.ones(1, jnp.int32)
     row = DecodeState(drawn.token, length * one, one, limit * one, ~ended, sampler)
     return drawn, jax.tree.map(lambda all_slots, new: all_slots.at[slot].set(new[0]), state, row)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def constrain_slot(state: DecodeState, slot: Int[Array, ""], allowed: UInt32[Array, "W"]) -> DecodeState:
+    """Sets the tokens that a constrained slot may draw next, a bit a token."""
+    sampler = dataclasses.replace(state.sampler, allowed=state.sampler.allowed.at[slot].set(allowed))
+    return dataclasses.replace(state, sampler=sampler)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))

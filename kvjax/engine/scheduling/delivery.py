@@ -10,7 +10,7 @@ import numpy as np
 from kvjax.engine.active_request import ActiveRequest, CallerGoneError
 from kvjax.engine.device.sampling import TokenSample, token_logprobs
 from kvjax.engine.device.steps import Steps
-from kvjax.engine.request import Finish
+from kvjax.engine.request import ConstraintError, Finish
 from kvjax.engine.scheduling.counters import EngineCounters
 from kvjax.engine.scheduling.pending import Pending
 
@@ -50,6 +50,24 @@ class Delivery:
             for column, request in pending.holders.items():
                 if not request.finished:
                     self._hand_out(request, column, emitted, sample)
+
+    def constrained(
+        self, slots: dict[int, ActiveRequest], constrain: Callable[[int, np.ndarray], None]
+    ) -> dict[int, ActiveRequest]:
+        """Tells the device what the requests of `slots` may draw next; returns them without those that now end.
+
+        Args:
+            constrain: sets the mask of a slot.
+        """
+        going_on = {}
+        for slot, request in slots.items():
+            try:
+                if request.constraint is not None:
+                    constrain(slot, request.constraint.mask())
+                going_on[slot] = request
+            except ConstraintError as error:
+                self.end(request, Finish.ERROR, str(error))
+        return going_on
 
     def drop(self) -> None:
         """Forgets what is not read."""

@@ -90,7 +90,7 @@ class EngineLoop:
             self._condition.notify_all()
 
     def wait_idle(self, timeout: float) -> bool:
-        """Waits until nothing is left to do or to deliver; returns whether that came within `timeout` seconds."""
+        """Waits until nothing is left to do or to deliver; returns whether it came in `timeout` seconds."""
         with self._condition:
             return self._condition.wait_for(lambda: self._ended or self._idle, timeout)
 
@@ -163,7 +163,7 @@ class EngineLoop:
                 work, conversation = self._next()
                 if work is not None:
                     self._execute(work, conversation)
-                    self._delivery.collect(keep=0 if isinstance(work, Wait) else 1)
+                    self._delivery.collect(keep=0 if isinstance(work, Wait) or self._scheduler.stepwise else 1)
                     self._counters.busy_seconds += time.monotonic() - began
         except BaseException as error:  # the thread's last act: no caller may wait for ever
             logger.critical("the engine's thread ended", exc_info=error)
@@ -199,8 +199,6 @@ class EngineLoop:
                 self._decode(slots, count)
             case PrefillChunk(_, request):
                 self._advance(request)
-            case Wait():
-                pass
 
     def _resume(self, slot: int, request: ActiveRequest, conversation: Conversation) -> None:
         """A request goes on with a suspended conversation: nothing is computed, so nothing needs to be loaded."""
@@ -212,6 +210,7 @@ class EngineLoop:
         self._counters.cached_tokens += request.cached_tokens
 
     def _decode(self, slots: dict[int, ActiveRequest], count: int) -> None:
+        slots = self._delivery.constrained(slots, self._runner.constrain)
         alive = np.zeros(self._runner.layout.max_num_seqs, np.bool_)
         alive[list(slots)] = True
         if self._reader is not None:

@@ -77,7 +77,12 @@ class PromptReader:
         """Draws the first token [1] behind the prompt, and sets the slot decoding."""
         request, runner = self._request, self._runner
         sampler = SamplerState.of(
-            request.params, request.prompt, request.stop_token_ids, request.seed, runner.vocab_size
+            request.params,
+            request.prompt,
+            request.stop_token_ids,
+            request.seed,
+            runner.vocab_size,
+            None if request.constraint is None else request.constraint.mask(),
         )
         return runner.finish(self._prefill, sampler, request.limit)
 

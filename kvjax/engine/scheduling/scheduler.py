@@ -4,7 +4,8 @@
     admit      the first waiting request that is ready takes a free slot, if no other prompt is being read;
                slots with a suspended conversation are taken last, in their order
     decode     between any two units of a prefill; while a prompt is read one step at a time, for more would end early
-               requests before the others join them
+               requests before the others join them, and while a request follows a grammar, whose next token has to be
+               known
     prefill    one unit of the prompt that is being read
     wait       until the first waiting request stops waiting for its stored KV
 
@@ -25,6 +26,11 @@ class Schedulable(Protocol):
     @property
     def ready_at(self) -> float:
         """When it stops waiting for its stored KV, by the clock of `Scheduler.next`; 0 if there is none to wait for."""
+        ...
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether each of its tokens has to be known before the next is drawn."""
         ...
 
     def refresh(self) -> bool:
@@ -92,6 +98,11 @@ class Scheduler[R: Schedulable]:
         held = {slot: request for slot, request in enumerate(self.slots) if request is not None}
         return {slot: request for slot, request in held.items() if slot != self.prefilling}
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether a step has to be read before the next one begins: a grammar goes on from the token drawn."""
+        return any(request.stepwise for request in self.decoding.values())
+
     def submit(self, request: R) -> None:
         self.waiting.append(request)
 
@@ -102,7 +113,7 @@ class Scheduler[R: Schedulable]:
             return work
         if (decoding := self.decoding) and (self.prefilling is None or self._decode_due):
             self._decode_due = False
-            return DecodeSteps(decoding, self._decode_steps if self.prefilling is None else 1)
+            return DecodeSteps(decoding, 1 if self.stepwise or self.prefilling is not None else self._decode_steps)
         if self.prefilling is not None and (request := self.slots[self.prefilling]) is not None:
             self._decode_due = True
             return PrefillChunk(self.prefilling, request)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kvjax.engine.active_request import ActiveRequest
-from kvjax.engine.request import SamplingParams, TokenLogprob
+from kvjax.engine.request import Constraint, SamplingParams, TokenLogprob
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ class Conversation:
     def to_json(self) -> dict[str, Any]:
         """Everything but `retained`, for JSON."""
         given = {field.name: getattr(self.params, field.name) for field in dataclasses.fields(self.params)}
+        given["constraint"] = self.params.constraint and dataclasses.asdict(self.params.constraint)
         given["logit_bias"] = [[int(token), _plain(bias)] for token, bias in self.params.logit_bias.items()]
         prompt = self.prompt_logprobs
         return {
@@ -99,7 +100,8 @@ class Conversation:
         """
         given = dict(read["params"])
         given["logit_bias"] = dict(given["logit_bias"])
-        for name in ("stop", "stop_token_ids"):
+        given["constraint"] = given["constraint"] and Constraint(**given["constraint"])
+        for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
             given[name] = tuple(given[name])
         prompt = read["prompt_logprobs"]
         return cls(

@@ -10,6 +10,8 @@ CONTEXT = 6  # tokens of the prompt, in which any character is whole
 MOST_SILENT = 16  # tokens without a text, such as special ones, that are kept at a time
 
 
+# Not tokenizers' DecodeStream: it holds bytes back for as long as none of them completes a character, a client may wait
+# for thousands of tokens, and it cannot be flushed, so that a text that ends in U+FFFD loses it. Tests show both.
 class Detokenizer:
     """Turns one sequence's tokens into text step by step; joined, the steps are the text of all tokens.
 

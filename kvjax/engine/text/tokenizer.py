@@ -1,9 +1,10 @@
 """Tokenizer: text to tokens and back, a thin face over a Hugging Face tokenizer, loaded from files only."""
 
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that no deep learning framework was found
@@ -52,6 +53,11 @@ class Tokenizer:
         return len(self._tokenizer)
 
     @property
+    def backend(self) -> Any:
+        """The tokenizer of transformers itself."""
+        return self._tokenizer
+
+    @property
     def eos_token_id(self) -> int | None:
         return self._tokenizer.eos_token_id
 
@@ -73,13 +79,20 @@ class Tokenizer:
             list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
 
-    def apply_chat_template(
+    def render(
         self,
         messages: Sequence[dict[str, Any]],
+        *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[dict[str, Any]] | None = None,
-    ) -> list[int]:
-        """The prompt of a conversation, rendered in a sandbox.
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation as text, special tokens written out, rendered in a sandbox.
+
+        Args:
+            continue_final_message: leave the last message open, to be gone on with.
+            variables: further variables of the template, as `enable_thinking`.
 
         Raises:
             ValueError: there is no template, or it refuses these messages (it says why).
@@ -89,12 +102,36 @@ class Tokenizer:
         if not self.has_chat_template:
             raise ValueError("this model has no chat template; use completions, or give one with --chat-template")
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+            return self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tokenize=False,
+                **(variables or {}),
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
-        return self.encode(text, add_special_tokens=False)  # the template writes the special tokens itself
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """The prompt of a conversation as token ids: `render`, whose template writes the special tokens itself."""
+        text = self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self.encode(text, add_special_tokens=False)
+
+    @property
+    def max_token_characters(self) -> int | None:
+        """Most characters of a text that one token stands for; None where some may become no token at all."""
+        return self._longest
+
+    @functools.cached_property
+    def _longest(self) -> int | None:
+        description = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        return max(map(len, self._tokenizer.get_vocab())) if keeps_all_characters(description) else None
 
     def token_text(self, token: int) -> str:
         """What one token looks like inside a text; parts of characters show as U+FFFD."""
@@ -119,6 +156,25 @@ class Tokenizer:
         byte_level = "ByteLevel" in self._tokenizer.backend_tokenizer.to_str()
         special = frozenset(self._tokenizer.all_special_ids)
         return special if byte_level else frozenset(range(self.vocab_size))
+
+
+def keeps_all_characters(description: Mapping[str, Any]) -> bool:
+    """Whether every character of a text is in one of its tokens, by the `tokenizers` library's own description.
+
+    Added tokens may take spaces beside them with them, normalisers may strip or compose, and some pre-tokenisers drop
+    the spaces between words.
+    """
+    stages = [description.get(stage) for stage in ("normalizer", "pre_tokenizer")]
+    for stage in stages:
+        if stage is not None:
+            stages += stage.get("normalizers", []) + stage.get("pretokenizers", [])
+    return all(
+        stage is None
+        or stage["type"] in ("Sequence", "ByteLevel", "Metaspace", "Digits", "Prepend")
+        or (stage["type"] == "Split" and stage["behavior"] != "Removed")
+        or (stage["type"] == "Replace" and stage["content"] != "" and len(stage["pattern"].get("String", "")) == 1)
+        for stage in stages
+    ) and not any(token["lstrip"] or token["rstrip"] for token in description.get("added_tokens", []))
 
 
 def _bytes_of_characters() -> dict[str, int]:

@@ -1,6 +1,5 @@
-"""Confidence intervals of mean scores."""
+"""Confidence intervals of mean scores, by scipy, which is slow to import: the first interval does it."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,18 +8,21 @@ _RESAMPLES = 10_000
 _AT_ONCE = 1_000_000  # scores drawn at a time: megabytes, however many there are
 
 
-def wilson_interval(mean: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share seen in `count` trials (Wilson 1927); 95% by default.
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """The 95% interval of a share seen in `count` trials (Wilson 1927).
+
+    Args:
+        mean: the share; where it is no whole number of the trials, the nearest counts.
 
     Raises:
         ValueError: no trials, or a mean outside [0, 1].
     """
+    from scipy import stats
+
     if count < 1 or not 0.0 <= mean <= 1.0:
         raise ValueError(f"a share in [0, 1] of at least one trial is needed, got {mean} of {count}")
-    centre = mean + z * z / (2 * count)
-    spread = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    interval = stats.binomtest(round(mean * count), count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
@@ -33,17 +35,22 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
     Raises:
         ValueError: no scores, or one outside [0, 1].
     """
+    from scipy import stats
+
     values = np.asarray(scores, np.float64)
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"at least one score, each in [0, 1], is needed, got {list(scores)[:8]}")
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
         return mean, *wilson_interval(mean, values.size)
-    rng = np.random.default_rng(0)
-    rows = max(1, _AT_ONCE // values.size)
-    means = [
-        values[rng.integers(values.size, size=(min(rows, _RESAMPLES - start), values.size))].mean(axis=1)
-        for start in range(0, _RESAMPLES, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return mean, float(low), float(high)
+    if (values == values[0]).all():
+        return mean, mean, mean  # of which the bootstrap of a single score is none to scipy
+    drawn = stats.bootstrap(
+        (values,),
+        np.mean,
+        method="percentile",
+        n_resamples=_RESAMPLES,
+        batch=max(1, _AT_ONCE // values.size),
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return mean, float(drawn.low), float(drawn.high)

@@ -153,7 +153,7 @@ class StageSpace(SearchSpace):
                 observation_window=eviction.window,
                 pooling_kernel=self.stages.kernels[kernel],
                 sinks=eviction.sinks,
-                stage2_tokens=read,
+                selected_tokens=read,
                 page_size=self.stages.page_size,
             )
             for retained, read, kernel in np.reshape(candidate, (self.layers, 3)).tolist()
