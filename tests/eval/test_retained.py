@@ -5,11 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-from benchmarks.methods_engine import Engines
-from benchmarks.methods_table import agreement, difference, equal_pairs, equal_tables, tables
 from rich.console import Console
 
-from benchmarks.methods import MODES, Cell, cells, summarize
+from benchmarks.methods.__main__ import MODES, summarize
+from benchmarks.methods.cell import Cell, cells
+from benchmarks.methods.engines import Engines
+from benchmarks.methods.table import agreement, difference, equal_pairs, equal_tables, tables
 from kvjax.eval.command_target import small_model
 from kvjax.eval.record import Record, Turn
 from kvjax.eval.retained import Retained, masks, spans
