@@ -60,7 +60,7 @@ def create_app(
         max_queued=max_queued,
         metrics=metrics,
         monitor=Monitor(engine, served[0], metrics),
-        tokenising=Tokenising(engine, max_queued),
+        tokenising=Tokenising(engine, limits.waiting_texts),
         defaults=dict(defaults or {}),
     )
 

@@ -9,6 +9,7 @@ from fake_engine import FakeEngine
 from live_server import wait_until
 
 from kvjax.engine.text.tokenizer import Tokenizer, keeps_all_characters
+from kvjax.serve.limits import Limits
 from kvjax.serve.tokenising import SHORT_CHARACTERS, TRIAL_FACTOR
 
 LONG = "x" * (SHORT_CHARACTERS + 1)
@@ -93,7 +94,7 @@ def test_places_are_bounded(serve):
     engine = FakeEngine(max_model_len=100_000)
     held = threading.Event()
     engine.tokenizer.decode = lambda ids, **options: held.wait(10) and "x"
-    server = serve(engine, max_queued=3)
+    server = serve(engine, limits=Limits(waiting_texts=3))
     answers = []
     ask = lambda: answers.append(server.post("/detokenize", {"tokens": [1]}).status_code)  # noqa: E731
     threads = [threading.Thread(target=ask) for _ in range(8)]
