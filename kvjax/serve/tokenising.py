@@ -51,12 +51,6 @@ class Tokenising:
         tokenizer = self._engine.tokenizer
         return await self._bounded(text, param, lambda each: tokenizer.encode(each, add_special_tokens=special))
 
-    async def conversation(self, characters: int, render: Callable[[TokenizerProtocol], list[int]]) -> list[int]:
-        """What `render` makes of messages with so many `characters`: the template, then the tokenizer."""
-        self._refuse(characters, "messages")
-        tokenizer = self._engine.tokenizer
-        return await self._run(characters, lambda: render(tokenizer))
-
     async def decode(self, ids: Sequence[int], **options: Any) -> str:
         tokenizer = self._engine.tokenizer
         return await self._run(4 * len(ids), lambda: tokenizer.decode(ids, **options))
